@@ -1,0 +1,67 @@
+"""Wan2.1's DiT weight names, and ours: one row a tensor.
+
+Every row maps a PyTorch name to a path in our parameter tree and says how the array is laid out. Names with
+`blocks.{i}` are read for every layer and stacked on a leading axis.
+"""
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from rcm_jax.convert.table import Row, Tensors, to_ours, to_theirs
+from rcm_jax.wan.config import DiTConfig
+
+
+def _linear(theirs: str, ours: str) -> list[Row]:
+    return [Row(f"{theirs}.weight", f"{ours}/kernel", "transpose"), Row(f"{theirs}.bias", f"{ours}/bias")]
+
+
+def _attention(name: str) -> list[Row]:
+    rows = [row for part in "qkvo" for row in _linear(f"blocks.{{i}}.{name}.{part}", f"blocks/{name}/{part}")]
+    norms = [Row(f"blocks.{{i}}.{name}.norm_{part}.weight", f"blocks/{name}/norm_{part}/scale") for part in "qk"]
+    return rows + norms
+
+
+def rows() -> list[Row]:
+    """The whole text-to-video network."""
+    return [
+        Row("patch_embedding.weight", "patch_embedding/kernel", "patch"),
+        Row("patch_embedding.bias", "patch_embedding/bias"),
+        *_linear("text_embedding.0", "text_in"),
+        *_linear("text_embedding.2", "text_out"),
+        *_linear("time_embedding.0", "time_in"),
+        *_linear("time_embedding.2", "time_out"),
+        *_linear("time_projection.1", "time_projection"),
+        Row("blocks.{i}.modulation", "blocks/modulation", "squeeze"),
+        *_attention("self_attn"),
+        *_attention("cross_attn"),
+        Row("blocks.{i}.norm3.weight", "blocks/norm3/scale"),
+        Row("blocks.{i}.norm3.bias", "blocks/norm3/bias"),
+        *_linear("blocks.{i}.ffn.0", "blocks/ffn_in"),
+        *_linear("blocks.{i}.ffn.2", "blocks/ffn_out"),
+        Row("head.modulation", "head/modulation", "squeeze"),
+        *_linear("head.head", "head/out"),
+    ]
+
+
+def _layouts(config: DiTConfig):
+    def patch_to_ours(weight: np.ndarray) -> np.ndarray:
+        # Conv3d [dim, c, p_t, p_h, p_w], or the Linear [dim, c·p_t·p_h·p_w] of the rCM files
+        weight = weight.reshape(weight.shape[0], config.in_channels, *config.patch_size)
+        return weight.transpose(2, 3, 4, 1, 0).reshape(-1, weight.shape[0])
+
+    def patch_to_wan(kernel: np.ndarray) -> np.ndarray:
+        return kernel.reshape(*config.patch_size, config.in_channels, -1).transpose(4, 3, 0, 1, 2)
+
+    return {"patch": (patch_to_ours, patch_to_wan)}
+
+
+def from_wan(tensors: Tensors, config: DiTConfig) -> dict:
+    """Wan2.1-named arrays to the parameter tree of `wan.dit.DiT`. Strict: raises ValueError listing what does not fit."""
+    flat = to_ours(rows(), tensors, config.num_layers, _layouts(config))
+    return unflatten_dict({tuple(k.split("/")): v for k, v in flat.items()})
+
+
+def to_wan(params: dict, config: DiTConfig) -> dict[str, np.ndarray]:
+    """The parameter tree back to Wan2.1's names and layouts (patch embedding as Conv3d)."""
+    flat = {"/".join(k): v for k, v in flatten_dict(params).items()}
+    return to_theirs(rows(), flat, config.num_layers, _layouts(config))

@@ -1,0 +1,237 @@
+"""The attention op: the only code of the library with differentiation rules of its own.
+
+    attention(q, k, v)          q [B, S, N, D], k [B, K, N, D], v [B, K, N, V] -> o [B, S, N, V]
+
+A backend computes; the rules below say how JAX may differentiate, and no backend is ever looked into:
+
+    forward (q, k, v, mask, scale)                         -> o, lse      lse [B, N, S] = log Σ exp(scale q·k)
+    tangent (q, k, v, o, lse, tq, tk, tv, mask, scale)     -> to          linear in tq, tk, tv
+    backward(q, k, v, o, lse, do, mask, scale)             -> dq, dk, dv  the transpose of tangent
+
+Forward mode calls `forward` and `tangent`; reverse mode transposes the tangent into `backward`; the gradient of a loss
+that contains a jvp under stop_gradient (rCM's consistency loss) does both in one pass. Derivatives of derivatives are
+not defined and come out as NaN. o and lse carry the names "attention_o" and "attention_lse" for remat policies: one
+that saves them keeps the backward pass from running the forward kernel again.
+"""
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Float
+
+from rcm_jax.kernels import masks
+from rcm_jax.kernels.masks import KeyRuns
+
+# --- backends -------------------------------------------------------------------------------------------------------
+
+BACKENDS = {
+    "reference": "rcm_jax.kernels.reference",
+    "xla": "rcm_jax.kernels.xla",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """Three functions on arrays, signatures above; each raises NotImplementedError, with the reason, if it can't serve.
+
+    `forward` is called before the other two, with the same shapes and dtypes: a check there is enough.
+    """
+
+    forward: Callable[..., tuple[Array, Array]]
+    tangent: Callable[..., Array]
+    backward: Callable[..., tuple[Array, Array, Array]]
+
+
+@functools.cache
+def load_backend(name: str) -> Backend:
+    """The backend of that name; its module is imported only now."""
+    if name not in BACKENDS:
+        raise ValueError(f"implementation={name!r} is not one of {['auto', *BACKENDS]}")
+    module = importlib.import_module(BACKENDS[name])
+    return Backend(module.forward, module.tangent, module.backward)
+
+
+def select_backend(q: Array, k: Array, v: Array, mask: KeyRuns | None) -> str:
+    """What implementation="auto" means for these operands."""
+    del q, k, v, mask  # the one backend that there is so far serves everything
+    return "xla"
+
+
+# --- the op ---------------------------------------------------------------------------------------------------------
+
+
+def attention(
+    q: Float[Array, "B S N D"],
+    k: Float[Array, "B K N D"],
+    v: Float[Array, "B K N V"],
+    *,
+    mask: KeyRuns | None = None,
+    scale: float | None = None,
+    implementation: str | Backend = "auto",
+) -> Float[Array, "B S N V"]:
+    """softmax(scale q kᵀ) v over the keys that the mask lets a query see.
+
+    Softmax and sums are float32 for narrower inputs (float64 for float64); the result has the dtype of the inputs.
+    A query that sees no key gives 0. `scale` is a Python number, by default D**-0.5. `implementation` is "auto", the
+    name of a backend or a Backend. vmap folds into B; over kv_len, derivatives run one sample after the other.
+
+    Raises ValueError or TypeError for operands that do not fit, NotImplementedError from a backend that can't serve.
+    """
+    _check_operands(q, k, v)
+    masks.check(mask, q.shape[1], k.shape[1])
+    if mask is not None and mask.kv_len is not None:
+        mask = dataclasses.replace(mask, kv_len=jnp.asarray(mask.kv_len, jnp.int32))
+    if not isinstance(implementation, Backend):
+        name = select_backend(q, k, v, mask) if implementation == "auto" else implementation
+        implementation = load_backend(name)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    # The forward kernel runs outside the rule, on values without tangents: remat policies see the names only here (they
+    # do not look into a custom_jvp), and however often the op is differentiated there is one o and one lse to keep.
+    o, lse = _call(_forward_p, implementation, scale, jax.lax.stop_gradient((q, k, v)), mask)
+    o, lse = checkpoint_name(o, "attention_o"), checkpoint_name(lse, "attention_lse")
+    return _with_tangent(implementation, scale, q, k, v, o, lse, mask)
+
+
+def _check_operands(q: Array, k: Array, v: Array) -> None:
+    shapes = f"q {q.shape}, k {k.shape}, v {v.shape}"
+    if not q.ndim == k.ndim == v.ndim == 4:
+        raise ValueError(f"attention takes [batch, tokens, heads, width] arrays of rank 4, not {shapes}")
+    if not q.shape[0] == k.shape[0] == v.shape[0]:
+        raise ValueError(f"q, k and v must have one batch size (axis 0): {shapes}")
+    if not q.shape[2] == k.shape[2] == v.shape[2]:
+        raise ValueError(f"q, k and v must have the same number of heads (axis 2): {shapes}")
+    if k.shape[1] != v.shape[1] or k.shape[1] == 0:
+        raise ValueError(f"k and v must have the same length (axis 1), at least 1: {shapes}")
+    if q.shape[3] != k.shape[3]:
+        raise ValueError(f"q and k must have the same head width (axis 3): {shapes}")
+    if not q.dtype == k.dtype == v.dtype or not jnp.issubdtype(q.dtype, jnp.floating):
+        raise TypeError(f"q, k and v must have one floating dtype, not {q.dtype}, {k.dtype}, {v.dtype}; cast first")
+
+
+# --- three kernels as primitives: JAX may batch them and transpose the linear one, and never looks inside -----------
+#
+# Operands: the arrays of the backend's function, which have B in front, then the arrays of the mask, which have not.
+# Static, and therefore hashable: the backend, the scale and the mask's tree structure, which holds its runs.
+
+
+def _split(operands: Sequence, mask_tree: Any) -> tuple[Sequence, Sequence]:
+    arrays = len(operands) - mask_tree.num_leaves
+    return operands[:arrays], operands[arrays:]
+
+
+def _kernel(kind: str, shapes: Callable[..., list]) -> Primitive:
+    """The primitive that calls the backend's function of that name; `shapes` maps its arrays' types to its results'."""
+    kernel = Primitive(f"attention_{kind}")
+    kernel.multiple_results = True
+
+    def call(*operands: Array, backend: Backend, scale: float, mask_tree: Any) -> tuple[Array, ...]:
+        arrays, leaves = _split(operands, mask_tree)
+        out = getattr(backend, kind)(*arrays, jax.tree.unflatten(mask_tree, leaves), scale)
+        return out if isinstance(out, tuple) else (out,)
+
+    kernel.def_impl(jax.jit(call, static_argnames=("backend", "scale", "mask_tree")))
+    kernel.def_abstract_eval(lambda *operands, mask_tree, **_: shapes(*_split(operands, mask_tree)[0]))
+    mlir.register_lowering(kernel, mlir.lower_fun(call, multiple_results=True))
+    batching.primitive_batchers[kernel] = functools.partial(_batch, kernel)
+    return kernel
+
+
+def _batch(kernel: Primitive, operands: Sequence, dims: Sequence, *, mask_tree: Any, **static: Any) -> tuple:
+    """The mapped axis becomes part of B. A mask has no batch axis: if its arrays are mapped, one sample at a time."""
+    bind = functools.partial(kernel.bind, mask_tree=mask_tree, **static)
+    mapped = [d is not None for d in dims]
+    operands = [jnp.moveaxis(x, d, 0) if m else x for x, d, m in zip(operands, dims, mapped, strict=True)]
+    size = next(x.shape[0] for x, m in zip(operands, mapped, strict=True) if m)
+    if any(_split(mapped, mask_tree)[1]):
+
+        def one(sample: list) -> list:
+            rest = iter(sample)
+            return bind(*(next(rest) if m else x for x, m in zip(operands, mapped, strict=True)))
+
+        out = jax.lax.map(one, [x for x, m in zip(operands, mapped, strict=True) if m])
+    else:
+        lead = [x if m else jnp.broadcast_to(x, (size, *x.shape)) for x, m in zip(operands, mapped, strict=True)]
+        arrays, _ = _split(lead, mask_tree)
+        folded = bind(*(x.reshape(-1, *x.shape[2:]) for x in arrays), *_split(operands, mask_tree)[1])
+        out = [x.reshape(size, -1, *x.shape[1:]) for x in folded]
+    return out, [0] * len(out)
+
+
+def _call(kernel: Primitive, backend: Backend, scale: float, arrays: Sequence, mask: KeyRuns | None) -> tuple:
+    leaves, mask_tree = jax.tree.flatten(mask)
+    return tuple(kernel.bind(*arrays, *leaves, backend=backend, scale=scale, mask_tree=mask_tree))
+
+
+def _forward_shapes(q: ShapedArray, k: ShapedArray, v: ShapedArray) -> list:
+    del k
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    o = ShapedArray((*q.shape[:-1], v.shape[-1]), q.dtype)
+    return [o, ShapedArray((q.shape[0], q.shape[2], q.shape[1]), wide)]
+
+
+_forward_p = _kernel("forward", _forward_shapes)
+_tangent_p = _kernel("tangent", lambda q, k, v, o, *_: [ShapedArray(o.shape, o.dtype)])
+_backward_p = _kernel("backward", lambda *arrays: [ShapedArray(x.shape, x.dtype) for x in arrays[:3]])
+
+
+def _first_order(kernel: Primitive) -> Callable:
+    """The kernel as a function whose derivative is NaN: what a second derivative would need is not computed.
+
+    The NaN is a constant, so that stop_gradient on the result drops it whole; without one it is loud.
+    """
+
+    @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+    def op(backend: Backend, scale: float, arrays: tuple, mask: KeyRuns | None) -> tuple:
+        return _call(kernel, backend, scale, arrays, mask)
+
+    @op.defjvp
+    def cut(backend: Backend, scale: float, primals: tuple, _: tuple) -> tuple[tuple, tuple]:
+        out = op(backend, scale, *primals)
+        return out, tuple(jnp.full_like(x, jnp.nan) for x in out)
+
+    return op
+
+
+_tangent, _backward = _first_order(_tangent_p), _first_order(_backward_p)
+
+
+def _transpose(cotangents: Sequence, *operands: Any, backend: Backend, scale: float, mask_tree: Any) -> list:
+    arrays, leaves = _split(operands, mask_tree)
+    residuals, tangents = arrays[:5], arrays[5:]
+    (do,) = cotangents
+    if type(do) is ad.Zero:
+        grads = [ad.Zero(t.aval) if ad.is_undefined_primal(t) else None for t in tangents]
+    else:
+        grads = _backward(backend, scale, (*residuals, do), jax.tree.unflatten(mask_tree, leaves))
+    wanted = [g if ad.is_undefined_primal(t) else None for g, t in zip(grads, tangents, strict=True)]
+    return [None] * len(residuals) + wanted + [None] * len(leaves)
+
+
+ad.primitive_transposes[_tangent_p] = _transpose
+
+# --- the rule -------------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _with_tangent(
+    backend: Backend, scale: float, q: Array, k: Array, v: Array, o: Array, lse: Array, mask: KeyRuns | None
+) -> Array:
+    """o, which is attention's result already, with the derivative of attention in q, k and v."""
+    del backend, scale, q, k, v, lse, mask
+    return o
+
+
+@_with_tangent.defjvp
+def _with_tangent_jvp(backend: Backend, scale: float, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    *residuals, mask = primals
+    (to,) = _tangent(backend, scale, (*residuals, *tangents[:3]), mask)
+    return _with_tangent(backend, scale, *primals), to  # itself again: the primal of a jvp still has a gradient

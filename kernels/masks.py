@@ -1,0 +1,117 @@
+"""Which keys a query may see, as runs: never a dense [queries, keys] array outside the reference.
+
+Every mask of this library cuts the queries into chunks whose rows all see the same keys, and those keys are at most
+three contiguous stretches (sink, window, own chunk). So a mask is a few integers, known when the program is traced;
+what changes from call to call is only how far a cache is filled, `kv_len`, which is an array.
+"""
+
+import dataclasses
+import functools
+import itertools
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, Int32
+
+MAX_RUNS = 3
+
+Run = tuple[int, int]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("kv_len",), meta_fields=("query_ends", "runs"))
+@dataclasses.dataclass(frozen=True)
+class KeyRuns:
+    """Queries [query_ends[c-1], query_ends[c]) see the keys of runs[c], and of those only the ones below kv_len.
+
+    query_ends: where each chunk of queries ends, increasing; the last is the number of queries. Empty: no chunks, every
+        query sees every key (below kv_len).
+    runs: for each chunk up to `MAX_RUNS` half-open ranges (start, end) of keys, ascending and disjoint. A chunk
+        without runs sees nothing: its attention output is 0.
+    kv_len: scalar integer, may be traced; keys from kv_len on are never seen. They must be finite (a cache starts
+        as zeros). None: no such bound.
+
+    The first two are static (part of the pytree's structure), so they are hashable and free at run time.
+    """
+
+    query_ends: tuple[int, ...] = ()
+    runs: tuple[tuple[Run, ...], ...] = ()
+    kv_len: Int[Array, ""] | int | None = None
+
+    def __post_init__(self) -> None:
+        ends = tuple(operator.index(e) for e in self.query_ends)
+        runs = tuple(tuple((operator.index(a), operator.index(b)) for a, b in chunk) for chunk in self.runs)
+        if len(ends) != len(runs):
+            raise ValueError(f"{len(ends)} query_ends but runs for {len(runs)} chunks; give one tuple of runs a chunk")
+        if any(a >= b for a, b in zip((0, *ends), ends, strict=False)):
+            raise ValueError(f"query_ends must be positive and strictly increasing, not {ends}")
+        for c, chunk in enumerate(runs):
+            _check_chunk(c, chunk)
+        object.__setattr__(self, "query_ends", ends)
+        object.__setattr__(self, "runs", runs)
+
+
+def _check_chunk(c: int, chunk: tuple[Run, ...]) -> None:
+    if len(chunk) > MAX_RUNS:
+        raise ValueError(f"chunk {c} has {len(chunk)} runs {chunk}; at most {MAX_RUNS} are possible")
+    for start, end in chunk:
+        if not 0 <= start < end:
+            raise ValueError(f"chunk {c}: run ({start}, {end}) must have 0 <= start < end; leave empty runs out")
+    for (_, end), (start, _) in itertools.pairwise(chunk):
+        if start < end:
+            raise ValueError(f"chunk {c}: runs {chunk} must be ascending and disjoint, or keys would count twice")
+
+
+def check(mask: KeyRuns | None, queries: int, keys: int) -> None:
+    """Raises unless the mask fits so many queries and keys."""
+    if mask is None:
+        return
+    if not isinstance(mask, KeyRuns):
+        raise TypeError(f"mask must be None or a KeyRuns, not {type(mask).__name__}; dense masks are not supported")
+    if mask.query_ends and mask.query_ends[-1] != queries:
+        raise ValueError(f"the mask is for {mask.query_ends[-1]} queries (its last query_ends), but q has {queries}")
+    furthest = max((end for chunk in mask.runs for _, end in chunk), default=0)
+    if furthest > keys:
+        raise ValueError(f"the mask's runs reach key {furthest}, but k has only {keys}")
+    if mask.kv_len is not None:
+        shape, dtype = jnp.shape(mask.kv_len), jnp.result_type(mask.kv_len)
+        if shape or not jnp.issubdtype(dtype, jnp.integer):
+            raise ValueError(f"kv_len must be a scalar integer, not {dtype}{list(shape)}; use vmap for one a sample")
+
+
+def dense(mask: KeyRuns | None, queries: int, keys: int) -> Bool[Array, "S K"]:
+    """The mask as booleans, True where a query sees a key. For the reference and for tests: quadratic in length."""
+    if mask is None or not mask.query_ends:
+        seen = np.ones((queries, keys), bool)
+    else:
+        seen = np.zeros((queries, keys), bool)
+        for first, last, chunk in zip((0, *mask.query_ends), mask.query_ends, mask.runs, strict=False):
+            for start, end in chunk:
+                seen[first:last, start:end] = True
+    if mask is None or mask.kv_len is None:
+        return jnp.asarray(seen)
+    return seen & (jnp.arange(keys, dtype=jnp.int32) < mask.kv_len)[None, :]
+
+
+def run_table(mask: KeyRuns) -> np.ndarray:
+    """int32 [chunks, runs, 2]: (start, end) of each chunk's runs, padded with the empty run (0, 0).
+
+    `runs` is the largest number that any chunk has. Concrete: it may be read while tracing.
+    """
+    width = max((len(chunk) for chunk in mask.runs), default=0)
+    rows = [[*chunk, *[(0, 0)] * (width - len(chunk))] for chunk in mask.runs]
+    return np.asarray(rows, np.int32).reshape(len(rows), width, 2)
+
+
+def row_runs(mask: KeyRuns) -> Int32[Array, "S R 2"]:
+    """`run_table` for every query row instead of every chunk: linear in the number of queries."""
+    ends = jnp.asarray(mask.query_ends, jnp.int32)
+    rows = jnp.arange(mask.query_ends[-1], dtype=jnp.int32)
+    return jnp.asarray(run_table(mask))[jnp.searchsorted(ends, rows, side="right")]
+
+
+def in_runs(rows: Int32[Array, "S R 2"], keys: Int32[Array, " K"]) -> Bool[Array, "S K"]:
+    """True where the key of that index lies in one of the row's runs."""
+    key = keys[None, None, :]
+    return ((rows[:, :, :1] <= key) & (key < rows[:, :, 1:])).any(axis=1)

@@ -1,0 +1,66 @@
+"""Writing videos and pictures: whole or not at all."""
+
+import os
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+from jaxtyping import Float, UInt8
+
+Frames = UInt8[np.ndarray, "F H W 3"]
+
+
+def to_uint8(video: Float[np.ndarray, "... 3"]) -> UInt8[np.ndarray, "... 3"]:
+    """[-1, 1] to 0..255."""
+    return np.round((np.clip(video, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def enlarge(video: np.ndarray, scale: int) -> np.ndarray:
+    """Every pixel of [..., H, W, 3] becomes scale x scale pixels."""
+    return video.repeat(scale, axis=-3).repeat(scale, axis=-2)
+
+
+def grid(rows: Float[np.ndarray, "R N F H W 3"], *, gap: int = 1, background: float = 1.0) -> Float[np.ndarray, "F h w 3"]:
+    """R rows of N videos side by side as one video, `gap` pixels apart."""
+    R, N, F, H, W, _ = rows.shape
+    out = np.full((F, R * (H + gap) - gap, N * (W + gap) - gap, 3), background, rows.dtype)
+    for r in range(R):
+        for n in range(N):
+            out[:, r * (H + gap) : r * (H + gap) + H, n * (W + gap) : n * (W + gap) + W] = rows[r, n]
+    return out
+
+
+def write_video(path: str | Path, frames: Frames, fps: int) -> Path:
+    """H.264 MP4 through PyAV. Odd sizes lose their last row or column: the codec wants even ones.
+
+    The file appears under its name only when it is whole. Raises RuntimeError where the video library is missing.
+    """
+    path = Path(path)
+    if path.suffix != ".mp4":
+        raise ValueError(f"{path} must end in .mp4")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        import av  # noqa: F401  (imageio would only say that no plugin fits)
+    except ImportError as error:
+        raise RuntimeError("writing MP4 needs PyAV, which brings ffmpeg with it: pip install av") from error
+    frames = np.ascontiguousarray(frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2])
+    unfinished = path.with_name(f".{path.stem}.part.mp4")
+    try:
+        iio.imwrite(unfinished, frames, plugin="pyav", codec="libx264", fps=fps, out_pixel_format="yuv420p")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def write_png(path: str | Path, image: UInt8[np.ndarray, "H W 3"]) -> Path:
+    """The file appears under its name only when it is whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.stem}.part.png")
+    try:
+        iio.imwrite(unfinished, image)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,132 @@
+"""The run: batches in order, the step that the schedule names, metrics, samples, checkpoints, resume.
+
+The order of things is the order of the file. What a step computes depends on the config and the step alone, so a run
+that was killed and resumed gives the same numbers as one that was not.
+"""
+
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from rcm_jax.data.source import Source, batches
+from rcm_jax.parallel import batch_sharding, make_mesh, state_shardings
+from rcm_jax.training.checkpoint import Checkpoints, abstract_like, claim_workdir
+from rcm_jax.training.config import MethodConfig, RunConfig
+from rcm_jax.training.metrics import MetricsWriter
+from rcm_jax.training.schedule import is_student_step, uses_dmd_at
+from rcm_jax.training.state import TrainState, abstract_state, init_state
+from rcm_jax.training.step import make_steps
+from rcm_jax.types import Params
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; its state was saved before step `step`."""
+
+    def __init__(self, step: int, workdir: Path):
+        self.step = step
+        super().__init__(f"stopped by a signal; saved before step {step} in {workdir}; the same command resumes there")
+
+
+def step_name(method: MethodConfig, step: int) -> str:
+    """Which of `make_steps`'s functions a step runs."""
+    if method.name == "diffusion":
+        return "diffusion"
+    if not is_student_step(method, step):
+        return "critic"
+    return "student_dmd" if uses_dmd_at(method, step) else "student"
+
+
+class _StopSignal:
+    """Turns SIGTERM and SIGINT into a flag while a run lasts. Outside the main thread signals are left alone."""
+
+    def __enter__(self):
+        self.asked = False
+        self._old = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, *_):
+        self.asked = True
+
+    def __exit__(self, *_):
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+def open_state(config: RunConfig, teacher: Params | None, mesh, checkpoints: Checkpoints | None) -> TrainState:
+    """The newest checkpoint's state, or the first one, sharded over the mesh."""
+    shardings = state_shardings(mesh, abstract_state(config))
+    latest = checkpoints.latest() if checkpoints else None
+    if latest is None:
+        return jax.jit(lambda teacher: init_state(config, teacher), out_shardings=shardings)(teacher)
+    return checkpoints.restore(latest, abstract_like(abstract_state(config), shardings))
+
+
+def train(
+    config: RunConfig,
+    source: Source,
+    workdir: str | Path | None = None,
+    *,
+    teacher: Params | None = None,
+    devices: list | None = None,
+    on_samples: Callable[[int, TrainState], None] | None = None,
+    progress: str = "train",
+) -> TrainState:
+    """Trains from the newest checkpoint of `workdir`, or from the start, to `config.steps`; returns the last state.
+
+    teacher: the frozen teacher's parameters, from which student and fake score start; None for method "diffusion".
+    workdir: metrics and checkpoints go here; None keeps nothing on disk.
+    on_samples: called as (step, state) every `config.sample_every` steps.
+    Raises Interrupted after SIGTERM or SIGINT, with the state saved; ValueError where the workdir is another run's.
+    """
+    checkpoints = writer = None
+    if workdir is not None:
+        workdir = claim_workdir(workdir, config)
+        checkpoints = Checkpoints(workdir, config.keep)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
+    if (config.data.batch_size // config.grad_accumulation) % mesh.size:
+        raise ValueError(
+            f"data.batch_size={config.data.batch_size} over grad_accumulation={config.grad_accumulation} must be "
+            f"divisible by the {mesh.size} devices"
+        )
+    with jax.set_mesh(mesh):
+        state = open_state(config, teacher, mesh, checkpoints)
+        start = int(state.step)
+        teacher = {} if teacher is None else jax.device_put(teacher, state_shardings(mesh, teacher))
+        steps = make_steps(config, jnp.asarray(source.null_text))
+        sharding = batch_sharding(mesh)
+        if workdir is not None:
+            writer = MetricsWriter(workdir, start, tensorboard=config.tensorboard, wandb=config.wandb)
+        bar = tqdm(total=config.steps, initial=start, desc=progress, unit="step", disable=not progress)
+        with _StopSignal() as stop, bar:
+            for step, batch in zip(range(start, config.steps), batches(source, start, config.steps), strict=True):
+                name = step_name(config.method, step)
+                state, metrics = steps[name](state, teacher, jax.device_put(batch, sharding))
+                bar.update()
+                done, last = step + 1, step + 1 == config.steps
+                if writer:
+                    writer.add(step, name, metrics)
+                    if done % config.log_every == 0 or last or stop.asked:
+                        bar.set_postfix({k: f"{v:.3g}" for k, v in writer.flush().items() if k.startswith("loss")})
+                if on_samples and config.sample_every and (done % config.sample_every == 0 or last):
+                    on_samples(done, state)
+                if checkpoints and (done % config.checkpoint_every == 0 or last or stop.asked):
+                    checkpoints.save(done, state)
+                if stop.asked and not last:
+                    break
+            stopped = stop.asked and int(state.step) < config.steps
+        if writer:
+            writer.close()
+        if checkpoints:
+            checkpoints.wait()
+            checkpoints.close()
+        if stopped:
+            raise Interrupted(int(state.step), workdir)
+    return state

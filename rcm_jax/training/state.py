@@ -1,0 +1,71 @@
+"""The training state: one pytree that holds all a resumed run needs besides its config."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from rcm_jax.training.config import RunConfig
+from rcm_jax.training.optimizer import adamw
+from rcm_jax.types import Params
+from rcm_jax.wan.config import DiTConfig
+from rcm_jax.wan.dit import DiT
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Noise, data order and the update schedule follow from (seed, step): the data position is the step.
+
+    `fake_score` and `fake_opt` are None where no distribution loss is used.
+    """
+
+    step: Int[Array, ""]
+    seed: Int[Array, ""]
+    student: Params
+    ema: Params
+    student_opt: optax.OptState
+    fake_score: Params | None = None
+    fake_opt: optax.OptState | None = None
+
+    @property
+    def key(self) -> Array:
+        """The PRNG key of the coming step."""
+        return jax.random.fold_in(jax.random.key(self.seed), self.step)
+
+
+def init_params(model: DiTConfig, key: Array) -> Params:
+    """Random weights of a network. They do not depend on the size of what it is shown."""
+    video = jnp.zeros((1, *model.patch_size, model.in_channels))
+    return DiT(model).init(key, video, jnp.zeros((1,)), jnp.zeros((1, 1, model.text_dim)))["params"]
+
+
+def abstract_params(model: DiTConfig) -> Params:
+    """Shapes and dtypes of a network's parameters, nothing allocated."""
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+
+def init_state(config: RunConfig, teacher: Params | None) -> TrainState:
+    """The state before step 0. Student, EMA and fake score start as the teacher; without one, from random weights."""
+    student = init_params(config.model, jax.random.key(config.seed)) if teacher is None else teacher
+
+    def copy(params: Params) -> Params:  # buffers are donated, so no two may be the same
+        return jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
+
+    student = copy(student)
+    fake = copy(student) if config.method.uses_dmd else None
+    o = config.optimizer
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(config.seed, jnp.int32),
+        student=student,
+        ema=copy(student),
+        student_opt=adamw(o, o.lr).init(student),
+        fake_score=fake,
+        fake_opt=None if fake is None else adamw(o, o.lr_fake).init(fake),
+    )
+
+
+def abstract_state(config: RunConfig) -> TrainState:
+    """Shapes and dtypes of the state, nothing allocated."""
+    return jax.eval_shape(lambda: init_state(config, None))

@@ -1,0 +1,220 @@
+"""The Wan2.1 diffusion transformer (arXiv 2503.20314), written once: jax.jvp and jax.grad go through all of it.
+
+    v = DiT(config).apply({"params": params}, x, t, text)
+
+x [B, T, H, W, C] noisy latents, t model time in 0..1000, [B] or one a latent frame [B, T], text [B, <=L, text_dim].
+Parameters of all blocks are stacked on a leading axis (`nn.scan`), so compile time does not grow with depth.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rcm_jax.flow import guided
+from rcm_jax.kernels.attention import attention
+from rcm_jax.types import Latents, Params, Text, Velocity
+from rcm_jax.wan.config import DiTConfig
+from rcm_jax.wan.rope import apply_rope, rope_table, time_embedding
+
+Tokens = Float[Array, "B S D"]
+MODEL_TIME = 1000.0  # the network's time is this times the rectified-flow time
+
+
+def _at_least_float32(dtype):
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def layer_norm(x: Tokens, eps: float) -> Tokens:
+    """Zero mean and unit variance over the width, without parameters; float32 or better in and out of the statistics."""
+    x = x.astype(_at_least_float32(x.dtype))
+    x = x - x.mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
+
+
+def modulate(x: Tokens, scale: Float[Array, "B t D"], shift: Float[Array, "B t D"] | None = None) -> Tokens:
+    """x·scale + shift, where t (1, or the latent frames) divides S: every frame's tokens share that frame's row."""
+    B, S, D = x.shape
+    frames = x.reshape(B, scale.shape[1], -1, D) * scale[:, :, None, :]
+    if shift is not None:
+        frames = frames + shift[:, :, None, :]
+    return frames.reshape(B, S, D)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · scale over the full width, before the split into heads."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        y = x.astype(_at_least_float32(x.dtype))
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return (y * scale[None, None]).astype(x.dtype)
+
+
+class AffineNorm(nn.Module):
+    """LayerNorm with scale and bias."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return (layer_norm(x, self.eps) * scale[None, None] + bias[None, None]).astype(x.dtype)
+
+
+def _dense(config: DiTConfig, features: int, name: str | None = None, **kwargs) -> nn.Dense:
+    kwargs = {"dtype": jnp.dtype(config.dtype), "kernel_init": nn.initializers.xavier_uniform()} | kwargs
+    return nn.Dense(features, name=name, **kwargs)
+
+
+class Attention(nn.Module):
+    """Multi-head attention from x to `context` (itself without one), q and k normalised over the full width."""
+
+    config: DiTConfig
+
+    @nn.compact
+    def __call__(self, x: Tokens, context: Tokens | None = None, rope: tuple[Array, Array] | None = None) -> Tokens:
+        c = self.config
+        context = x if context is None else context
+        heads = (c.num_heads, c.head_dim)
+        q = RMSNorm(c.eps, name="norm_q")(_dense(c, c.dim, "q")(x)).reshape(*x.shape[:2], *heads)
+        k = RMSNorm(c.eps, name="norm_k")(_dense(c, c.dim, "k")(context)).reshape(*context.shape[:2], *heads)
+        v = _dense(c, c.dim, "v")(context).reshape(*context.shape[:2], *heads)
+        if rope is not None:
+            q, k = apply_rope(q, rope), apply_rope(k, rope)
+        o = attention(q, k, v, implementation=c.attention)
+        return _dense(c, c.dim, "o")(o.reshape(x.shape))
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention to the text, feed-forward; the first and last shifted, scaled and gated by time."""
+
+    config: DiTConfig
+
+    @nn.compact
+    def __call__(self, x: Tokens, e: Float[Array, "B t 6 D"], text: Tokens, rope: tuple[Array, Array]):
+        c = self.config
+        table = self.param("modulation", nn.initializers.normal(c.dim**-0.5), (6, c.dim))
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = jnp.unstack(e + table[None, None], axis=2)
+
+        def gated(x, y, gate):  # residual sums in float32, stored in the network's dtype
+            return (x.astype(gate.dtype) + modulate(y.astype(gate.dtype), gate)).astype(x.dtype)
+
+        h = modulate(layer_norm(x, c.eps), 1 + scale_a, shift_a).astype(x.dtype)
+        x = gated(x, Attention(c, name="self_attn")(h, rope=rope), gate_a)
+        x = x + Attention(c, name="cross_attn")(AffineNorm(c.eps, name="norm3")(x), text)
+        h = modulate(layer_norm(x, c.eps), 1 + scale_f, shift_f).astype(x.dtype)
+        h = nn.gelu(_dense(c, c.ffn_dim, "ffn_in")(h), approximate=True)
+        return gated(x, _dense(c, c.dim, "ffn_out")(h), gate_f), None
+
+
+class Head(nn.Module):
+    """Modulated projection of every token to its patch of the velocity, float32."""
+
+    config: DiTConfig
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Tokens, e: Float[Array, "B t D"]) -> Float[Array, "B S P"]:
+        c = self.config
+        table = self.param("modulation", nn.initializers.normal(c.dim**-0.5), (2, c.dim))
+        shift, scale = jnp.unstack(e[:, :, None, :] + table[None, None], axis=2)
+        h = modulate(layer_norm(x, c.eps), 1 + scale, shift)
+        init = nn.initializers.truncated_normal(c.dim**-0.5)
+        return _dense(c, self.features, "out", dtype=h.dtype, kernel_init=init)(h)
+
+
+class DiT(nn.Module):
+    """The network. See the module's docstring for shapes; the velocity comes back in float32 (or x's float64)."""
+
+    config: DiTConfig
+
+    def setup(self):
+        c = self.config
+        small = nn.initializers.normal(0.02)
+        self.patch_embedding = _dense(c, c.dim)
+        self.text_in = _dense(c, c.dim, kernel_init=small)
+        self.text_out = _dense(c, c.dim, kernel_init=small)
+        self.time_in = nn.Dense(c.dim, kernel_init=small)
+        self.time_out = nn.Dense(c.dim, kernel_init=small)
+        self.time_projection = nn.Dense(6 * c.dim)
+        block = Block
+        if c.remat:
+            policy = jax.checkpoint_policies.save_only_these_names("attention_o", "attention_lse")
+            block = nn.remat(Block, policy=policy, prevent_cse=False)  # inside a scan CSE cannot undo it
+        self.blocks = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=c.num_layers,
+            unroll=c.unroll,
+        )(c)
+        self.head = Head(c, c.patch_size[0] * c.patch_size[1] * c.patch_size[2] * c.out_channels)
+
+    def embed_text(self, text: Text) -> Tokens:
+        """Zero-pads to text_len and projects; all text_len tokens are attended, without a mask."""
+        c = self.config
+        if text.shape[-1] != c.text_dim or text.shape[1] > c.text_len:
+            raise ValueError(
+                f"text has shape {text.shape}; the network takes [B, at most {c.text_len} tokens, {c.text_dim}]"
+            )
+        text = jnp.pad(text, ((0, 0), (0, c.text_len - text.shape[1]), (0, 0))).astype(c.dtype)
+        return self.text_out(nn.gelu(self.text_in(text), approximate=True))
+
+    def embed_time(self, t: Float[Array, "B t"]) -> tuple[Float[Array, "B t D"], Float[Array, "B t 6 D"]]:
+        """(time embedding, its projection to the blocks' six modulations), float32 whatever the network's dtype."""
+        c = self.config
+        if c.round_time_to:
+            t = t.astype(c.round_time_to)
+        t = t.astype(_at_least_float32(t.dtype))
+        e = self.time_out(nn.silu(self.time_in(time_embedding(t, c.freq_dim).astype(_at_least_float32(c.dtype)))))
+        return e, self.time_projection(nn.silu(e)).reshape(*e.shape[:2], 6, c.dim)
+
+    def patchify(self, x: Latents) -> Float[Array, "B S P"]:
+        """Tokens ordered (frame, row, column), numbers of a patch ordered (p_t, p_h, p_w, c)."""
+        c = self.config
+        B, T, H, W, C = x.shape
+        if C != c.in_channels:
+            raise ValueError(f"latents have {C} channels; the network takes {c.in_channels}")
+        (f, h, w), (pt, ph, pw) = c.grid((T, H, W)), c.patch_size
+        x = x.reshape(B, f, pt, h, ph, w, pw, C).transpose(0, 1, 3, 5, 2, 4, 6, 7)
+        return x.reshape(B, f * h * w, pt * ph * pw * C)
+
+    def unpatchify(self, tokens: Float[Array, "B S P"], grid: tuple[int, int, int]) -> Latents:
+        c = self.config
+        (f, h, w), (pt, ph, pw) = grid, c.patch_size
+        x = tokens.reshape(-1, f, h, w, pt, ph, pw, c.out_channels).transpose(0, 1, 4, 2, 5, 3, 6, 7)
+        return x.reshape(-1, f * pt, h * ph, w * pw, c.out_channels)
+
+    def tokens(self, x: Latents, t: Array, text: Text) -> tuple[Tokens, Float[Array, "B t D"]]:
+        """Tokens after the last block, and the time embedding that the head needs with them."""
+        c = self.config
+        grid = c.grid(x.shape[1:4])
+        t = t[:, None] if t.ndim == 1 else t
+        if t.shape[1] not in (1, grid[0]):
+            raise ValueError(f"t has shape {t.shape}; give [B] or one time a latent frame, [B, {grid[0]}]")
+        e, e_blocks = self.embed_time(t)
+        tokens = self.patch_embedding(self.patchify(x.astype(c.dtype)))
+        rope = rope_table(grid, c.head_dim)
+        tokens, _ = self.blocks(tokens, e_blocks, self.embed_text(text), rope)
+        return tokens, e
+
+    def __call__(self, x: Latents, t: Float[Array, "B"] | Float[Array, "B T"], text: Text) -> Latents:
+        tokens, e = self.tokens(x, t, text)
+        return self.unpatchify(self.head(tokens, e), self.config.grid(x.shape[1:4]))
+
+
+def velocity(dit: DiT, params: Params, text: Text) -> Velocity:
+    """The network as a rectified-flow velocity (x_t, t) -> v, t [B] or [B, T] in [0, 1], bound to a text."""
+    return lambda x, t: dit.apply({"params": params}, x, MODEL_TIME * t, text)
+
+
+def guided_velocity(dit: DiT, params: Params, text: Text, null_text: Float[Array, "L D"], guidance: float) -> Velocity:
+    """`velocity` under classifier-free guidance against one unconditional (or negative) text for the whole batch."""
+    null = jnp.broadcast_to(null_text[None], (text.shape[0], *null_text.shape))
+    return guided(velocity(dit, params, text), velocity(dit, params, null), guidance)

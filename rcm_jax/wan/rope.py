@@ -1,0 +1,90 @@
+"""Rotary position embedding over (frame, row, column), and the sinusoidal embedding of time.
+
+Both turn a position into angles; the difference between right and nearly right lies in how the angle is reduced.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+BASE = 10000.0
+
+
+def axis_widths(head_dim: int) -> tuple[int, int, int]:
+    """How many of a head's numbers turn with the frame, the row and the column: d - 4⌊d/6⌋, 2⌊d/6⌋, 2⌊d/6⌋."""
+    spatial = 2 * (head_dim // 6)
+    return head_dim - 2 * spatial, spatial, spatial
+
+
+def rope_table(grid: tuple[int, int, int], head_dim: int) -> tuple[Float[Array, "S d"], Float[Array, "S d"]]:
+    """cos and sin of every token's angles, [S, head_dim / 2] float32, tokens ordered (frame, row, column).
+
+    Angles are taken in float64 on the host, one small table an axis; only their broadcast to S tokens is on the device.
+    """
+    parts = []
+    for axis, (length, width) in enumerate(zip(grid, axis_widths(head_dim), strict=True)):
+        frequency = BASE ** (-np.arange(0, width, 2, dtype=np.float64) / width)
+        angle = np.arange(length, dtype=np.float64)[:, None] * frequency
+        shape = [1, 1, 1, angle.shape[1]]
+        shape[axis] = length
+        parts.append(angle.reshape(shape))
+
+    def table(function) -> Float[Array, "S d"]:
+        axes = [jnp.asarray(function(a), jnp.float32) for a in parts]
+        full = [jnp.broadcast_to(a, (*grid, a.shape[-1])) for a in axes]
+        return jnp.concatenate(full, axis=-1).reshape(-1, head_dim // 2)
+
+    return table(np.cos), table(np.sin)
+
+
+def apply_rope(x: Float[Array, "B S N D"], table: tuple[Array, Array]) -> Float[Array, "B S N D"]:
+    """Rotates neighbouring pairs (x[2i], x[2i+1]) by their token's angle i. In float32, returned in x's dtype."""
+    cos, sin = (z[None, :, None, :] for z in table)
+    pairs = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(*x.shape[:-1], -1, 2)
+    a, b = pairs[..., 0], pairs[..., 1]
+    return jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(x.shape).astype(x.dtype)
+
+
+# --- time -----------------------------------------------------------------------------------------------------------
+
+
+def _turn_fractions(t: Array, frequency: np.ndarray) -> Array:
+    """frac(t · frequency / 2π) to about 1e-7 turns, in float32 for any |t| < 4096.
+
+    The published network takes these angles in float64. At t = 1000 a float32 product is off by 3e-5 radians, which
+    is visible in the network's output. So both factors are cut into halves of 12 bits: their products are exact, and
+    so is the removal of whole turns from each; only the small remainders are added.
+    """
+    turns = frequency / (2 * np.pi)
+    high = (turns.astype(np.float32).view(np.uint32) & np.uint32(0xFFFFF000)).view(np.float32)
+    low = ((turns - high).astype(np.float32).view(np.uint32) & np.uint32(0xFFFFF000)).view(np.float32)
+    rest = (turns - high - low).astype(np.float32)
+    t = t[..., None]
+    t_high = jax.lax.reduce_precision(t, exponent_bits=8, mantissa_bits=11)
+    t_low = t - t_high
+    parts = (t_high * high, t_high * low, t_low * high, t_low * low + t * rest)
+    return sum(p - jnp.round(p) for p in parts)
+
+
+def time_embedding(t: Float[Array, "..."], width: int) -> Float[Array, "... width"]:
+    """[cos | sin] of t · 10000^(-j/(width/2)), j = 0 .. width/2 - 1, t in model units (0 .. 1000)."""
+    half = width // 2
+    frequency = BASE ** (-np.arange(half, dtype=np.float64) / half)
+
+    def angles(t):
+        return t[..., None] * frequency if t.dtype == jnp.float64 else 2 * np.pi * _turn_fractions(t, frequency)
+
+    @jax.custom_jvp  # the bit cuts in `_turn_fractions` have no derivative of their own
+    def embed(t):
+        return jnp.concatenate([jnp.cos(angles(t)), jnp.sin(angles(t))], axis=-1)
+
+    @embed.defjvp
+    def _rule(primals, tangents):
+        (t,), (dt,) = primals, tangents
+        cos_sin = embed(t)
+        cos, sin = jnp.split(cos_sin, 2, axis=-1)
+        rate = dt[..., None] * frequency.astype(t.dtype)
+        return cos_sin, jnp.concatenate([-sin * rate, cos * rate], axis=-1)
+
+    return embed(t)

@@ -1,0 +1,106 @@
+import dataclasses
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcm_jax.kernels import masks
+from rcm_jax.kernels.masks import KeyRuns
+
+KEYS = 12
+
+
+@st.composite
+def key_runs(draw):
+    """A mask over up to 4 chunks of queries and `KEYS` keys, chunks without any key included."""
+    lengths = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    runs = []
+    for _ in lengths:
+        count = draw(st.integers(0, masks.MAX_RUNS))
+        cuts = sorted(draw(st.lists(st.integers(0, KEYS), min_size=2 * count, max_size=2 * count, unique=True)))
+        runs.append(tuple(zip(cuts[::2], cuts[1::2], strict=True)))
+    return KeyRuns(tuple(np.cumsum(lengths)), tuple(runs), draw(st.none() | st.integers(0, KEYS + 2)))
+
+
+def seen(mask, query, key):
+    """The definition, one pair at a time."""
+    if mask.kv_len is not None and key >= mask.kv_len:
+        return False
+    if not mask.query_ends:
+        return True
+    chunk = next(c for c, end in enumerate(mask.query_ends) if query < end)
+    return any(start <= key < end for start, end in mask.runs[chunk])
+
+
+@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.given(key_runs())
+def test_dense_and_rows_follow_the_definition(mask):
+    queries = mask.query_ends[-1]
+    masks.check(mask, queries, KEYS)
+    want = np.array([[seen(mask, i, j) for j in range(KEYS)] for i in range(queries)])
+    np.testing.assert_array_equal(masks.dense(mask, queries, KEYS), want)
+    runs_only = dataclasses.replace(mask, kv_len=None)
+    rows = masks.in_runs(masks.row_runs(runs_only), jnp.arange(KEYS, dtype=jnp.int32))
+    np.testing.assert_array_equal(rows, masks.dense(runs_only, queries, KEYS))
+
+
+def test_no_mask_and_a_mask_without_chunks():
+    assert masks.dense(None, 2, 3).all()
+    np.testing.assert_array_equal(masks.dense(KeyRuns(kv_len=2), 2, 3), [[True, True, False]] * 2)
+
+
+def test_run_table_pads_with_the_empty_run():
+    mask = KeyRuns((2, 3, 5), (((0, 2),), (), ((0, 1), (2, 4))))
+    np.testing.assert_array_equal(masks.run_table(mask), [[[0, 2], [0, 0]], [[0, 0], [0, 0]], [[0, 1], [2, 4]]])
+    assert masks.run_table(KeyRuns((4,), ((),))).shape == (1, 0, 2)
+
+
+def test_runs_are_structure_and_kv_len_is_data():
+    traces = []
+
+    @jax.jit
+    def f(mask):
+        traces.append(mask.runs)
+        return masks.dense(mask, 4, 6).sum()
+
+    block_causal = ((0, 3),), ((0, 6),)
+    assert f(KeyRuns((2, 4), block_causal, 5)) == 2 * 3 + 2 * 5
+    assert f(KeyRuns((2, 4), block_causal, 1)) == 4
+    assert len(traces) == 1
+    assert f(KeyRuns((2, 4), (((0, 3),), ()), 5)) == 2 * 3
+    assert len(traces) == 2
+
+
+@pytest.mark.parametrize(
+    ("ends", "runs", "message"),
+    [
+        ((2, 4), (((0, 1),),), "2 query_ends but runs for 1 chunks"),
+        ((2, 2), ((), ()), r"strictly increasing, not \(2, 2\)"),
+        ((0, 2), ((), ()), "positive"),
+        ((2,), (((3, 3),),), r"run \(3, 3\) must have 0 <= start < end"),
+        ((2,), (((-1, 3),),), r"run \(-1, 3\)"),
+        ((2,), (((0, 3), (2, 4)),), "disjoint"),
+        ((2,), (((0, 1), (2, 3), (4, 5), (6, 7)),), "4 runs .* at most 3"),
+    ],
+)
+def test_impossible_runs(ends, runs, message):
+    with pytest.raises(ValueError, match=message):
+        KeyRuns(ends, runs)
+
+
+def test_check_names_what_does_not_fit():
+    mask = KeyRuns((2, 4), (((0, 3),), ((0, 6),)))
+    masks.check(mask, 4, 6)
+    with pytest.raises(ValueError, match="for 4 queries .* q has 5"):
+        masks.check(mask, 5, 6)
+    with pytest.raises(ValueError, match="reach key 6, but k has only 5"):
+        masks.check(mask, 4, 5)
+    with pytest.raises(ValueError, match=r"scalar integer, not int32\[2\]"):
+        masks.check(KeyRuns(kv_len=jnp.array([1, 2])), 4, 6)
+    with pytest.raises(ValueError, match="scalar integer, not float"):
+        masks.check(KeyRuns(kv_len=2.0), 4, 6)
+    with pytest.raises(TypeError, match="not ndarray; dense masks"):
+        masks.check(np.ones((4, 6), bool), 4, 6)
