@@ -12,15 +12,14 @@ from rcm_jax.training.config import RunConfig
 from rcm_jax.wan.config import WAN_1_3B, DiTConfig
 
 
-def _plain(value):
-    if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    return value
-
-
 def from_model(model: DiTConfig, teacher: str) -> ConfigDict:
     """Every setting at its published default around a network."""
-    return ConfigDict(_plain(RunConfig(model=model, teacher=teacher)), type_safe=True)
+    return ConfigDict(dataclasses.asdict(RunConfig(model=model, teacher=teacher)))
+
+
+def model_dict(model: DiTConfig) -> dict:
+    """A network's sizes, to update a recipe's `model` with."""
+    return dataclasses.asdict(model)
 
 
 def get_config() -> ConfigDict:

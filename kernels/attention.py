@@ -183,20 +183,33 @@ _tangent_p = _kernel("tangent", lambda q, k, v, o, *_: [ShapedArray(o.shape, o.d
 _backward_p = _kernel("backward", lambda *arrays: [ShapedArray(x.shape, x.dtype) for x in arrays[:3]])
 
 
-def _first_order(kernel: Primitive) -> Callable:
-    """The kernel as a function whose derivative is NaN: what a second derivative would need is not computed.
+# A linear map that gives NaN, and whose transpose gives NaN for what is not exactly 0: under stop_gradient some
+# transformations pass zeros back, and these must stay zeros.
+_second_derivative_p = Primitive("attention_second_derivative")
+_second_derivative_p.def_impl(lambda x: jnp.full_like(x, jnp.nan))
+_second_derivative_p.def_abstract_eval(lambda x: x)
+mlir.register_lowering(_second_derivative_p, mlir.lower_fun(_second_derivative_p.impl, multiple_results=False))
+ad.deflinear2(_second_derivative_p, lambda ct, _: [jnp.where(ct == 0, 0, jnp.nan).astype(ct.dtype)])
+batching.defvectorized(_second_derivative_p)
 
-    The NaN is a constant, so that stop_gradient on the result drops it whole; without one it is loud.
+
+def _first_order(kernel: Primitive) -> Callable:
+    """The kernel as a function whose derivative is NaN, forward and reverse: a second derivative is not computed.
+
+    stop_gradient on the result keeps the NaN out of everything else; without one it is loud.
     """
 
-    @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
     def op(backend: Backend, scale: float, arrays: tuple, mask: KeyRuns | None) -> tuple:
         return _call(kernel, backend, scale, arrays, mask)
 
+    op.__name__ = kernel.name
+    op = jax.custom_jvp(op, nondiff_argnums=(0, 1))
+
     @op.defjvp
-    def cut(backend: Backend, scale: float, primals: tuple, _: tuple) -> tuple[tuple, tuple]:
+    def cut(backend: Backend, scale: float, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
         out = op(backend, scale, *primals)
-        return out, tuple(jnp.full_like(x, jnp.nan) for x in out)
+        total = sum(t.astype(out[0].dtype).sum() for t in tangents[0])  # so that each of them is reached in reverse
+        return out, tuple(_second_derivative_p.bind(jnp.broadcast_to(total, x.shape).astype(x.dtype)) for x in out)
 
     return op
 

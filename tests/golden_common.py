@@ -75,7 +75,8 @@ class Check:
         return np.shape(self.got) == np.shape(self.want)
 
     def _difference(self) -> np.ndarray:
-        return np.asarray(self.got, np.float64) - np.asarray(self.want, np.float64)
+        with np.errstate(invalid="ignore"):  # inf - inf, which is NaN and fails
+            return np.asarray(self.got, np.float64) - np.asarray(self.want, np.float64)
 
     def rel_error(self) -> float:
         """||got - want|| / ||want||; 0 for two zeros, inf for wrong shapes, NaN where a NaN or two infinities meet."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from rcm_jax import flow
 from rcm_jax.sampling.few_step import few_step_times, sample_few_step, sample_few_step_trig
@@ -157,39 +158,39 @@ def check_ema_update(case: Case) -> list[Check]:
 
 
 def check_time_helpers(case: Case) -> list[Check]:
-    config, want = case.config, case.outputs
-    u, sigma, theta, z = (jnp.asarray(case.inputs[name]) for name in ("u", "sigma", "trig", "z"))
-    shift = config["shift"]
+    config, want, shift = case.config, case.outputs, case.config["shift"]
     lognormal, uniform = flow.LogNormal(config["p_mean"], config["p_std"]), flow.UniformShift(shift)
-    k = flow.TrigCoefficients.at(theta)
-    plain = {
-        "shift_rf_time_f64": flow.shift_time(u, shift),
-        "shift_rf_time_shift0_f64": flow.shift_time(u, 0.0),
-        "inverse_shift_rf_time_f64": flow.unshift_time(u, shift),
-        "sigma_to_rf_f64": flow.sigma_to_rf(sigma),
-        "rf_to_sigma_f64": flow.rf_to_sigma(u),
-        "sigma_to_trig_f64": flow.sigma_to_trig(sigma),
-        "trig_to_sigma_f64": flow.trig_to_sigma(theta),
-        "rf_to_trig_f64": flow.rf_to_trig(u),
-        "trig_to_rf_f64": flow.trig_to_rf(theta),
-        "c_skip_f64": k.skip,
-        "c_out_f64": k.out,
-        "c_in_f64": k.inp,
-        "c_noise_f64": 1000 * k.t,
-        "uniformshift_cdf_rf_f64": uniform.cdf(u),
-        "uniformshift_icdf_rf_f64": uniform.icdf(u),
-        "lognormal_sample_from_z_f64": lognormal.from_normal(z),
-    }
-    # By element too, not in the norm alone: one 1/eps (rf_to_sigma at 1) would hide all the others in it.
-    checks = [Check(n, got, want[n], rel=1e-10, max_abs=1e-10 * np.abs(want[n])) for n, got in plain.items()]
 
+    @jax.jit
+    def conversions(u: Array, sigma: Array, theta: Array, z: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+        k = flow.TrigCoefficients.at(theta)
+        plain = {
+            "shift_rf_time_f64": flow.shift_time(u, shift),
+            "shift_rf_time_shift0_f64": flow.shift_time(u, 0.0),
+            "inverse_shift_rf_time_f64": flow.unshift_time(u, shift),
+            "sigma_to_rf_f64": flow.sigma_to_rf(sigma),
+            "rf_to_sigma_f64": flow.rf_to_sigma(u),
+            "sigma_to_trig_f64": flow.sigma_to_trig(sigma),
+            "trig_to_sigma_f64": flow.trig_to_sigma(theta),
+            "rf_to_trig_f64": flow.rf_to_trig(u),
+            "trig_to_rf_f64": flow.trig_to_rf(theta),
+            "c_skip_f64": k.skip,
+            "c_out_f64": k.out,
+            "c_in_f64": k.inp,
+            "c_noise_f64": 1000 * k.t,
+            "uniformshift_cdf_rf_f64": uniform.cdf(u),
+            "uniformshift_icdf_rf_f64": uniform.icdf(u),
+            "lognormal_sample_from_z_f64": lognormal.from_normal(z),
+        }
+        return plain, {"lognormal_cdf_rf_f64": lognormal.cdf(u), "lognormal_icdf_rf_f64": lognormal.icdf(u)}
+
+    plain, normal = conversions(*(case.inputs[name] for name in ("u", "sigma", "trig", "z")))
     # The inverse error function is clamped at the ends of [0, 1], where implementations differ.
     ends = (case.inputs["u"] <= 0) | (case.inputs["u"] >= 1)
-    limits = np.where(ends, 1e-6, 1e-8)
+    # By element too, not in the norm alone: one 1/eps (rf_to_sigma at 1) would hide all the others in it.
     return [
-        *checks,
-        Check("lognormal_cdf_rf_f64", lognormal.cdf(u), want["lognormal_cdf_rf_f64"], max_abs=limits),
-        Check("lognormal_icdf_rf_f64", lognormal.icdf(u), want["lognormal_icdf_rf_f64"], max_abs=limits),
+        *(Check(n, got, want[n], rel=1e-10, max_abs=1e-10 * np.abs(want[n])) for n, got in plain.items()),
+        *(Check(n, got, want[n], max_abs=np.where(ends, 1e-6, 1e-8)) for n, got in normal.items()),
     ]
 
 

@@ -58,8 +58,9 @@ def sample_few_step(
         let through and not used). One of the two is needed when num_steps > 1.
     Raises ValueError for a wrong `num_steps`, for both or neither source of noise, and for a wrong count of noises.
     """
+    times = few_step_times(num_steps, sigma_max, middle)
     x, eps = _noises(noise, key, step_noises, num_steps)
-    t = jnp.asarray(few_step_times(num_steps, sigma_max, middle), x.dtype)
+    t = jnp.asarray(times, x.dtype)
 
     def denoise(x: Latents, t: Time) -> Latents:
         return x - expand(t, x) * velocity(x, t).astype(x.dtype)
@@ -78,9 +79,10 @@ def sample_few_step_trig(
     middle: Sequence[float] = MIDDLE,
 ) -> Latents:
     """`sample_few_step` in TrigFlow form, as rCM samples when it validates during training. Same arguments."""
-    z, eps = _noises(noise, key, step_noises, num_steps)
     # Rounded to float32 whatever the state is: that is what the published validation does, and the network sees it.
-    theta = jnp.asarray(_trig_times(num_steps, sigma_max, middle).astype(np.float32), z.dtype)
+    times = _trig_times(num_steps, sigma_max, middle).astype(np.float32)
+    z, eps = _noises(noise, key, step_noises, num_steps)
+    theta = jnp.asarray(times, z.dtype)
     denoiser = trig_denoiser(velocity)
     return _alternate(lambda z, theta: denoiser(z, theta).astype(z.dtype), trig_noisy, z, theta, eps)
 
@@ -97,17 +99,20 @@ def _noises(
     """The first noise in the state's precision, and one noise a step; the last step goes to t' = 0 and gets zeros."""
     noise = noise.astype(jnp.promote_types(noise.dtype, jnp.float32))
     fresh = num_steps - 1
-    if fresh > 0 and (key is None) == (step_noises is None):
+    if fresh < 1:
+        return noise, jnp.zeros_like(noise)[None]
+    if (key is None) == (step_noises is None):
         raise ValueError(f"{num_steps=} needs noise between the steps: give either key= or step_noises=")
     if step_noises is not None:
         eps = [jnp.asarray(e, noise.dtype) for e in step_noises]
         if len(eps) not in (fresh, fresh + 1) or any(e.shape != noise.shape for e in eps):
             shapes = [e.shape for e in eps]
             raise ValueError(f"step_noises of shapes {shapes} must be {fresh} (or {fresh + 1}) arrays of {noise.shape}")
-        eps = eps[:fresh]
+        eps = jnp.stack(eps[:fresh])
     else:
-        eps = [jax.random.normal(jax.random.fold_in(key, i), noise.shape, noise.dtype) for i in range(fresh)]
-    return noise, jnp.stack([*eps, jnp.zeros_like(noise)])
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(fresh))
+        eps = jax.vmap(lambda k: jax.random.normal(k, noise.shape, noise.dtype))(keys)
+    return noise, jnp.concatenate([eps, jnp.zeros_like(noise)[None]])
 
 
 def _alternate(

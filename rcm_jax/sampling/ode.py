@@ -43,7 +43,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if len(self.times) < 1 or len(self.sigmas) != len(self.times) + 1:
             raise ValueError(f"{len(self.sigmas)=} must be one more than {len(self.times)=}, which must be at least 1")
-        if not (1 >= self.sigmas[0] and self.sigmas[-1] >= 0 and np.all(np.diff(self.sigmas) < 0)):
+        if not (self.sigmas[0] <= 1 and self.sigmas[-1] >= 0 and np.all(np.diff(self.sigmas) < 0)):
             raise ValueError(f"sigmas={self.sigmas} must fall strictly, from at most 1 to at least 0")
 
     @property
@@ -62,7 +62,7 @@ def rcm_times(
     _check_steps(num_steps)
     start = dtype(unshift_time(sigma_to_rf(sigma_max), shift))
     step, i = start / dtype(num_steps), np.arange(num_steps, dtype=dtype)
-    # Counted from the nearer end, as torch.linspace does: only then do the float32 digits agree with the published ones.
+    # Counted from the nearer end, as torch.linspace does: only so do the float32 digits agree with the published ones.
     even = np.where(i < (num_steps + 1) // 2, start - step * i, step * (num_steps - i))
     sigmas = shift_time(even, shift).tolist()
     return Schedule(sigmas=(*sigmas, 0.0), times=tuple(sigmas))

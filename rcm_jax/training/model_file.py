@@ -19,7 +19,7 @@ from rcm_jax.types import Params
 from rcm_jax.wan.config import DiTConfig
 
 FORMAT = "rcm_jax/1"
-KINDS = ("teacher", "student")
+BUILTIN_TEACHER = Path(__file__).parents[1] / "data" / "toy_teacher.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,3 +88,8 @@ def check_fit(flat: dict[str, np.ndarray], config: DiTConfig, source: str | Path
     ]
     if problems:
         raise ValueError(f"the weights in {source} do not fit the config:\n  " + "\n  ".join(problems))
+
+
+def find_model(name: str | Path) -> Path:
+    """`toy` is the built-in world's teacher, which comes with the package; anything else is a path."""
+    return BUILTIN_TEACHER if str(name) == "toy" else Path(name)

@@ -1,0 +1,22 @@
+"""rCM for Wan2.1-T2V-1.3B at 480p, 77 frames, as published (arXiv 2510.08431).
+
+    python -m rcm_jax.train --config=configs/wan_1_3b_rcm.py --dry_run --devices=8
+
+The batch is the sum over devices of one video each. Not trained here: the recipe states the published settings and is
+checked abstractly (shapes, shardings, state sizes).
+"""
+
+from rcm_jax.configs import base
+from rcm_jax.wan.config import WAN_1_3B
+
+
+def get_config():
+    config = base.from_model(WAN_1_3B, "wan2.1_t2v_1.3b.safetensors")
+    config.data.name = "shards"
+    config.data.batch_size = 64
+    config.data.latent_shape = (20, 60, 104)  # 77 frames of 832 x 480
+    config.mesh.fsdp = 8
+    config.steps = 100_000
+    config.log_every = 10
+    config.checkpoint_every = 500
+    return config

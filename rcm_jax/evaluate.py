@@ -1,0 +1,129 @@
+"""Scores networks on the built-in world: python -m rcm_jax.evaluate --student rcm=runs/toy_rcm/student.safetensors
+
+Rows: the data (through the codec), the built-in teacher at 50 steps and at each of --num_steps, and every student at
+each of --num_steps. A student is NAME=PATH, or NAME=PATH,PATH,… for one recipe trained from several seeds: their
+videos are scored together, and the range of the single scores is printed below. Scores are measured from pixels:
+
+  all        colour, shape and direction all as asked         overlap    with the ideal shape of its area
+  noise      standard deviation of the background             jitter     of the size over time
+  position   spread of places for one caption, in pixels, and its ratio to the data's; size: spread of radii
+
+with 95% bootstrap intervals.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+USAGE_ERRORS = (ValueError, TypeError, OSError, RuntimeError)
+COLUMNS = ("all", "colour", "shape", "direction", "overlap", "noise", "position_spread", "position_ratio")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m rcm_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--student", action="append", default=[], metavar="NAME=PATH[,PATH…]", help="may be repeated")
+    p.add_argument("--teacher", default="toy", help="model file of the teacher ('toy': the built-in one; '': none)")
+    p.add_argument("--num_steps", type=int, nargs="+", default=[4, 2, 1], help="sampler steps (default 4 2 1)")
+    p.add_argument("--teacher_steps", type=int, nargs="+", default=[50, 4, 2], help="Euler steps (default 50 4 2)")
+    p.add_argument("--per_caption", type=int, default=8, help="videos for each of the 48 captions (default 8)")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0], help="sampling seeds, scored together")
+    p.add_argument("--json", type=Path, help="also write the table here")
+    return p
+
+
+def data_row(prompts: list[str], seed: int) -> np.ndarray:
+    """Fresh videos of the world for these prompts, through the codec: what a perfect network would make."""
+    from rcm_jax.data import toy
+
+    codec = toy.ToyCodec.load()
+    return np.asarray(codec.decode(codec.encode(toy.batch(10_000 + seed, range(len(prompts)), prompts)[0])))
+
+
+class Table:
+    """Rows of scores; every row keeps its summary over all videos and the `all` score of each network alone."""
+
+    def __init__(self):
+        self.rows: dict[str, dict] = {}
+        self.single: dict[str, list[float]] = {}
+
+    def add(self, name: str, videos: list[np.ndarray], prompts: list[str]) -> None:
+        """videos: one array for each network of the row, all of the same prompts."""
+        from rcm_jax.data.toy_scores import score
+
+        self.rows[name] = score(np.concatenate(videos), prompts * len(videos))
+        if len(videos) > 1:
+            self.single[name] = [score(v, prompts, resamples=1)["all"]["value"] for v in videos]
+
+    def __str__(self) -> str:
+        from rcm_jax.data.toy_scores import format_table
+
+        text = format_table(self.rows, COLUMNS)
+        for name, values in self.single.items():
+            text += f"\n{name}: all of each network " + " ".join(f"{v:.3f}" for v in values)
+        return text
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"rows": self.rows, "all_of_each": self.single}, indent=1))
+
+
+def sample_row(path: str | Path, prompts: list[str], seeds: list[int], *, num_steps: int, label: str) -> np.ndarray:
+    """A network's videos: a student's few-step sampler, or Euler for a teacher."""
+    from rcm_jax.data.world import open_world
+    from rcm_jax.sampling.generate import SamplerConfig, generate
+    from rcm_jax.training.model_file import find_model, load_model
+
+    params, info = load_model(find_model(path))
+    if info.kind == "student":
+        sampler = SamplerConfig("few_step", num_steps, sigma_max=info.sigma_max)
+    else:
+        sampler = SamplerConfig("euler", num_steps, guidance=info.guidance)
+    return np.concatenate([
+        generate(params, info.model, open_world(info.world), prompts, latent_shape=info.latent_shape, sampler=sampler,
+                 seed=seed, progress=label)
+        for seed in seeds
+    ])  # fmt: skip
+
+
+def students(specs: list[str]) -> dict[str, list[str]]:
+    """{"rcm": [paths]} from NAME=PATH,PATH specs."""
+    wrong = [s for s in specs if "=" not in s]
+    if wrong:
+        raise ValueError(f"--student {wrong[0]!r} must be NAME=PATH or NAME=PATH,PATH")
+    return {name: paths.split(",") for name, _, paths in (s.partition("=") for s in specs)}
+
+
+def run(args: argparse.Namespace) -> Table:
+    from rcm_jax.data.toy_scores import evaluation_prompts
+
+    prompts = evaluation_prompts(args.per_caption)
+    pooled = prompts * len(args.seeds)
+    table = Table()
+    table.add("data", [data_row(pooled, args.seeds[0])], pooled)
+    rows = [(f"teacher {n}", [args.teacher], n) for n in args.teacher_steps if args.teacher]
+    rows += [(f"{name} {n}", paths, n) for name, paths in students(args.student).items() for n in args.num_steps]
+    for label, paths, n in rows:
+        videos = [sample_row(path, prompts, args.seeds, num_steps=n, label=label) for path in paths]
+        table.add(label, videos, pooled)
+    return table
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command; installed as rcm-evaluate."""
+    args = parser().parse_args(argv)
+    try:
+        table = run(args)
+        if args.json:
+            table.write(args.json)
+    except USAGE_ERRORS as error:
+        sys.exit(f"error: {error}")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Whole runs from a config: opens data and teacher, trains, leaves the weights; or plans one without allocating."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType
+
+from rcm_jax.data.source import make_source
+from rcm_jax.data.world import open_world
+from rcm_jax.parallel import BATCH_AXES, bytes_per_device, mesh_shape
+from rcm_jax.sampling.generate import SamplerConfig, generate
+from rcm_jax.sampling.video import enlarge, grid, to_uint8, write_video
+from rcm_jax.training.config import RunConfig
+from rcm_jax.training.loop import train
+from rcm_jax.training.model_file import ModelInfo, find_model, load_model, save_model
+from rcm_jax.training.state import TrainState, abstract_state
+
+PREVIEW_PROMPTS = ("a red circle moving left", "a blue square moving up", "a green diamond moving right")
+
+
+def model_info(config: RunConfig, note: str = "") -> ModelInfo:
+    """What the run's weights need to be sampled from."""
+    kind = "teacher" if config.method.name == "diffusion" else "student"
+    return ModelInfo(
+        model=config.model, kind=kind, world=config.data.name, latent_shape=config.data.latent_shape,
+        sigma_max=config.sigma_max, guidance=config.method.guidance, note=note,
+    )  # fmt: skip
+
+
+def sampler_for(info: ModelInfo) -> SamplerConfig:
+    """How a model file's network is sampled unless the user says otherwise."""
+    if info.kind == "student":
+        return SamplerConfig("few_step", 4, sigma_max=info.sigma_max)
+    return SamplerConfig("unipc", 50, guidance=info.guidance)
+
+
+def train_recipe(config: RunConfig, workdir: str | Path, *, progress: str = "train") -> Path:
+    """Trains to the end and writes the averaged weights to `workdir`; returns their path.
+
+    Raises ValueError for a teacher whose shapes do not fit the config (listing what differs), and what `train` raises.
+    """
+    teacher = None
+    if config.method.name == "distill":
+        teacher, _ = load_model(find_model(config.teacher), expect=config.model)
+    source = make_source(config.data, config.seed)
+    info = model_info(config)
+    world = open_world(info.world)
+    workdir = Path(workdir)
+
+    def preview(step: int, state: TrainState) -> None:
+        videos = generate(
+            state.ema, config.model, world, PREVIEW_PROMPTS, latent_shape=config.data.latent_shape,
+            sampler=sampler_for(info), seed=config.seed,
+        )  # fmt: skip
+        frames = to_uint8(enlarge(grid(videos[None]), 8))
+        write_video(workdir / "samples" / f"{step:07d}.mp4", frames, world.fps)
+
+    state = train(config, source, workdir, teacher=teacher, on_samples=preview, progress=progress)
+    return save_model(workdir / f"{info.kind}.safetensors", jax.device_get(state.ema), info)
+
+
+def plan(config: RunConfig, devices: int = 0) -> str:
+    """Parameters, state and bytes per device of a run on `devices` devices (0: those here), nothing allocated."""
+    devices = devices or jax.device_count()
+    data, fsdp = mesh_shape(config.mesh.data, config.mesh.fsdp, devices)
+    mesh = AbstractMesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+    state = abstract_state(config)
+    parts = {
+        "student": state.student, "ema": state.ema, "student optimiser": state.student_opt,
+        "fake score": state.fake_score, "fake optimiser": state.fake_opt,
+        "teacher": state.student if config.method.name == "distill" else None,
+    }  # fmt: skip
+    count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(state.student))
+    tokens = int(np.prod(config.model.grid(config.data.latent_shape)))
+    lines = [
+        f"parameters of one network  {count:,}",
+        f"tokens of one video        {tokens:,} from latents {config.data.latent_shape}",
+        f"mesh                       data {data} x fsdp {fsdp} = {devices} devices",
+        f"batch                      {config.data.batch_size} videos, {config.grad_accumulation} cuts",
+        "bytes per device:",
+    ]
+    sizes = {name: bytes_per_device(mesh, tree) for name, tree in parts.items() if tree is not None}
+    lines += [f"  {name:24s} {size / 2**30:9.3f} GiB" for name, size in (sizes | {"all": sum(sizes.values())}).items()]
+    return "\n".join(lines)
