@@ -161,8 +161,8 @@ def _batch(kernel: Primitive, operands: Sequence, dims: Sequence, *, mask_tree: 
     else:
         lead = [x if m else jnp.broadcast_to(x, (size, *x.shape)) for x, m in zip(operands, mapped, strict=True)]
         arrays, _ = _split(lead, mask_tree)
-        folded = bind(*(x.reshape(-1, *x.shape[2:]) for x in arrays), *_split(operands, mask_tree)[1])
-        out = [x.reshape(size, -1, *x.shape[1:]) for x in folded]
+        folded = bind(*(x.reshape(size * x.shape[1], *x.shape[2:]) for x in arrays), *_split(operands, mask_tree)[1])
+        out = [x.reshape(size, x.shape[0] // size, *x.shape[1:]) for x in folded]
     return out, [0] * len(out)
 
 
@@ -225,8 +225,8 @@ def _transpose(cotangents: Sequence, *operands: Any, backend: Backend, scale: fl
         grads = [ad.Zero(t.aval) if ad.is_undefined_primal(t) else None for t in tangents]
     else:
         grads = _backward(backend, scale, (*residuals, do), jax.tree.unflatten(mask_tree, leaves))
-    wanted = [g if ad.is_undefined_primal(t) else None for g, t in zip(grads, tangents, strict=True)]
-    return [None] * len(residuals) + wanted + [None] * len(leaves)
+    grads = [g if ad.is_undefined_primal(t) else None for g, t in zip(grads, tangents, strict=True)]
+    return [None] * len(residuals) + grads + [None] * len(leaves)
 
 
 ad.primitive_transposes[_tangent_p] = _transpose

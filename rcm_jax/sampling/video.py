@@ -30,6 +30,25 @@ def grid(rows: Float[np.ndarray, "R N F H W 3"], *, gap: int = 1, background: fl
     return out
 
 
+def strip(rows: Float[np.ndarray, "R N F H W 3"], *, frames: int, gap: int = 2) -> Float[np.ndarray, "h w 3"]:
+    """The same grid as one picture: of every video, `frames` frames from first to last, side by side."""
+    R, N, F, H, W, _ = rows.shape
+    picked = rows[:, :, np.linspace(0, F - 1, frames).round().astype(int)]
+    wide = picked.transpose(0, 1, 3, 2, 4, 5).reshape(R, N, 1, H, frames * W, 3)
+    return grid(wide, gap=gap)[0]
+
+
+def label_rows(frames: Frames, labels: list[str], *, width: int = 150) -> Frames:
+    """A margin on the left with one label a row of the grid, centred on it."""
+    from PIL import Image, ImageDraw
+
+    F, H, _, _ = frames.shape
+    margin = Image.new("RGB", (width, H), "white")
+    for i, label in enumerate(labels):
+        ImageDraw.Draw(margin).text((8, (i + 0.5) * H / len(labels)), label, fill="black", anchor="lm", font_size=14)
+    return np.concatenate([np.broadcast_to(np.asarray(margin), (F, H, width, 3)), frames], axis=2)
+
+
 def write_video(path: str | Path, frames: Frames, fps: int) -> Path:
     """H.264 MP4 through PyAV. Odd sizes lose their last row or column: the codec wants even ones.
 

@@ -71,6 +71,7 @@ def time_embedding(t: Float[Array, "..."], width: int) -> Float[Array, "... widt
     """[cos | sin] of t · 10000^(-j/(width/2)), j = 0 .. width/2 - 1, t in model units (0 .. 1000)."""
     half = width // 2
     frequency = BASE ** (-np.arange(half, dtype=np.float64) / half)
+    frequency = frequency.reshape((1,) * t.ndim + (half,))
 
     def angles(t):
         return t[..., None] * frequency if t.dtype == jnp.float64 else 2 * np.pi * _turn_fractions(t, frequency)

@@ -34,7 +34,7 @@ def seen(mask, query, key):
     return any(start <= key < end for start, end in mask.runs[chunk])
 
 
-@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.settings(max_examples=20, deadline=None)
 @hypothesis.given(key_runs())
 def test_dense_and_rows_follow_the_definition(mask):
     masks.check(mask, QUERIES, KEYS)

@@ -1,0 +1,111 @@
+"""The commands: what they say to bad input, and that they leave what exists alone."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from rcm_jax import demo, evaluate, sample
+from rcm_jax.sampling.video import write_video
+from rcm_jax.training.model_file import ModelInfo, save_model
+from rcm_jax.training.state import init_params
+from tests.sampling.test_video import moving
+from tests.tiny import MODEL
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    info = ModelInfo(model=MODEL, kind="student", world="toy", latent_shape=(9, 6, 6))
+    params = init_params(MODEL, jax.random.key(0))
+    return str(save_model(tmp_path_factory.mktemp("model") / "student.safetensors", params, info))
+
+
+def fails(main, argv, *words):
+    """The command ends with a non-zero code and one message that has all the words."""
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    message = str(stopped.value.code)
+    assert message.startswith("error: ")
+    for word in words:
+        assert word in message, message
+
+
+def test_sample_writes_a_video(tmp_path, student, capsys):
+    path = tmp_path / "v.mp4"
+    sample.main(["--dit_path", student, "--num_steps", "2", "--num_samples", "2", "--save_path", str(path)])
+    assert path.stat().st_size > 0
+    assert capsys.readouterr().out.strip() == str(path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--num_steps", "5"], ["5", "1", "4"]),
+        (["--num_steps", "0"], ["0", "1", "4"]),
+        (["--prompt", "a purple circle moving left"], ["purple", "red"]),
+        (["--num_samples", "0"], ["--num_samples=0"]),
+        (["--guidance_scale", "3"], ["--guidance_scale does not apply", "student"]),
+    ],
+)
+def test_sample_refuses_and_overwrites_nothing(tmp_path, student, flags, words):
+    path = write_video(tmp_path / "v.mp4", moving(), fps=8)
+    before = path.read_bytes()
+    fails(sample.main, ["--dit_path", student, "--save_path", str(path), *flags], *words)
+    assert path.read_bytes() == before
+
+
+def test_sample_names_what_is_wrong_with_a_path(tmp_path, student):
+    fails(sample.main, ["--dit_path", "nowhere.safetensors"], "no model file at nowhere.safetensors")
+    (tmp_path / "file").write_text("in the way")
+    fails(sample.main, ["--dit_path", student, "--save_path", str(tmp_path / "file" / "v.mp4")], str(tmp_path / "file"))
+    fails(sample.main, ["--dit_path", student, "--save_path", str(tmp_path / "v.avi")], "must end in .mp4")
+
+
+def test_evaluate_and_demo_refuse(tmp_path):
+    fails(evaluate.main, ["--student", "path-without-name"], "NAME=PATH")
+    (tmp_path / "file").write_text("in the way")
+    fails(demo.main, ["--out", str(tmp_path / "file" / "out"), "--steps", "2"], "cannot write")
+
+
+def train(*flags):
+    return subprocess.run(
+        [sys.executable, "-m", "rcm_jax.train", *flags], capture_output=True, text=True, timeout=300,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config=configs/toy_rcm.py", "--config.optimizer.lrx=1"], ["lrx", "lr"]),
+        (["--config=configs/toy_rcm.py", "--config.optimizer.lr=fast"], ["--config.optimizer.lr=fast", "float"]),
+        (["--config=configs/nowhere.py"], ["no recipe at configs/nowhere.py", "toy_rcm", "wan_14b_rcm"]),
+        (["--config=configs/toy_rcm.py"], ["--workdir is missing"]),
+        (["--config=configs/toy_rcm.py", "--dry_run", "--config.method.consistency=cm"], ["'cm' is unknown", "scm"]),
+        (["--config=configs/toy_rcm.py", "--dry_run", "--config.data.latent_shape=(9,7,6)"], ["divisible by patch_size"]),
+    ],
+)
+def test_train_refuses(flags, words):
+    result = train(*flags)
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+def test_train_refuses_a_teacher_of_another_shape(tmp_path, student):
+    result = train("--config=configs/toy_rcm.py", f"--workdir={tmp_path}/run", f"--config.teacher={student}")
+    assert result.returncode != 0
+    assert "do not fit the config" in result.stderr
+    assert "blocks/self_attn/q/kernel" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_is_there():
+    for module in ("train", "sample", "evaluate", "demo"):
+        result = subprocess.run(
+            [sys.executable, "-m", f"rcm_jax.{module}", "--help"], capture_output=True, text=True, timeout=120
+        )
+        assert "python -m rcm_jax." in result.stdout

@@ -1,0 +1,46 @@
+"""A run small enough to compile and train within a test."""
+
+import dataclasses
+
+import numpy as np
+
+from rcm_jax.training.config import DataConfig, MeshConfig, MethodConfig, OptimizerConfig, RunConfig
+from rcm_jax.wan.config import DiTConfig
+
+MODEL = DiTConfig(
+    dim=24, ffn_dim=32, num_heads=2, num_layers=2, in_channels=12, out_channels=12, freq_dim=16, text_dim=64,
+    text_len=8,
+)  # fmt: skip
+
+
+def tiny_run(*, method: dict | None = None, optimizer: dict | None = None, mesh: dict | None = None, **changes) -> RunConfig:
+    """An rCM run on the toy world with a short warm-up and cycle, changed where asked."""
+    base = RunConfig(
+        model=MODEL,
+        teacher="given",
+        method=MethodConfig(**{"tangent_warmup": 2, "student_update_freq": 3, "guidance": 3.0} | (method or {})),
+        optimizer=OptimizerConfig(**{"lr": 1e-3, "lr_fake": 1e-3, "warmup_updates": 2} | (optimizer or {})),
+        data=DataConfig(batch_size=8, latent_shape=(9, 6, 6)),
+        mesh=MeshConfig(**(mesh or {})),
+        steps=7,
+        log_every=2,
+        checkpoint_every=100,
+        tensorboard=False,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+class RandomSource:
+    """Batches of noise: what a step computes does not depend on what the data mean."""
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        self.null_text = np.zeros((config.model.text_len, config.model.text_dim), np.float32)
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng((self.config.seed, step))
+        B, model = self.config.data.batch_size, self.config.model
+        return {
+            "latents": rng.normal(size=(B, *self.config.data.latent_shape, model.in_channels)).astype(np.float32),
+            "text": rng.normal(size=(B, model.text_len, model.text_dim)).astype(np.float32),
+        }

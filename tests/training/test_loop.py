@@ -1,0 +1,107 @@
+"""A run that stops and resumes gives the numbers of one that does not."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from rcm_jax.training.loop import Interrupted, train
+from rcm_jax.training.metrics import read_metrics
+from rcm_jax.training.state import init_params
+from tests.tiny import MODEL, RandomSource, tiny_run
+
+DEVICE = jax.devices()[:1]
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return init_params(MODEL, jax.random.key(7))
+
+
+class Watched(RandomSource):
+    """Remembers which batches were asked for, and asks the run to stop after one of them."""
+
+    def __init__(self, config, stop_at=None):
+        super().__init__(config)
+        self.stop_at, self.asked = stop_at, []
+
+    def batch(self, step):
+        self.asked.append(step)
+        if step == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().batch(step)
+
+
+def run(config, workdir, teacher, source=None):
+    return train(config, source or RandomSource(config), workdir, teacher=teacher, devices=DEVICE, progress="")
+
+
+@pytest.mark.parametrize("stop_at", [1, 4])  # in the warm-up; between two critic steps
+def test_resume_is_exact(tmp_path, teacher, stop_at):
+    config = tiny_run(steps=8)
+    whole = run(config, tmp_path / "whole", teacher)
+    source = Watched(config, stop_at)
+    with pytest.raises(Interrupted) as stopped:
+        run(config, tmp_path / "cut", teacher, source)
+    assert 0 < stopped.value.step < 8
+    again = Watched(config)
+    resumed = run(config, tmp_path / "cut", teacher, again)
+    assert min(again.asked) == stopped.value.step
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    records = [read_metrics(tmp_path / name) for name in ("whole", "cut")]
+    assert records[0] == records[1]
+    assert [r["step"] for r in records[0]] == list(range(8))
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path, teacher):
+    config = tiny_run(steps=3)
+    first = run(config, tmp_path, teacher)
+    again = run(config, tmp_path, teacher)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    longer = run(dataclasses.replace(config, steps=4), tmp_path, teacher)
+    assert longer.step == 4
+
+
+def test_another_config_does_not_enter_a_workdir(tmp_path, teacher):
+    run(tiny_run(steps=2), tmp_path, teacher)
+    before = (tmp_path / "config.json").read_text(), (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(ValueError, match=r"another config(.|\n)*optimizer.lr: 0.001 in the workdir, 0.5 now"):
+        run(tiny_run(steps=2, optimizer={"lr": 0.5}), tmp_path, teacher)
+    assert before == ((tmp_path / "config.json").read_text(), (tmp_path / "metrics.jsonl").read_text())
+
+
+def test_a_workdir_that_cannot_be_written_is_named(tmp_path, teacher):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match=r"cannot write to the workdir .*file/run"):
+        run(tiny_run(steps=2), tmp_path / "file" / "run", teacher)
+
+
+def test_batches_that_do_not_divide_over_the_devices(teacher):
+    config = tiny_run(grad_accumulation=4)
+    with pytest.raises(ValueError, match=r"batch_size=8 over grad_accumulation=4 must be divisible by the 8 devices"):
+        train(config, RandomSource(config), teacher=teacher, progress="")
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_command_saves_and_resumes(tmp_path):
+    """The command itself: killed by SIGTERM it exits with 143, and resumed it ends with the uninterrupted weights."""
+    common = [sys.executable, "-m", "rcm_jax.train", "--config=configs/toy_rcm.py", "--config.steps=24",
+              "--config.data.batch_size=4", "--config.method.tangent_warmup=4", "--config.tensorboard=False"]  # fmt: skip
+    subprocess.run([*common, f"--workdir={tmp_path}/whole"], check=True, timeout=600)
+    process = subprocess.Popen([*common, f"--workdir={tmp_path}/cut"])
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 10:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=300) == 143
+    subprocess.run([*common, f"--workdir={tmp_path}/cut"], check=True, timeout=600)
+    assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "cut")
+    files = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert files[0] == files[1]

@@ -1,0 +1,127 @@
+"""The step as a whole: what it trains, on one device and on a mesh, with good batches and bad ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcm_jax.training.config import MethodConfig, RunConfig
+from rcm_jax.training.loop import train
+from rcm_jax.training.state import init_params, init_state
+from rcm_jax.training.step import accumulate, make_steps
+from tests.tiny import MODEL, RandomSource, tiny_run
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    params = init_params(MODEL, jax.random.key(7))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(8), len(leaves))
+    return jax.tree.unflatten(
+        tree, [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    )
+
+
+def moved(before, after) -> bool:
+    return any(bool((a != b).any()) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+
+
+def one_step(config: RunConfig, name: str, teacher, batch=None):
+    source = RandomSource(config)
+    batch = source.batch(0) if batch is None else batch
+    before = init_state(config, teacher)
+    kept = jax.tree.map(jnp.copy, before)
+    after, metrics = make_steps(config, source.null_text)[name](before, teacher, batch)
+    return kept, after, metrics
+
+
+def test_student_and_critic_steps_move_their_own_network(teacher):
+    config = tiny_run(method={"tangent_warmup": 0})
+    before, after, metrics = one_step(config, "student_dmd", teacher)
+    assert moved(before.student, after.student)
+    assert moved(before.ema, after.ema)
+    assert not moved(before.fake_score, after.fake_score)
+    assert metrics["loss_consistency"] > 0
+    assert metrics["loss_dmd"] >= 0
+    before, after, metrics = one_step(config, "critic", teacher)
+    assert not moved(before.student, after.student)
+    assert moved(before.fake_score, after.fake_score)
+    assert metrics["loss_critic"] > 0
+
+
+def test_the_first_average_is_the_student(teacher):
+    _, after, _ = one_step(tiny_run(), "student", teacher)
+    jax.tree.map(np.testing.assert_array_equal, after.ema, after.student)
+
+
+@pytest.mark.parametrize("consistency", ["scm", "rf_scm", "dcm"])
+def test_consistency_losses_train(teacher, consistency):
+    config = tiny_run(method={"consistency": consistency, "dmd_scale": 0.0, "tangent_warmup": 0})
+    before, after, metrics = one_step(config, "student", teacher)
+    assert after.fake_score is None
+    assert moved(before.student, after.student)
+    assert all(jnp.isfinite(v) for v in metrics.values())
+
+
+def test_a_bad_sample_is_counted_and_the_update_goes_on(teacher):
+    config = tiny_run(method={"dmd_scale": 0.0})
+    batch = RandomSource(config).batch(0)
+    batch["latents"][3, 0, 0, 0, 0] = np.nan
+    before, after, metrics = one_step(config, "student", teacher, batch)
+    # NaN inside the network reaches its weights' gradient whatever the loss does: then the whole update is left out
+    assert metrics["masked"] == 1
+    assert metrics["skipped_updates"] == 1
+    assert not moved(before.student, after.student)
+    assert after.step == 1
+
+
+def test_accumulation_is_the_mean_over_the_cuts():
+    params = {"w": jnp.arange(3.0)}
+    batch = {"x": jax.random.normal(jax.random.key(0), (8, 3))}
+
+    def loss(params, batch, key):
+        return jnp.square(batch["x"] @ params["w"]).mean(), {"masked": jnp.ones((), jnp.int32), "loss": batch["x"].mean()}
+
+    whole, _ = accumulate(loss, params, batch, jax.random.key(1), 1)
+    cuts, metrics = accumulate(loss, params, batch, jax.random.key(1), 4)
+    np.testing.assert_allclose(cuts["w"], whole["w"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], batch["x"].mean(), rtol=1e-5)
+    assert metrics["masked"] == 4
+
+
+def test_accumulated_run_trains(teacher):
+    config = tiny_run(grad_accumulation=2, steps=3)
+    state = train(config, RandomSource(config), teacher=teacher, devices=jax.devices()[:1], progress="")
+    assert moved(init_state(config, teacher).student, state.student)
+
+
+@pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"fsdp": 4, "data": 2}, {"fsdp": 1}])
+def test_a_mesh_gives_the_numbers_of_one_device(teacher, mesh):
+    """Seven steps of the alternation, critic included, with parameters sharded over eight devices."""
+    config = tiny_run(mesh=mesh)
+    alone = train(tiny_run(), RandomSource(config), teacher=teacher, devices=jax.devices()[:1], progress="")
+    many = train(config, RandomSource(config), teacher=teacher, progress="")
+    if mesh["fsdp"] > 1:
+        kernel = many.student["blocks"]["self_attn"]["q"]["kernel"]
+        assert kernel.addressable_shards[0].data.shape[1] == kernel.shape[1] // mesh["fsdp"]
+    for name in ("student", "ema", "fake_score", "student_opt", "fake_opt"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), getattr(alone, name), getattr(many, name)
+        )
+
+
+def test_wrong_settings_are_named():
+    with pytest.raises(ValueError, match="consistency='cm' is unknown"):
+        MethodConfig(consistency="cm")
+    with pytest.raises(ValueError, match="nothing to train"):
+        MethodConfig(consistency="", dmd_scale=0.0)
+    with pytest.raises(ValueError, match="tangent_warmup=1000 without a consistency loss"):
+        MethodConfig(consistency="")
+    with pytest.raises(ValueError, match=r"batch_size=8 must be divisible by grad_accumulation=3"):
+        tiny_run(grad_accumulation=3)
+    with pytest.raises(ValueError, match="teacher is empty"):
+        tiny_run(teacher="")
+    with pytest.raises(ValueError, match=r"mesh.fsdp=3 does not divide the 8 devices; use one of \[1, 2, 4, 8\]"):
+        train(tiny_run(mesh={"fsdp": 3}), RandomSource(tiny_run()), progress="")
+    config = tiny_run()
+    assert RunConfig.from_dict(config.to_dict()) == config

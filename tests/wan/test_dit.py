@@ -1,0 +1,158 @@
+"""The network: what its inputs may be, and that transformations and memory settings leave its numbers alone."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcm_jax.training.state import abstract_params, init_params
+from rcm_jax.wan.config import WAN_1_3B, WAN_14B, DiTConfig
+from rcm_jax.wan.dit import DiT, guided_velocity, velocity
+
+SMALL = DiTConfig(
+    dim=48, ffn_dim=64, num_heads=2, num_layers=3, in_channels=4, out_channels=4, freq_dim=32, text_dim=16, text_len=6
+)
+
+
+def case(config=SMALL, batch=2, latent=(3, 4, 6)):
+    """Parameters with every leaf random (zeros would hide errors), and inputs."""
+    params = init_params(config, jax.random.key(0))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    params = jax.tree.unflatten(
+        tree, [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    )
+    keys = jax.random.split(jax.random.key(2), 2)
+    x = jax.random.normal(keys[0], (batch, *latent, config.in_channels))
+    return params, x, jnp.array([250.0, 900.0][:batch]), jax.random.normal(keys[1], (batch, 5, config.text_dim))
+
+
+def forward(config, params, *inputs):
+    return jax.jit(DiT(config).apply)({"params": params}, *inputs)
+
+
+@pytest.mark.parametrize("change", [{"remat": False}, {"unroll": 3}, {"attention": "reference"}])
+def test_settings_that_must_not_change_numbers(change):
+    params, *inputs = case()
+
+    def outputs(config):
+        def loss(params):
+            return jnp.square(DiT(config).apply({"params": params}, *inputs)).sum()
+
+        return forward(config, params, *inputs), jax.jit(jax.grad(loss))(params)
+
+    want, got = outputs(SMALL), outputs(dataclasses.replace(SMALL, **change))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), want, got)
+
+
+def test_one_time_a_frame_equals_one_a_sample_where_they_are_equal():
+    params, x, t, text = case()
+    per_frame = jnp.broadcast_to(t[:, None], (2, 3))
+    np.testing.assert_allclose(
+        forward(SMALL, params, x, t, text), forward(SMALL, params, x, per_frame, text), atol=1e-5
+    )
+    other = per_frame.at[:, 1].set(10.0)
+    assert np.abs(forward(SMALL, params, x, other, text) - forward(SMALL, params, x, t, text)).max() > 1e-2
+
+
+def test_samples_of_a_batch_do_not_touch():
+    params, x, t, text = case()
+    np.testing.assert_allclose(
+        forward(SMALL, params, x[1:], t[1:], text[1:]), forward(SMALL, params, x, t, text)[1:], atol=1e-5
+    )
+
+
+def test_text_is_zero_padded_and_all_of_it_attended():
+    params, x, t, text = case()
+    padded = jnp.pad(text, ((0, 0), (0, 1), (0, 0)))
+    np.testing.assert_allclose(forward(SMALL, params, x, t, text), forward(SMALL, params, x, t, padded), atol=1e-6)
+
+
+def test_jvp_is_the_directional_derivative():
+    params, x, t, text = case()
+    dx = jax.random.normal(jax.random.key(5), x.shape)
+    direction = (dx, jnp.array([3.0, -2.0]))
+
+    def f(x, t):
+        return DiT(SMALL).apply({"params": params}, x, t, text)
+
+    _, tangent = jax.jit(lambda *d: jax.jvp(f, (x, t), d))(*direction)
+    with jax.enable_x64(True):
+        wide = dataclasses.replace(SMALL, dtype="float64", attention="reference")
+        p64, text64 = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (params, text))
+
+        @jax.jit
+        def g(h):
+            return DiT(wide).apply(
+                {"params": p64}, x.astype(jnp.float64) + h * direction[0], t.astype(jnp.float64) + h * direction[1], text64
+            )
+
+        difference = (g(1e-4) - g(-1e-4)) / 2e-4
+    error = np.linalg.norm(tangent - difference) / np.linalg.norm(difference)
+    assert error < 1e-5
+
+
+def test_bfloat16_computes_in_bfloat16_and_returns_float32():
+    config = dataclasses.replace(SMALL, dtype="bfloat16")
+    params, *inputs = case()
+    v = forward(config, params, *inputs)
+    assert v.dtype == jnp.float32
+    want = forward(SMALL, params, *inputs)
+    error = np.linalg.norm(v - want) / np.linalg.norm(want)
+    assert 1e-4 < error < 3e-2
+    text = jnp.zeros((1, 1, SMALL.text_dim))
+    hidden = DiT(config).apply({"params": params}, text, method="embed_text")
+    assert hidden.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(("t", "rounded"), [(999.375, 1000.0), (937.5, 936.0), (833.3, 832.0), (625.0, 624.0), (987.65, 988.0)])
+def test_rounded_time_of_the_released_checkpoints(t, rounded):
+    params, x, _, text = case(batch=1)
+    config = dataclasses.replace(SMALL, round_time_to="bfloat16")
+    np.testing.assert_array_equal(
+        forward(config, params, x, jnp.array([t]), text), forward(SMALL, params, x, jnp.array([rounded]), text)
+    )
+
+
+def test_velocity_takes_rectified_flow_time_and_guides():
+    params, x, t, text = case()
+    v = velocity(DiT(SMALL), params, text)(x, t / 1000)
+    np.testing.assert_allclose(v, DiT(SMALL).apply({"params": params}, x, t, text), atol=1e-4)
+    null = jnp.ones((5, SMALL.text_dim))
+    guided = guided_velocity(DiT(SMALL), params, text, null, 4.0)(x, t / 1000)
+    u = velocity(DiT(SMALL), params, jnp.broadcast_to(null[None], text.shape))(x, t / 1000)
+    np.testing.assert_allclose(guided, u + 4 * (v - u), atol=1e-4)
+
+
+@pytest.mark.parametrize(("config", "count"), [(WAN_1_3B, 1_418_996_800), (WAN_14B, 14_288_491_584)])
+def test_published_sizes(config, count):
+    """The parameter counts of the released Wan2.1 text-to-video checkpoints."""
+    assert sum(np.prod(p.shape) for p in jax.tree.leaves(abstract_params(config))) == count
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latent": (3, 5, 6)}, r"\(3, 5, 6\).*divisible by patch_size=\(1, 2, 2\)"),
+        ({"channels": 7}, "7 channels; the network takes 4"),
+        ({"t": jnp.zeros((2, 2))}, r"\[B, 3\]"),
+        ({"text": jnp.zeros((2, 7, 16))}, "at most 6 tokens, 16"),
+        ({"text": jnp.zeros((2, 5, 3))}, "at most 6 tokens, 16"),
+    ],
+)
+def test_wrong_inputs_are_named(change, message):
+    params, x, t, text = case()
+    x = jnp.zeros((2, *change.get("latent", (3, 4, 6)), change.get("channels", 4)))
+    with pytest.raises(ValueError, match=message):
+        DiT(SMALL).apply({"params": params}, x, change.get("t", t), change.get("text", text))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"num_heads": 5}, "dim=48 must be divisible"), ({"freq_dim": 3}, "freq_dim=3"), ({"num_heads": 16}, "head_dim=3")],
+)
+def test_wrong_sizes_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **change)
