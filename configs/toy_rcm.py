@@ -1,6 +1,6 @@
 """rCM on the built-in world: sCM and distribution matching together, from the built-in teacher.
 
-    python -m rcm_jax.train --config=configs/toy_rcm.py --workdir=runs/toy_rcm
+python -m rcm_jax.train --config=configs/toy_rcm.py --workdir=runs/toy_rcm
 """
 
 from rcm_jax.configs import base, toy_teacher

@@ -56,7 +56,7 @@ def _layouts(config: DiTConfig):
 
 
 def from_wan(tensors: Tensors, config: DiTConfig) -> dict:
-    """Wan2.1-named arrays to the parameter tree of `wan.dit.DiT`. Strict: raises ValueError listing what does not fit."""
+    """Wan2.1-named arrays to the parameter tree of `wan.dit.DiT`. Raises ValueError listing what does not fit."""
     flat = to_ours(rows(), tensors, config.num_layers, _layouts(config))
     return unflatten_dict({tuple(k.split("/")): v for k, v in flat.items()})
 

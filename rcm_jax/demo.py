@@ -21,8 +21,8 @@ import numpy as np
 
 USAGE_ERRORS = (ValueError, TypeError, OSError, RuntimeError)
 PICTURE_PROMPTS = (
-    "a red circle moving left", "a blue square moving up", "a green diamond moving right", "a yellow circle moving down",
-    "a red square moving right", "a blue diamond moving left",
+    "a red circle moving left", "a blue square moving up", "a green diamond moving right",
+    "a yellow circle moving down", "a red square moving right", "a blue diamond moving left",
 )  # fmt: skip
 SCALE = 4  # pixels of the pictures for one of the world's
 
@@ -35,7 +35,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--from_scratch", action="store_true", help="train the teacher too (half an hour on 2 cores)")
     p.add_argument("--steps", type=int, help="distillation steps (default: the recipe's, about 4 minutes on 2 cores)")
     p.add_argument("--teacher_steps", type=int, help="with --from_scratch: the teacher's steps")
-    p.add_argument("--per_caption", type=int, default=4, help="videos for each of 48 captions in the scores (default 4)")
+    p.add_argument(
+        "--per_caption", type=int, default=4, help="videos for each of 48 captions in the scores (default 4)"
+    )
     p.add_argument("--seed", type=int, default=0)
     return p
 
@@ -139,7 +141,7 @@ def run(args: argparse.Namespace) -> None:
     for name in ("videos.mp4", "videos.png", "scores.txt", "scores.json", "losses.png", "student.safetensors"):
         print(f"  {args.out / name}")
     print(
-        f'\nSample from the student:\n  {sys.executable} -m rcm_jax.sample --dit_path {student} '
+        f"\nSample from the student:\n  {sys.executable} -m rcm_jax.sample --dit_path {student} "
         f'--prompt "a green diamond moving up" --num_steps 2 --num_samples 4 --save_path {args.out / "mine.mp4"}'
     )
 

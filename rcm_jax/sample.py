@@ -20,7 +20,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dit_path", default="toy", help="model file of the network; 'toy' is the built-in teacher")
     p.add_argument("--prompt", default="a red circle moving left", help="what to show")
     p.add_argument("--num_samples", type=int, default=1, help="videos, side by side in one file (default 1)")
-    p.add_argument("--num_steps", type=int, help="network calls: 1 to 4 for a student (default 4), any for a teacher (50)")
+    p.add_argument(
+        "--num_steps", type=int, help="network calls: 1 to 4 for a student (default 4), any for a teacher (50)"
+    )
     p.add_argument("--sigma_max", type=float, help="first noise level of a student (default: the file's, 80 for rCM)")
     p.add_argument("--sampler", choices=("euler", "unipc", "dpm++", "wan_unipc", "wan_dpm++"), help="teacher (unipc)")
     p.add_argument("--guidance_scale", type=float, help="classifier-free guidance of a teacher (default: the file's)")

@@ -54,7 +54,9 @@ class Setting:
         return values, terms, to_wan(jax.tree.map(np.asarray, total(params)[1]), self.config)
 
 
-def _checks(case: Case, loss, terms: dict, grads: dict, *, fields: float, losses: float, gradients: float) -> list[Check]:
+def _checks(
+    case: Case, loss, terms: dict, grads: dict, *, fields: float, losses: float, gradients: float
+) -> list[Check]:
     """One check for every output the file has; 5-D fields are put back to channels first, times to [.., B, 1]."""
     checks = [Check("loss", loss, case.outputs["loss"], rel=losses)]
     for name, want in case.outputs.items():

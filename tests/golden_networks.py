@@ -17,7 +17,8 @@ def dit_config(config: dict, **changes) -> DiTConfig:
     sizes = DiTConfig(
         dim=config["dim"], ffn_dim=config["ffn_dim"], num_heads=config["num_heads"], num_layers=config["num_layers"],
         in_channels=config["in_dim"], out_channels=config["out_dim"], patch_size=config["patch_size"],
-        freq_dim=config["freq_dim"], text_dim=config["text_dim"], text_len=config["text_len"], eps=config.get("eps", 1e-6),
+        freq_dim=config["freq_dim"], text_dim=config["text_dim"], text_len=config["text_len"],
+        eps=config.get("eps", 1e-6),
     )  # fmt: skip
     return dataclasses.replace(sizes, **changes)
 

@@ -84,7 +84,10 @@ def train(*flags):
         (["--config=configs/nowhere.py"], ["no recipe at configs/nowhere.py", "toy_rcm", "wan_14b_rcm"]),
         (["--config=configs/toy_rcm.py"], ["--workdir is missing"]),
         (["--config=configs/toy_rcm.py", "--dry_run", "--config.method.consistency=cm"], ["'cm' is unknown", "scm"]),
-        (["--config=configs/toy_rcm.py", "--dry_run", "--config.data.latent_shape=(9,7,6)"], ["divisible by patch_size"]),
+        (
+            ["--config=configs/toy_rcm.py", "--dry_run", "--config.data.latent_shape=(9,7,6)"],
+            ["divisible by patch_size"],
+        ),
     ],
 )
 def test_train_refuses(flags, words):

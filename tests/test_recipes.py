@@ -76,7 +76,8 @@ def test_library_does_not_import_recipes_or_torch():
     code = (
         "import sys, rcm_jax, rcm_jax.training.loop, rcm_jax.sampling.generate, rcm_jax.kernels.attention;"
         "bad = [m for m in ('torch', 'triton', 'jax_triton', 'wandb', 'ml_collections', 'tensorboardX', 'matplotlib')"
-        " if m in sys.modules]; bad += [m for m in sys.modules if m.startswith(('rcm_jax.configs', 'rcm_jax.convert'))];"
+        " if m in sys.modules]; bad += [m for m in sys.modules if m.startswith(('rcm_jax.configs', 'rcm_jax.convert'))]"
+        ";"
         "sys.exit(', '.join(bad))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == ""

@@ -13,7 +13,9 @@ MODEL = DiTConfig(
 )  # fmt: skip
 
 
-def tiny_run(*, method: dict | None = None, optimizer: dict | None = None, mesh: dict | None = None, **changes) -> RunConfig:
+def tiny_run(
+    *, method: dict | None = None, optimizer: dict | None = None, mesh: dict | None = None, **changes
+) -> RunConfig:
     """An rCM run on the toy world with a short warm-up and cycle, changed where asked."""
     base = RunConfig(
         model=MODEL,

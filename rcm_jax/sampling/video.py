@@ -20,7 +20,9 @@ def enlarge(video: np.ndarray, scale: int) -> np.ndarray:
     return video.repeat(scale, axis=-3).repeat(scale, axis=-2)
 
 
-def grid(rows: Float[np.ndarray, "R N F H W 3"], *, gap: int = 1, background: float = 1.0) -> Float[np.ndarray, "F h w 3"]:
+def grid(
+    rows: Float[np.ndarray, "R N F H W 3"], *, gap: int = 1, background: float = 1.0
+) -> Float[np.ndarray, "F h w 3"]:
     """R rows of N videos side by side as one video, `gap` pixels apart."""
     R, N, F, H, W, _ = rows.shape
     out = np.full((F, R * (H + gap) - gap, N * (W + gap) - gap, 3), background, rows.dtype)

@@ -41,7 +41,8 @@ def claim_workdir(workdir: str | Path, config: RunConfig) -> Path:
         ]
         if differ:
             raise ValueError(
-                f"{workdir} holds a run of another config; use a new workdir, or make these equal:\n  " + "\n  ".join(differ)
+                f"{workdir} holds a run of another config; use a new workdir, or make these equal:\n  "
+                + "\n  ".join(differ)
             )
     try:
         workdir.mkdir(parents=True, exist_ok=True)

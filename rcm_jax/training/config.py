@@ -1,4 +1,4 @@
-"""What a training run is told, as frozen dataclasses. Recipes in configs/ fill them; every field is a published knob."""
+"""What a training run is told, as frozen dataclasses. Recipes in configs/ fill them in."""
 
 import dataclasses
 
@@ -58,7 +58,7 @@ class MethodConfig:
             raise ValueError("nothing to train: consistency is '' or its scale 0, and dmd_scale is 0")
         if self.uses_dmd and not self.uses_consistency and self.tangent_warmup:
             raise ValueError(
-                f"tangent_warmup={self.tangent_warmup} without a consistency loss would train nothing for that long; set 0"
+                f"tangent_warmup={self.tangent_warmup} without a consistency loss would train nothing; set it to 0"
             )
         if not 1 <= self.max_simulation_steps <= 4:
             raise ValueError(f"max_simulation_steps={self.max_simulation_steps} must be 1 to 4")
@@ -144,14 +144,15 @@ class RunConfig:
     def __post_init__(self):
         if self.data.batch_size % self.grad_accumulation:
             raise ValueError(
-                f"data.batch_size={self.data.batch_size} must be divisible by grad_accumulation={self.grad_accumulation}"
+                f"data.batch_size={self.data.batch_size} must be divisible by "
+                f"grad_accumulation={self.grad_accumulation}"
             )
         if self.method.name == "distill" and not self.teacher:
             raise ValueError("teacher is empty: give the path of the teacher's weights, or 'toy' for the built-in one")
 
     @classmethod
     def from_dict(cls, values: dict) -> "RunConfig":
-        """From nested plain dicts, as a recipe or config.json holds them. Unknown keys raise a TypeError naming them."""
+        """From nested plain dicts, as a recipe or config.json holds them. Unknown keys raise TypeError."""
         values = dict(values)
         method = dict(values.get("method", {}))
         for name in ("p_G", "p_D"):

@@ -21,9 +21,7 @@ def adamw(config: OptimizerConfig, peak: float) -> optax.GradientTransformation:
     if config.b1:
         direction = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
     else:
-        direction = optax.scale_by_rms(
-            decay=config.b2, eps=config.eps, eps_in_sqrt=False, bias_correction=True
-        )
+        direction = optax.scale_by_rms(decay=config.b2, eps=config.eps, eps_in_sqrt=False, bias_correction=True)
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     parts += [
         direction,

@@ -151,7 +151,7 @@ def diffusion_loss(
 
 
 def accumulate(loss, params: Params, batch: Batch, key: Array, parts: int) -> tuple[Params, Metrics]:
-    """Gradient and metrics of loss(params, batch, key), the mean over `parts` equal cuts of the batch, one at a time."""
+    """Gradient and metrics of loss(params, batch, key), the mean over `parts` equal cuts of the batch."""
     gradient = jax.grad(loss, has_aux=True)
     if parts == 1:
         return gradient(params, batch, key)
@@ -161,7 +161,9 @@ def accumulate(loss, params: Params, batch: Batch, key: Array, parts: int) -> tu
         out = gradient(params, *cut)
         return jax.tree.map(jnp.add, total, out), None
 
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], cuts), key))
+    zero = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], cuts), key)
+    )
     total, _ = jax.lax.scan(body, zero, (cuts, jax.random.split(key, parts)))
     grads, metrics = jax.tree.map(lambda x: x / parts, total)
     return grads, metrics | ({"masked": total[1]["masked"]} if "masked" in metrics else {})

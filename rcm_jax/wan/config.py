@@ -37,7 +37,9 @@ class DiTConfig:
         if self.dim % self.num_heads:
             raise ValueError(f"dim={self.dim} must be divisible by num_heads={self.num_heads}")
         if self.head_dim % 2 or self.head_dim < 6:
-            raise ValueError(f"head_dim={self.head_dim} (dim / num_heads) must be even and at least 6: RoPE rotates pairs")
+            raise ValueError(
+                f"head_dim={self.head_dim} (dim / num_heads) must be even and at least 6: RoPE rotates pairs"
+            )
         if self.freq_dim % 2:
             raise ValueError(f"freq_dim={self.freq_dim} must be even: half cosines, half sines")
         np.dtype(self.dtype) if self.dtype != "bfloat16" else None
@@ -49,7 +51,9 @@ class DiTConfig:
     def grid(self, latent_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """Tokens along (frame, row, column) of a latent of (T, H, W)."""
         if any(n % p for n, p in zip(latent_shape, self.patch_size, strict=True)):
-            raise ValueError(f"latent (T, H, W)={tuple(latent_shape)} must be divisible by patch_size={self.patch_size}")
+            raise ValueError(
+                f"latent (T, H, W)={tuple(latent_shape)} must be divisible by patch_size={self.patch_size}"
+            )
         return tuple(n // p for n, p in zip(latent_shape, self.patch_size, strict=True))
 
 

@@ -26,7 +26,7 @@ def _at_least_float32(dtype):
 
 
 def layer_norm(x: Tokens, eps: float) -> Tokens:
-    """Zero mean and unit variance over the width, without parameters; float32 or better in and out of the statistics."""
+    """Zero mean and unit variance over the width, without parameters; in float32 or better."""
     x = x.astype(_at_least_float32(x.dtype))
     x = x - x.mean(-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
@@ -91,7 +91,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention to the text, feed-forward; the first and last shifted, scaled and gated by time."""
+    """Self-attention, cross-attention to the text, feed-forward; first and last modulated by time."""
 
     config: DiTConfig
 
@@ -179,7 +179,7 @@ class DiT(nn.Module):
         """Tokens ordered (frame, row, column), numbers of a patch ordered (p_t, p_h, p_w, c)."""
         c = self.config
         B, T, H, W, C = x.shape
-        if C != c.in_channels:
+        if c.in_channels != C:
             raise ValueError(f"latents have {C} channels; the network takes {c.in_channels}")
         (f, h, w), (pt, ph, pw) = c.grid((T, H, W)), c.patch_size
         x = x.reshape(B, f, pt, h, ph, w, pw, C).transpose(0, 1, 3, 5, 2, 4, 6, 7)

@@ -1,6 +1,6 @@
 """Benchmarks, run by hand: what they share is timing in turn, peak memory, and saying on what machine it was.
 
-    python -m tests.benchmarks.torch_dit --help        python -m tests.benchmarks.one_pass --help
+python -m tests.benchmarks.torch_dit --help        python -m tests.benchmarks.one_pass --help
 """
 
 import ctypes

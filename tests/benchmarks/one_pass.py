@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from rcm_jax.configs import toy_teacher
 from rcm_jax.flow import trig_noisy, trig_velocity
@@ -71,7 +70,9 @@ def problem(case: Case) -> tuple[Params, Data]:
     c = case.model
     leaves, tree = jax.tree.flatten(init_params(c, jax.random.key(0)))
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    params = jax.tree.unflatten(tree, [x + 0.02 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+    params = jax.tree.unflatten(
+        tree, [x + 0.02 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    )
     keys = jax.random.split(jax.random.key(2), 5)
     shape = (case.batch, *case.latent, c.in_channels)
     x0, noise, F_teacher = (jax.random.normal(k, shape) for k in keys[:3])
@@ -165,7 +166,9 @@ def main() -> None:
     for case in CASES:
         if case.name not in args.cases:
             continue
-        print(f"\n{case.title()}\n{'remat':6s} {'':11s} {'ms':>8s} {'temporary MiB':>14s} {'FLOPs / forward':>16s}  gradients differ")
+        print(
+            f"\n{case.title()}\n{'remat':6s} {'':11s} {'ms':>8s} {'temporary MiB':>14s} {'FLOPs / forward':>16s}  gradients differ"
+        )
         for remat in (False, True):
             r = compare(case, remat, args)
             results.append(r)

@@ -144,7 +144,9 @@ def random_params(c: DiTConfig):
     """Initial weights plus noise on every leaf: zeros would hide errors."""
     leaves, tree = jax.tree.flatten(init_params(c, jax.random.key(0)))
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    return jax.tree.unflatten(tree, [x + 0.02 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+    return jax.tree.unflatten(
+        tree, [x + 0.02 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    )
 
 
 def jax_operations(c: DiTConfig, params, names=OPERATIONS):
@@ -253,7 +255,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=MODEL.num_layers)
     parser.add_argument("--rounds", type=int, default=7, help="times that every side has its turn")
     parser.add_argument("--calls", type=int, default=5, help="timed calls a turn, of which the median counts")
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch; JAX takes the cores that the process may use")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="of PyTorch; JAX takes the cores that the process may use"
+    )
     parser.add_argument("--no_memory", action="store_true", help="skip the processes that measure peak memory")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write every number here")
     parser.add_argument("--memory_of", nargs=2, metavar=("SIDE", "OP"), help=argparse.SUPPRESS)

@@ -65,7 +65,9 @@ def test_scm_gradient_is_minus_two_scale_normalised_tangent(warmup):
     (want,) = pull(-2 * 100.0 * terms["g_normalised"])
     np.testing.assert_allclose(jax.grad(one_pass)(w), want, rtol=1e-5)
     norm = jnp.sqrt(jnp.square(terms["g_pre_norm"]).sum((1, 2, 3, 4)))
-    np.testing.assert_allclose(jnp.sqrt(jnp.square(terms["g_normalised"]).sum((1, 2, 3, 4))), norm / (norm + 0.1), rtol=1e-5)
+    np.testing.assert_allclose(
+        jnp.sqrt(jnp.square(terms["g_normalised"]).sum((1, 2, 3, 4))), norm / (norm + 0.1), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])

@@ -92,7 +92,8 @@ def test_batches_that_do_not_divide_over_the_devices(teacher):
 def test_sigterm_to_the_command_saves_and_resumes(tmp_path):
     """The command itself: killed by SIGTERM it exits with 143, and resumed it ends with the uninterrupted weights."""
     common = [sys.executable, "-m", "rcm_jax.train", "--config=configs/toy_rcm.py", "--config.steps=24",
-              "--config.data.batch_size=4", "--config.method.tangent_warmup=4", "--config.tensorboard=False"]  # fmt: skip
+              "--config.data.batch_size=4", "--config.method.tangent_warmup=4",
+              "--config.tensorboard=False"]  # fmt: skip
     subprocess.run([*common, f"--workdir={tmp_path}/whole"], check=True, timeout=600)
     process = subprocess.Popen([*common, f"--workdir={tmp_path}/cut"])
     metrics = tmp_path / "cut" / "metrics.jsonl"

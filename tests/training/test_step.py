@@ -80,7 +80,10 @@ def test_accumulation_is_the_mean_over_the_cuts():
     batch = {"x": jax.random.normal(jax.random.key(0), (8, 3))}
 
     def loss(params, batch, key):
-        return jnp.square(batch["x"] @ params["w"]).mean(), {"masked": jnp.ones((), jnp.int32), "loss": batch["x"].mean()}
+        return jnp.square(batch["x"] @ params["w"]).mean(), {
+            "masked": jnp.ones((), jnp.int32),
+            "loss": batch["x"].mean(),
+        }
 
     whole, _ = accumulate(loss, params, batch, jax.random.key(1), 1)
     cuts, metrics = accumulate(loss, params, batch, jax.random.key(1), 4)
@@ -106,7 +109,9 @@ def test_a_mesh_gives_the_numbers_of_one_device(teacher, mesh):
         assert kernel.addressable_shards[0].data.shape[1] == kernel.shape[1] // mesh["fsdp"]
     for name in ("student", "ema", "fake_score", "student_opt", "fake_opt"):
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), getattr(alone, name), getattr(many, name)
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4),
+            getattr(alone, name),
+            getattr(many, name),
         )
 
 

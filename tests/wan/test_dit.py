@@ -86,7 +86,10 @@ def test_jvp_is_the_directional_derivative():
         @jax.jit
         def g(h):
             return DiT(wide).apply(
-                {"params": p64}, x.astype(jnp.float64) + h * direction[0], t.astype(jnp.float64) + h * direction[1], text64
+                {"params": p64},
+                x.astype(jnp.float64) + h * direction[0],
+                t.astype(jnp.float64) + h * direction[1],
+                text64,
             )
 
         difference = (g(1e-4) - g(-1e-4)) / 2e-4
@@ -107,7 +110,9 @@ def test_bfloat16_computes_in_bfloat16_and_returns_float32():
     assert hidden.dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize(("t", "rounded"), [(999.375, 1000.0), (937.5, 936.0), (833.3, 832.0), (625.0, 624.0), (987.65, 988.0)])
+@pytest.mark.parametrize(
+    ("t", "rounded"), [(999.375, 1000.0), (937.5, 936.0), (833.3, 832.0), (625.0, 624.0), (987.65, 988.0)]
+)
 def test_rounded_time_of_the_released_checkpoints(t, rounded):
     params, x, _, text = case(batch=1)
     config = dataclasses.replace(SMALL, round_time_to="bfloat16")
@@ -151,7 +156,11 @@ def test_wrong_inputs_are_named(change, message):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"num_heads": 5}, "dim=48 must be divisible"), ({"freq_dim": 3}, "freq_dim=3"), ({"num_heads": 16}, "head_dim=3")],
+    [
+        ({"num_heads": 5}, "dim=48 must be divisible"),
+        ({"freq_dim": 3}, "freq_dim=3"),
+        ({"num_heads": 16}, "head_dim=3"),
+    ],
 )
 def test_wrong_sizes_are_named(change, message):
     with pytest.raises(ValueError, match=message):
