@@ -30,7 +30,8 @@ class MethodConfig:
     """Which losses train the student, and their settings (SPEC: rCM, arXiv 2510.08431).
 
     name "diffusion" trains a teacher by flow matching; "distill" a student from `teacher`. `consistency` is one of
-    scm, rf_scm, dcm or "" for none; `dmd_scale` 0 means no distribution matching and no fake score.
+    scm, rf_scm, dcm or "" for none; `dmd_scale` 0 means no distribution matching and no fake score. For "diffusion":
+    `text_dropout` is the part of samples without text, `frame_times` the part with an own time for each latent frame.
     """
 
     name: str = "distill"
@@ -48,6 +49,7 @@ class MethodConfig:
     dcm_skip: int = 1
     dcm_shift: float = 5.0
     text_dropout: float = 0.1
+    frame_times: float = 0.0
 
     def __post_init__(self):
         if self.name not in ("diffusion", "distill"):

@@ -140,12 +140,22 @@ def fake_score_loss(
 def diffusion_loss(
     params: Params, networks: Networks, method: MethodConfig, batch: Batch, key: Array
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Flow matching with the text dropped for a part of the samples, so that guidance has its unconditional network."""
-    key_time, key_noise, key_drop = jax.random.split(key, 3)
+    """Flow matching with the text dropped for a part of the samples, so that guidance has its unconditional network.
+
+    `frame_times` of the samples get an own time for each latent frame, rising from the first to the last: the later
+    frames must be foretold from the earlier ones, which takes the direction of motion. Under one noise level a frame
+    is best told from its neighbours on both sides, and the network stays blind to which way time runs.
+    """
+    key_time, key_noise, key_drop, key_frames = jax.random.split(key, 4)
     x0, text = batch["latents"], batch["text"]
     dropped = jax.random.bernoulli(key_drop, method.text_dropout, x0.shape[:1])
     text = jnp.where(dropped[:, None, None], networks.null_text[None], text)
     t = method.p_G.build().sample(key_time, x0.shape[:1])
+    if method.frame_times:
+        key_pick, key_draw = jax.random.split(key_frames)
+        own = jax.random.bernoulli(key_pick, method.frame_times, x0.shape[:1])
+        rising = jnp.sort(method.p_G.build().sample(key_draw, x0.shape[:2]), axis=1)
+        t = jnp.where(own[:, None], rising, t[:, None])
     loss = flow_matching_loss(networks.plain(params, text), x0, jax.random.normal(key_noise, x0.shape), t)
     return loss.mean(), {"loss_diffusion": loss.mean()}
 

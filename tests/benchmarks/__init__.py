@@ -13,7 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
+
+from rcm_jax.training.state import init_params
+from rcm_jax.types import Params
+from rcm_jax.wan.config import DiTConfig
 
 
 def machine(*packages: str) -> dict:
@@ -22,8 +27,17 @@ def machine(*packages: str) -> dict:
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     versions = {name: importlib.metadata.version(name) for name in packages}
-    load = os.getloadavg()[0]
-    return {"cpu": model, "cores": cores, "load_1min": round(load, 2), "python": platform.python_version(), **versions}
+    load, flags = round(os.getloadavg()[0], 2), os.environ.get("XLA_FLAGS", "none")
+    where = {"cpu": model, "cores": cores, "load_1min": load, "XLA_FLAGS": flags, "python": platform.python_version()}
+    return where | versions
+
+
+def random_params(config: DiTConfig) -> Params:
+    """Initial weights plus noise on every leaf: zeros would hide errors."""
+    leaves, tree = jax.tree.flatten(init_params(config, jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    leaves = [x + 0.02 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, leaves)
 
 
 def time_in_turn(functions: dict[str, Callable], rounds: int, calls: int) -> dict[str, list[float]]:

@@ -23,7 +23,6 @@ import jax
 from rcm_jax.configs import toy_teacher
 from rcm_jax.flow import trig_noisy, trig_velocity
 from rcm_jax.losses.consistency import consistency_loss, scm_loss
-from rcm_jax.training.state import init_params
 from rcm_jax.types import Params
 from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.dit import DiT, velocity
@@ -66,13 +65,7 @@ jax.tree_util.register_dataclass(Data, [f.name for f in dataclasses.fields(Data)
 
 
 def problem(case: Case) -> tuple[Params, Data]:
-    """Parameters with noise on every leaf, so that no gradient is zero, and inputs."""
-    c = case.model
-    leaves, tree = jax.tree.flatten(init_params(c, jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    params = jax.tree.unflatten(
-        tree, [x + 0.02 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    )
+    c, params = case.model, benchmarks.random_params(case.model)
     keys = jax.random.split(jax.random.key(2), 5)
     shape = (case.batch, *case.latent, c.in_channels)
     x0, noise, F_teacher = (jax.random.normal(k, shape) for k in keys[:3])
@@ -84,7 +77,7 @@ def problem(case: Case) -> tuple[Params, Data]:
 
 
 def passes(config: DiTConfig) -> dict[str, Callable]:
-    """one(params, data) -> (loss, gradient); target(params, data) -> g; gradient(params, data, g) -> (loss, gradient)."""
+    """one(params, data) and gradient(params, data, g) give (loss, gradient); target(params, data) gives g."""
 
     def student(params: Params, data: Data):
         return trig_velocity(velocity(DiT(config), params, data.text))
@@ -166,9 +159,7 @@ def main() -> None:
     for case in CASES:
         if case.name not in args.cases:
             continue
-        print(
-            f"\n{case.title()}\n{'remat':6s} {'':11s} {'ms':>8s} {'temporary MiB':>14s} {'FLOPs / forward':>16s}  gradients differ"
-        )
+        print(f"\n{case.title()}\nremat {'':12s} {'ms':>8s} {'temporary MiB':>14s} {'FLOPs / forward':>16s}")
         for remat in (False, True):
             r = compare(case, remat, args)
             results.append(r)
@@ -177,8 +168,8 @@ def main() -> None:
                       f"{1e3 * statistics.median(r['seconds'][way]):8.1f} {r['temp_bytes'][way] / 2**20:14.1f} "
                       f"{r['flops'][way] / r['flops_by_program']['forward']:16.2f}")  # fmt: skip
             memory, work = r["temp_bytes"]["two"] / r["temp_bytes"]["one"], r["flops"]["two"] / r["flops"]["one"]
-            print(f"{'':6s} {'two / one':11s} {benchmarks.spread(r['time_ratio'])}  memory {memory:.2f}  FLOPs {work:.2f}"
-                  f"  gradients differ by {r['worst_difference']:.0e}", flush=True)  # fmt: skip
+            print(f"{'':6s} {'two / one':11s} time {benchmarks.spread(r['time_ratio'])}, memory {memory:.2f}, "
+                  f"FLOPs {work:.2f}; gradients differ by {r['worst_difference']:.0e}", flush=True)  # fmt: skip
     benchmarks.write_json(args.json, {"machine": where, "results": results})
 
 

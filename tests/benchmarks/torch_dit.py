@@ -6,8 +6,8 @@ Forward, jvp (in the latents and the time) and the gradient of all parameters: 3
 float32, batch 1, one set of random weights that goes through the converter. Before anything is timed the velocity, the
 tangent and the gradient of the two must agree. PyTorch runs eagerly; its attention is scaled_dot_product_attention,
 and an explicit softmax under torch.func.jvp, which SDPA's fused kernel refuses. The weights are in place and compiled
-code is warm: times are of the call alone, compile times apart. Memory is what one call adds at its peak to the resident
-memory of a process of its own. Needs torch (`pip install torch==2.13.0` here), in any environment with rcm_jax's.
+code is warm: times are of the call alone, compile times apart; XLA_FLAGS count. Memory is what one call adds at its peak
+to the resident memory of a process of its own. Needs torch (`pip install torch==2.13.0` here), in any environment with rcm_jax's.
 """
 
 import argparse
@@ -28,7 +28,6 @@ import torch.nn.functional as tf
 from torch import nn
 
 from rcm_jax.convert.dit import to_wan
-from rcm_jax.training.state import init_params
 from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.dit import DiT
 from rcm_jax.wan.rope import rope_table
@@ -140,15 +139,6 @@ def inputs(c: DiTConfig) -> dict[str, np.ndarray]:
     return fields | {"text": random.standard_normal((1, c.text_len, c.text_dim), np.float32)}
 
 
-def random_params(c: DiTConfig):
-    """Initial weights plus noise on every leaf: zeros would hide errors."""
-    leaves, tree = jax.tree.flatten(init_params(c, jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return jax.tree.unflatten(
-        tree, [x + 0.02 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    )
-
-
 def jax_operations(c: DiTConfig, params, names=OPERATIONS):
     """{name: call}, each of which waits for its result; and seconds of compilation."""
     data = {name: jnp.asarray(z) for name, z in inputs(c).items()}
@@ -223,53 +213,48 @@ def disagreement(c: DiTConfig, ours: dict, theirs: dict) -> dict[str, float]:
 
 
 def variants(c: DiTConfig) -> dict[str, DiTConfig]:
-    """Ours as shipped for big networks (a scan, recomputed), without recomputation, and unrolled (for small CPU runs)."""
-    return {
-        "scan": dataclasses.replace(c, remat=False, unroll=1),
-        "scan+remat": dataclasses.replace(c, remat=True, unroll=1),
-        "unrolled": dataclasses.replace(c, remat=False, unroll=c.num_layers),
-    }
+    """Ours as it is and with every block recomputed in the backward pass, as big networks train."""
+    return {"rcm_jax": dataclasses.replace(c, remat=False), "with remat": dataclasses.replace(c, remat=True)}
 
 
 def memory_of(side: str, operation: str, args) -> float:
     """MiB, from a fresh process."""
     command = [sys.executable, "-m", "tests.benchmarks.torch_dit", "--memory_of", side, operation]
-    command += ["--layers", str(args.layers), "--threads", str(args.threads)]
+    command += ["--layers", str(args.layers), "--threads", str(args.threads), "--unroll", str(args.unroll)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 2**20
 
 
 def measure_memory(c: DiTConfig, side: str, operation: str) -> int:
-    params = random_params(c)
+    params = benchmarks.random_params(c)
     if side == "torch":
         state = to_wan(params, c)
         del params
         call = torch_operations(c, state, (operation,))[operation]
     else:
         call = jax_operations(variants(c)[side], params, (operation,))[0][operation]
-        call()
+    call()
     return benchmarks.peak_memory(call)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=MODEL.num_layers)
+    parser.add_argument("--unroll", type=int, default=1, help="blocks that rcm_jax compiles in a row")
     parser.add_argument("--rounds", type=int, default=7, help="times that every side has its turn")
     parser.add_argument("--calls", type=int, default=5, help="timed calls a turn, of which the median counts")
-    parser.add_argument(
-        "--threads", type=int, default=2, help="of PyTorch; JAX takes the cores that the process may use"
-    )
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch; JAX takes as many as the process has cores")
     parser.add_argument("--no_memory", action="store_true", help="skip the processes that measure peak memory")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write every number here")
     parser.add_argument("--memory_of", nargs=2, metavar=("SIDE", "OP"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    c = dataclasses.replace(MODEL, num_layers=args.layers)
+    c = dataclasses.replace(MODEL, num_layers=args.layers, unroll=args.unroll)
     if args.memory_of:
         print(measure_memory(c, *args.memory_of))
         return
 
     where = benchmarks.machine("jax", "flax", "torch") | {"torch_threads": torch.get_num_threads()}
-    params = random_params(c)
+    params = benchmarks.random_params(c)
     print(", ".join(f"{k} {v}" for k, v in where.items()))
     count = sum(x.size for x in jax.tree.leaves(params))
     print(f"{c.num_layers} layers, dim {c.dim}, {c.num_heads} heads, ffn {c.ffn_dim}, {count / 1e6:.1f} M parameters, "
