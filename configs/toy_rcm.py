@@ -3,11 +3,11 @@
 python -m rcm_jax.train --config=configs/toy_rcm.py --workdir=runs/toy_rcm
 """
 
-from rcm_jax.configs import base, toy_teacher
+from rcm_jax.configs import base, toy_teacher_start
 
 
 def get_config():
-    config = base.from_model(toy_teacher.MODEL, "toy")
+    config = base.from_model(toy_teacher_start.MODEL, "toy")
     config.data.batch_size = 16
     config.data.latent_shape = (9, 6, 6)
     config.method.guidance = 4.0

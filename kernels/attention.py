@@ -5,7 +5,7 @@
 A backend computes; the rules below say how JAX may differentiate, and no backend is ever looked into:
 
     forward (q, k, v, mask, scale)                         -> o, lse      lse [B, N, S] = log Σ exp(scale q·k)
-    tangent (q, k, v, o, lse, tq, tk, tv, mask, scale)     -> to          linear in tq, tk, tv
+    tangent (q, k, v, o, lse, tq, tk, tv, mask, scale)     -> to          linear in tq, tk, tv; None is a zero
     backward(q, k, v, o, lse, do, mask, scale)             -> dq, dk, dv  the transpose of tangent
 
 Forward mode calls `forward` and `tangent`; reverse mode transposes the tangent into `backward`; the gradient of a loss
@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.core import ShapedArray
+from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
@@ -123,8 +124,8 @@ def _check_operands(q: Array, k: Array, v: Array) -> None:
 # Static, and therefore hashable: the backend, the scale and the mask's tree structure, which holds its runs.
 
 
-def _split(operands: Sequence, mask_tree: Any) -> tuple[Sequence, Sequence]:
-    arrays = len(operands) - mask_tree.num_leaves
+def _split(operands: Sequence, tree: Any) -> tuple[Sequence, Sequence]:
+    arrays = tree.children()[0].num_leaves
     return operands[:arrays], operands[arrays:]
 
 
@@ -133,25 +134,25 @@ def _kernel(kind: str, shapes: Callable[..., list]) -> Primitive:
     kernel = Primitive(f"attention_{kind}")
     kernel.multiple_results = True
 
-    def call(*operands: Array, backend: Backend, scale: float, mask_tree: Any) -> tuple[Array, ...]:
-        arrays, leaves = _split(operands, mask_tree)
-        out = getattr(backend, kind)(*arrays, jax.tree.unflatten(mask_tree, leaves), scale)
+    def call(*operands: Array, backend: Backend, scale: float, tree: Any) -> tuple[Array, ...]:
+        arrays, mask = jax.tree.unflatten(tree, operands)
+        out = getattr(backend, kind)(*arrays, mask, scale)
         return out if isinstance(out, tuple) else (out,)
 
-    kernel.def_impl(jax.jit(call, static_argnames=("backend", "scale", "mask_tree")))
-    kernel.def_abstract_eval(lambda *operands, mask_tree, **_: shapes(*_split(operands, mask_tree)[0]))
+    kernel.def_impl(jax.jit(call, static_argnames=("backend", "scale", "tree")))
+    kernel.def_abstract_eval(lambda *operands, tree, **_: shapes(*_split(operands, tree)[0]))
     mlir.register_lowering(kernel, mlir.lower_fun(call, multiple_results=True))
     batching.primitive_batchers[kernel] = functools.partial(_batch, kernel)
     return kernel
 
 
-def _batch(kernel: Primitive, operands: Sequence, dims: Sequence, *, mask_tree: Any, **static: Any) -> tuple:
+def _batch(kernel: Primitive, operands: Sequence, dims: Sequence, *, tree: Any, **static: Any) -> tuple:
     """The mapped axis becomes part of B. A mask has no batch axis: if its arrays are mapped, one sample at a time."""
-    bind = functools.partial(kernel.bind, mask_tree=mask_tree, **static)
+    bind = functools.partial(kernel.bind, tree=tree, **static)
     mapped = [d is not None for d in dims]
     operands = [jnp.moveaxis(x, d, 0) if m else x for x, d, m in zip(operands, dims, mapped, strict=True)]
     size = next(x.shape[0] for x, m in zip(operands, mapped, strict=True) if m)
-    if any(_split(mapped, mask_tree)[1]):
+    if any(_split(mapped, tree)[1]):
 
         def one(sample: list) -> list:
             rest = iter(sample)
@@ -160,15 +161,15 @@ def _batch(kernel: Primitive, operands: Sequence, dims: Sequence, *, mask_tree: 
         out = jax.lax.map(one, [x for x, m in zip(operands, mapped, strict=True) if m])
     else:
         lead = [x if m else jnp.broadcast_to(x, (size, *x.shape)) for x, m in zip(operands, mapped, strict=True)]
-        arrays, _ = _split(lead, mask_tree)
-        folded = bind(*(x.reshape(size * x.shape[1], *x.shape[2:]) for x in arrays), *_split(operands, mask_tree)[1])
+        arrays, _ = _split(lead, tree)
+        folded = bind(*(x.reshape(size * x.shape[1], *x.shape[2:]) for x in arrays), *_split(operands, tree)[1])
         out = [x.reshape(size, x.shape[0] // size, *x.shape[1:]) for x in folded]
     return out, [0] * len(out)
 
 
 def _call(kernel: Primitive, backend: Backend, scale: float, arrays: Sequence, mask: KeyRuns | None) -> tuple:
-    leaves, mask_tree = jax.tree.flatten(mask)
-    return tuple(kernel.bind(*arrays, *leaves, backend=backend, scale=scale, mask_tree=mask_tree))
+    leaves, tree = jax.tree.flatten((tuple(arrays), mask))  # None among the arrays is part of the tree: no operand
+    return tuple(kernel.bind(*leaves, backend=backend, scale=scale, tree=tree))
 
 
 def _forward_shapes(q: ShapedArray, k: ShapedArray, v: ShapedArray) -> list:
@@ -208,7 +209,8 @@ def _first_order(kernel: Primitive) -> Callable:
     @op.defjvp
     def cut(backend: Backend, scale: float, primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
         out = op(backend, scale, *primals)
-        total = sum(t.astype(out[0].dtype).sum() for t in tangents[0])  # so that each of them is reached in reverse
+        moving = [t for t in tangents[0] if t is not None]
+        total = sum(t.astype(out[0].dtype).sum() for t in moving)  # so that each of them is reached in reverse
         return out, tuple(_second_derivative_p.bind(jnp.broadcast_to(total, x.shape).astype(x.dtype)) for x in out)
 
     return op
@@ -217,16 +219,19 @@ def _first_order(kernel: Primitive) -> Callable:
 _tangent, _backward = _first_order(_tangent_p), _first_order(_backward_p)
 
 
-def _transpose(cotangents: Sequence, *operands: Any, backend: Backend, scale: float, mask_tree: Any) -> list:
-    arrays, leaves = _split(operands, mask_tree)
+def _transpose(cotangents: Sequence, *operands: Any, backend: Backend, scale: float, tree: Any) -> list:
+    arrays, leaves = _split(operands, tree)
     residuals, tangents = arrays[:5], arrays[5:]
+    present = [t.num_leaves > 0 for t in tree.children()[0].children()[5:]]  # the others are None: no operand
     (do,) = cotangents
     if type(do) is ad.Zero:
         grads = [ad.Zero(t.aval) if ad.is_undefined_primal(t) else None for t in tangents]
     else:
-        grads = _backward(backend, scale, (*residuals, do), jax.tree.unflatten(mask_tree, leaves))
-    grads = [g if ad.is_undefined_primal(t) else None for g, t in zip(grads, tangents, strict=True)]
-    return [None] * len(residuals) + grads + [None] * len(leaves)
+        mask = jax.tree.unflatten(tree.children()[1], leaves)
+        grads = _backward(backend, scale, (*residuals, do), mask)
+        grads = [g for g, p in zip(grads, present, strict=True) if p]
+    wanted = [g if ad.is_undefined_primal(t) else None for g, t in zip(grads, tangents, strict=True)]
+    return [None] * len(residuals) + wanted + [None] * len(leaves)
 
 
 ad.primitive_transposes[_tangent_p] = _transpose
@@ -243,8 +248,12 @@ def _with_tangent(
     return o
 
 
-@_with_tangent.defjvp
+@functools.partial(_with_tangent.defjvp, symbolic_zeros=True)
 def _with_tangent_jvp(backend: Backend, scale: float, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     *residuals, mask = primals
-    (to,) = _tangent(backend, scale, (*residuals, *tangents[:3]), mask)
-    return _with_tangent(backend, scale, *primals), to  # itself again: the primal of a jvp still has a gradient
+    tangents = [None if isinstance(t, SymbolicZero) else t for t in tangents[:3]]
+    o = _with_tangent(backend, scale, *primals)  # itself again: the primal of a jvp still has a gradient
+    if all(t is None for t in tangents):
+        return o, jnp.zeros_like(o)
+    (to,) = _tangent(backend, scale, (*residuals, *tangents), mask)
+    return o, to

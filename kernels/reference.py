@@ -42,6 +42,7 @@ def tangent(
 ) -> Out:
     """The directional derivative of o along (tq, tk, tv); o and lse are not needed here."""
     del o, lse
+    tq, tk, tv = (jnp.zeros_like(x) if t is None else t for x, t in ((q, tq), (k, tk), (v, tv)))
     _, to = jax.jvp(lambda *x: _attend(*x, mask, scale)[0], _wide(q, k, v), _wide(tq, tk, tv))
     return to.astype(q.dtype)
 

@@ -68,17 +68,26 @@ def tangent(
     *,
     block: int = BLOCK,
 ) -> Out:
-    """to, linear in (tq, tk, tv)."""
-    q, k, v, o, tq, tk, tv = _heads_first(q, k, v, o, tq, tk, tv)
+    """to, linear in (tq, tk, tv), of which each may be None for zero: its products are left out."""
+    q, k, v, o = _heads_first(q, k, v, o)
+    tq, tk, tv = (None if t is None else _heads_first(t)[0] for t in (tq, tk, tv))
     lse = _finite(lse[..., None], mask)
+    given = [t for t in (tk, tv) if t is not None]
 
-    def part(seen: Seen, k: Array, v: Array, tk: Array, tv: Array) -> tuple[Any, tuple]:
+    def part(seen: Seen, k: Array, v: Array, *given: Array) -> tuple[Any, tuple]:
+        blocks = iter(given)
+        tk_block, tv_block = (None if t is None else next(blocks) for t in (tk, tv))
         p = jnp.exp(_masked(scale * _dot("bnsd,bntd->bnst", q, k), seen) - lse)
-        pts = p * (scale * (_dot("bnsd,bntd->bnst", tq, k) + _dot("bnsd,bntd->bnst", q, tk)))
-        to = _dot("bnst,bntd->bnsd", p, tv) + _dot("bnst,bntd->bnsd", pts, v)
-        return (to, pts.sum(axis=-1, keepdims=True)), ()
+        to = row = jnp.zeros((), lse.dtype)
+        moving = [(a, b) for a, b in ((tq, k), (q, tk_block)) if a is not None and b is not None]
+        if moving:
+            pts = p * (scale * sum(_dot("bnsd,bntd->bnst", a, b) for a, b in moving))
+            to, row = _dot("bnst,bntd->bnsd", pts, v), pts.sum(axis=-1, keepdims=True)
+        if tv_block is not None:
+            to = to + _dot("bnst,bntd->bnsd", p, tv_block)
+        return (to, row), ()
 
-    (to, row), _ = _over_keys(part, _add, _Walk.over(k.shape[2], mask, block), k, v, tk, tv)
+    (to, row), _ = _over_keys(part, _add, _Walk.over(k.shape[2], mask, block), k, v, *given)
     return _heads_last(to - row * o, q)
 
 

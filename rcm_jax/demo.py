@@ -32,9 +32,9 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m rcm_jax.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--out", type=Path, default=Path("output/demo"), help="folder for everything (default output/demo)")
-    p.add_argument("--from_scratch", action="store_true", help="train the teacher too (half an hour on 2 cores)")
+    p.add_argument("--from_scratch", action="store_true", help="train the teacher too (40 minutes on 2 cores)")
     p.add_argument("--steps", type=int, help="distillation steps (default: the recipe's, about 4 minutes on 2 cores)")
-    p.add_argument("--teacher_steps", type=int, help="with --from_scratch: the teacher's steps")
+    p.add_argument("--teacher_steps", type=int, help="with --from_scratch: steps of each of its two parts")
     p.add_argument(
         "--per_caption", type=int, default=4, help="videos for each of 48 captions in the scores (default 4)"
     )
@@ -64,14 +64,16 @@ def recipe(module, steps: int | None, seed: int, **changes):
 
 def train_networks(args: argparse.Namespace) -> tuple[Path, Path]:
     """(teacher, student) weights."""
-    from rcm_jax.configs import toy_rcm, toy_teacher
+    from rcm_jax.configs import toy_rcm, toy_teacher, toy_teacher_start
     from rcm_jax.training.model_file import find_model
     from rcm_jax.training.runs import train_recipe
 
     teacher = find_model("toy")
     if args.from_scratch:
-        config = recipe(toy_teacher, args.teacher_steps, args.seed)
-        teacher = train_recipe(config, args.out / "teacher", progress="train the teacher")
+        config = recipe(toy_teacher_start, args.teacher_steps, args.seed)
+        start = train_recipe(config, args.out / "teacher_start", progress="train the teacher, part 1")
+        config = recipe(toy_teacher, args.teacher_steps, args.seed + 1, teacher=str(start))
+        teacher = train_recipe(config, args.out / "teacher", progress="train the teacher, part 2")
     config = recipe(toy_rcm, args.steps, args.seed, teacher=str(teacher))
     written = train_recipe(config, args.out / "training", progress="distil with rCM")
     student = args.out / "student.safetensors"

@@ -31,7 +31,7 @@ class MethodConfig:
 
     name "diffusion" trains a teacher by flow matching; "distill" a student from `teacher`. `consistency` is one of
     scm, rf_scm, dcm or "" for none; `dmd_scale` 0 means no distribution matching and no fake score. For "diffusion":
-    `text_dropout` is the part of samples without text, `frame_times` the part with an own time for each latent frame.
+    `text_dropout` is the part of samples without text, `frame_times` the part whose frames have rising times.
     """
 
     name: str = "distill"

@@ -81,7 +81,8 @@ def train(
 ) -> TrainState:
     """Trains from the newest checkpoint of `workdir`, or from the start, to `config.steps`; returns the last state.
 
-    teacher: the frozen teacher's parameters, from which student and fake score start; None for method "diffusion".
+    teacher: the frozen teacher's parameters, from which student and fake score start. Method "diffusion" only starts
+        from them, or from random weights where it is None.
     workdir: metrics and checkpoints go here; None keeps nothing on disk.
     on_samples: called as (step, state) every `config.sample_every` steps.
     Raises Interrupted after SIGTERM or SIGINT, with the state saved; ValueError where the workdir is another run's.

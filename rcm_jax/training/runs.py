@@ -41,7 +41,7 @@ def train_recipe(config: RunConfig, workdir: str | Path, *, progress: str = "tra
     Raises ValueError for a teacher whose shapes do not fit the config (listing what differs), and what `train` raises.
     """
     teacher = None
-    if config.method.name == "distill":
+    if config.teacher:
         teacher, _ = load_model(find_model(config.teacher), expect=config.model)
     source = make_source(config.data, config.seed)
     info = model_info(config)
@@ -69,7 +69,7 @@ def plan(config: RunConfig, devices: int = 0) -> str:
     parts = {
         "student": state.student, "ema": state.ema, "student optimiser": state.student_opt,
         "fake score": state.fake_score, "fake optimiser": state.fake_opt,
-        "teacher": state.student if config.method.name == "distill" else None,
+        "teacher": state.student if config.teacher else None,
     }  # fmt: skip
     count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(state.student))
     tokens = int(np.prod(config.model.grid(config.data.latent_shape)))

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import jax
 
-from rcm_jax.configs import toy_teacher
+from rcm_jax.configs import toy_teacher_start
 from rcm_jax.flow import trig_noisy, trig_velocity
 from rcm_jax.losses.consistency import consistency_loss, scm_loss
 from rcm_jax.types import Params
@@ -49,7 +49,7 @@ class Case:
                 f"latents {(*self.latent, c.in_channels)}, {tokens} tokens")  # fmt: skip
 
 
-CASES = (Case("toy", toy_teacher.MODEL, 16, (9, 6, 6)), Case("deep", DEEP, 2, (4, 16, 16)))
+CASES = (Case("toy", toy_teacher_start.MODEL, 16, (9, 6, 6)), Case("deep", DEEP, 2, (4, 16, 16)))
 
 
 @dataclasses.dataclass(frozen=True)

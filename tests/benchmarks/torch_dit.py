@@ -6,8 +6,8 @@ Forward, jvp (in the latents and the time) and the gradient of all parameters: 3
 float32, batch 1, one set of random weights that goes through the converter. Before anything is timed the velocity, the
 tangent and the gradient of the two must agree. PyTorch runs eagerly; its attention is scaled_dot_product_attention,
 and an explicit softmax under torch.func.jvp, which SDPA's fused kernel refuses. The weights are in place and compiled
-code is warm: times are of the call alone, compile times apart; XLA_FLAGS count. Memory is what one call adds at its peak
-to the resident memory of a process of its own. Needs torch (`pip install torch==2.13.0` here), in any environment with rcm_jax's.
+code is warm: times are of the call alone, compile times apart; XLA_FLAGS count. Memory is what one call adds at its
+peak to the resident memory of a process of its own. Needs torch (`pip install torch==2.13.0` here) and rcm_jax.
 """
 
 import argparse
