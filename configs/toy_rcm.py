@@ -1,6 +1,10 @@
 """rCM on the built-in world: sCM and distribution matching together, from the built-in teacher.
 
-python -m rcm_jax.train --config=configs/toy_rcm.py --workdir=runs/toy_rcm
+    python -m rcm_jax.train --config=configs/toy_rcm.py --workdir=runs/toy_rcm
+
+2 CPU cores: 0.39 s a student step, 0.19 s a critic step, 5 minutes. With 100 + 400 student and 400 critic steps it
+makes 8200 network passes a video of the batch (forward 1, tangent 1 more, backward 2 more). docs/results.md has the
+scores.
 """
 
 from rcm_jax.configs import base, toy_teacher_start
@@ -12,7 +16,9 @@ def get_config():
     config.data.latent_shape = (9, 6, 6)
     config.method.guidance = 4.0
     config.method.tangent_warmup = 100
-    config.optimizer.update({"lr": 2e-4, "lr_fake": 2e-4, "b2": 0.99, "warmup_updates": 50})
-    config.steps = 1300
-    config.checkpoint_every = 500
+    config.method.student_update_freq = 2
+    config.method.dmd_scale = 3.0  # the published 1.0 is for latents of 500 times as many numbers
+    config.optimizer.update({"lr": 3e-4, "lr_fake": 6e-4, "b2": 0.99, "warmup_updates": 50, "decay_updates": 520})
+    config.steps = 900
+    config.checkpoint_every = 300
     return config

@@ -65,7 +65,11 @@ def run(config) -> None:
 
 def main() -> None:
     """The command; installed as rcm-train."""
+    from absl import logging
+
     from rcm_jax.training.loop import Interrupted
+
+    logging.set_verbosity(logging.WARNING)  # absl would show what JAX says of the backends that are not there
 
     def guarded(_) -> None:
         try:
