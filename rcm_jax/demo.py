@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-USAGE_ERRORS = (ValueError, TypeError, OSError, RuntimeError)
+from rcm_jax.cli import one_line_errors
+
 PICTURE_PROMPTS = (
     "a red circle moving left", "a blue square moving up", "a green diamond moving right",
     "a yellow circle moving down", "a red square moving right", "a blue diamond moving left",
@@ -150,16 +151,9 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """The command; installed as rcm-demo."""
-    from rcm_jax.training.loop import Interrupted
-
     args = parser().parse_args(argv)
-    try:
+    with one_line_errors():
         run(args)
-    except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(143)
-    except USAGE_ERRORS as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ with 95% bootstrap intervals.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 
-USAGE_ERRORS = (ValueError, TypeError, OSError, RuntimeError)
+from rcm_jax.cli import one_line_errors
+
 COLUMNS = ("all", "colour", "shape", "direction", "overlap", "noise", "position_spread", "position_ratio")
 
 
@@ -116,12 +116,10 @@ def run(args: argparse.Namespace) -> Table:
 def main(argv: list[str] | None = None) -> None:
     """The command; installed as rcm-evaluate."""
     args = parser().parse_args(argv)
-    try:
+    with one_line_errors():
         table = run(args)
         if args.json:
             table.write(args.json)
-    except USAGE_ERRORS as error:
-        sys.exit(f"error: {error}")
     print(table)
 
 

@@ -7,10 +7,9 @@ moving, left right up down. Video i of a seed is the same on every run and in ev
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-USAGE_ERRORS = (ValueError, TypeError, OSError, RuntimeError)
+from rcm_jax.cli import one_line_errors
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,10 +73,8 @@ def run(args: argparse.Namespace) -> Path:
 def main(argv: list[str] | None = None) -> None:
     """The command; installed as rcm-sample."""
     args = parser().parse_args(argv)
-    try:
+    with one_line_errors():
         print(run(args))
-    except USAGE_ERRORS as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -14,13 +14,12 @@ from absl import app, flags
 from ml_collections import config_flags
 
 import rcm_jax
+from rcm_jax.cli import one_line_errors
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py, the package's or your own.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; made if it is not there.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the run would take, allocate nothing, write nothing.")
 _DEVICES = flags.DEFINE_integer("devices", 0, "With --dry_run: the number of devices to plan for (0: those here).")
-
-USAGE_ERRORS = (ValueError, TypeError, OSError, RuntimeError)  # ours: messages for the user, not traces
 
 
 def find_recipe(argv: list[str]) -> list[str]:
@@ -67,18 +66,11 @@ def main() -> None:
     """The command; installed as rcm-train."""
     from absl import logging
 
-    from rcm_jax.training.loop import Interrupted
-
     logging.set_verbosity(logging.WARNING)  # absl would show what JAX says of the backends that are not there
 
     def guarded(_) -> None:
-        try:
+        with one_line_errors():
             run(_CONFIG.value)
-        except Interrupted as stopped:
-            print(stopped, file=sys.stderr)
-            sys.exit(143)
-        except USAGE_ERRORS as error:
-            sys.exit(f"error: {error}")
 
     flags.mark_flag_as_required("config")
     app.run(guarded, flags_parser=parse_flags)
