@@ -98,15 +98,19 @@ def test_accumulated_run_trains(teacher):
     assert moved(init_state(config, teacher).student, state.student)
 
 
-@pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"fsdp": 4, "data": 2}, {"fsdp": 1}])
-def test_a_mesh_gives_the_numbers_of_one_device(teacher, mesh):
-    """Seven steps of the alternation, critic included, with parameters sharded over eight devices."""
+@pytest.fixture(scope="module")
+def alone(teacher):
+    """Seven steps of the alternation, critic included, on one device."""
+    return train(tiny_run(), RandomSource(tiny_run()), teacher=teacher, devices=jax.devices()[:1], progress="")
+
+
+@pytest.mark.parametrize("mesh", [{"fsdp": 4, "data": 2}, pytest.param({"fsdp": 8}, marks=pytest.mark.slow)])
+def test_a_mesh_gives_the_numbers_of_one_device(teacher, alone, mesh):
+    """The same seven steps over eight devices, parameters sharded."""
     config = tiny_run(mesh=mesh)
-    alone = train(tiny_run(), RandomSource(config), teacher=teacher, devices=jax.devices()[:1], progress="")
     many = train(config, RandomSource(config), teacher=teacher, progress="")
-    if mesh["fsdp"] > 1:
-        kernel = many.student["blocks"]["self_attn"]["q"]["kernel"]
-        assert kernel.addressable_shards[0].data.shape[1] == kernel.shape[1] // mesh["fsdp"]
+    kernel = many.student["blocks"]["self_attn"]["q"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape[1] == kernel.shape[1] // mesh["fsdp"]
     for name in ("student", "ema", "fake_score", "student_opt", "fake_opt"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4),
