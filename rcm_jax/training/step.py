@@ -181,7 +181,7 @@ def accumulate(loss, params: Params, batch: Batch, key: Array, parts: int) -> tu
 
 def _update(optimizer: optax.GradientTransformation, params: Params, opt: optax.OptState, grads: Params):
     """One optimiser step, left out whole where the gradient is not finite: a bad batch must not end a run."""
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     updates, new_opt = optimizer.update(grads, opt, params)
     new = (optax.apply_updates(params, updates), new_opt)
     finite = jnp.isfinite(norm)

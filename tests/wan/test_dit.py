@@ -1,6 +1,7 @@
 """The network: what its inputs may be, and that transformations and memory settings leave its numbers alone."""
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ SMALL = DiTConfig(
 )
 
 
+@functools.cache
 def case(config=SMALL, batch=2, latent=(3, 4, 6)):
     """Parameters with every leaf random (zeros would hide errors), and inputs."""
     params = init_params(config, jax.random.key(0))
