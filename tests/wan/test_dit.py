@@ -97,8 +97,8 @@ def test_jvp_is_the_directional_derivative():
                 text64,
             )
 
-        difference = (g(1e-4) - g(-1e-4)) / 2e-4
-    error = np.linalg.norm(tangent - difference) / np.linalg.norm(difference)
+        difference = np.asarray((g(1e-4) - g(-1e-4)) / 2e-4)
+    error = np.linalg.norm(np.asarray(tangent) - difference) / np.linalg.norm(difference)
     assert error < 1e-5
 
 
