@@ -97,7 +97,10 @@ def picture(rows: list[Row], seed: int, out: Path) -> None:
 
 
 def plot_losses(workdir: Path, out: Path) -> Path:
-    """losses.png: each loss of metrics.jsonl over the steps, with its running mean."""
+    """losses.png: each loss of metrics.jsonl over the steps, with its running mean.
+
+    sCM's loss is the square of a normalised tangent, hence constant: the tangent's norm beside it is what moves.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -106,15 +109,16 @@ def plot_losses(workdir: Path, out: Path) -> Path:
     from rcm_jax.training.metrics import read_metrics
 
     records = read_metrics(workdir)
-    names = [n for n in ("loss_consistency", "loss_dmd", "loss_critic") if any(n in r for r in records)]
-    figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False, layout="constrained")
+    wanted = ("loss_consistency", "tangent_norm", "loss_dmd", "loss_critic")
+    names = [n for n in wanted if any(n in r for r in records)]
+    figure, axes = plt.subplots(1, len(names), figsize=(3.5 * len(names), 3), squeeze=False, layout="constrained")
     for axis, name in zip(axes[0], names, strict=True):
         steps, values = np.array([(r["step"], r[name]) for r in records if name in r]).T
         window = max(1, len(values) // 20)
         mean = np.convolve(values, np.ones(window) / window, mode="valid")
         axis.plot(steps, values, color="0.8", linewidth=0.7)
         axis.plot(steps[window - 1 :], mean, color="C0")
-        axis.set(title=name.replace("_", " "), xlabel="step", yscale="log")
+        axis.set(title=name.replace("_", " "), xlabel="step", ylim=(0, None))
     figure.savefig(out / "losses.png", dpi=120)
     plt.close(figure)
     return out / "losses.png"
