@@ -4,7 +4,7 @@ VENV ?= .venv
 PY = $(VENV)/bin/python
 OUT ?= output/demo
 
-.PHONY: demo test test-full lint goldens notebooks clean
+.PHONY: demo test test-full lint goldens clean
 
 $(VENV)/.base: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)

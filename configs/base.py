@@ -17,11 +17,6 @@ def from_model(model: DiTConfig, teacher: str) -> ConfigDict:
     return ConfigDict(dataclasses.asdict(RunConfig(model=model, teacher=teacher)))
 
 
-def model_dict(model: DiTConfig) -> dict:
-    """A network's sizes, to update a recipe's `model` with."""
-    return dataclasses.asdict(model)
-
-
 def get_config() -> ConfigDict:
     return from_model(WAN_1_3B, "teacher.safetensors")
 

@@ -5,14 +5,15 @@
 Not trained here: the recipe states the published settings and is checked abstractly.
 """
 
+import dataclasses
+
 from rcm_jax.configs import wan_1_3b_rcm
-from rcm_jax.configs.base import model_dict
 from rcm_jax.wan.config import WAN_14B
 
 
 def get_config():
     config = wan_1_3b_rcm.get_config()
-    config.model.update(model_dict(WAN_14B))
+    config.model.update(dataclasses.asdict(WAN_14B))
     config.teacher = "wan2.1_t2v_14b.safetensors"
     config.data.latent_shape = (21, 60, 104)  # 81 frames of 832 x 480
     config.optimizer.update({"lr": 1e-6, "lr_fake": 1e-7})

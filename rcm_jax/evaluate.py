@@ -1,12 +1,12 @@
 """Scores networks on the built-in world: python -m rcm_jax.evaluate --student rcm=runs/toy_rcm/student.safetensors
 
-Rows: the data (through the codec), the built-in teacher at 50 steps and at each of --num_steps, and every student at
+Rows: the data (through the codec), the teacher at each of --teacher_steps, and every student at
 each of --num_steps. A student is NAME=PATH, or NAME=PATH,PATH,… for one recipe trained from several seeds: their
-videos are scored together, and the range of the single scores is printed below. Scores are measured from pixels:
+videos are scored together, and the `all` score of each network is printed below. Scores are measured from pixels:
 
   all        colour, shape and direction all as asked         overlap    with the ideal shape of its area
-  noise      standard deviation of the background             jitter     of the size over time
-  position   spread of places for one caption, in pixels, and its ratio to the data's; size: spread of radii
+  noise      standard deviation of the background
+  position   spread of places for one caption, in pixels, and its ratio to the world's
 
 with 95% bootstrap intervals.
 """

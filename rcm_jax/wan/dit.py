@@ -204,7 +204,7 @@ class DiT(nn.Module):
         tokens, _ = self.blocks(tokens, e_blocks, self.embed_text(text), rope)
         return tokens, e
 
-    def __call__(self, x: Latents, t: Float[Array, "B"] | Float[Array, "B T"], text: Text) -> Latents:
+    def __call__(self, x: Latents, t: Float[Array, " B"] | Float[Array, "B T"], text: Text) -> Latents:
         tokens, e = self.tokens(x, t, text)
         return self.unpatchify(self.head(tokens, e), self.config.grid(x.shape[1:4]))
 
