@@ -78,7 +78,10 @@ class MethodConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with float32 masters. `b1` 0 keeps no first moment. `decay_updates` > 0 adds a cosine fall to zero."""
+    """AdamW with float32 masters. `b1` 0 keeps no first moment. `decay_updates` > 0 adds a cosine fall to zero.
+
+    `frozen` names top-level parameters of the student that stay the teacher's.
+    """
 
     lr: float = 2e-6
     lr_fake: float = 4e-7
@@ -89,6 +92,10 @@ class OptimizerConfig:
     warmup_updates: int = 100
     decay_updates: int = 0
     clip_norm: float = 0.0
+    frozen: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "frozen", tuple(self.frozen))
 
 
 @dataclasses.dataclass(frozen=True)

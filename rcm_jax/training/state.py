@@ -60,7 +60,7 @@ def init_state(config: RunConfig, teacher: Params | None) -> TrainState:
         seed=jnp.asarray(config.seed, jnp.int32),
         student=student,
         ema=copy(student),
-        student_opt=adamw(o, o.lr).init(student),
+        student_opt=adamw(o, o.lr, o.frozen).init(student),
         fake_score=fake,
         fake_opt=None if fake is None else adamw(o, o.lr_fake).init(fake),
     )

@@ -199,7 +199,7 @@ def make_steps(config: RunConfig, null_text: Float[Array, "L D"]) -> dict[str, S
     gamma = power_ema_exponent(config.ema_rate)
 
     def finish(state: TrainState, grads: Params, metrics: Metrics) -> tuple[TrainState, Metrics]:
-        student, opt, extra = _update(adamw(o, o.lr), state.student, state.student_opt, grads)
+        student, opt, extra = _update(adamw(o, o.lr, o.frozen), state.student, state.student_opt, grads)
         beta = power_ema_beta(student_updates(method, state.step), gamma)
         ema = ema_update(state.ema, student, beta)
         new = state.replace(step=state.step + 1, student=student, student_opt=opt, ema=ema)

@@ -42,9 +42,12 @@ def run(config, workdir, teacher, source=None):
     return train(config, source or RandomSource(config), workdir, teacher=teacher, devices=DEVICE, progress="")
 
 
-@pytest.mark.parametrize("stop_at", [1, 4])  # in the warm-up; between two critic steps
-def test_resume_is_exact(tmp_path, teacher, stop_at):
-    config = tiny_run(steps=8)
+@pytest.mark.parametrize(
+    ("stop_at", "frozen"),
+    [(1, ()), (4, ("time_in", "time_projection"))],  # in the warm-up; between two critic steps
+)
+def test_resume_is_exact(tmp_path, teacher, stop_at, frozen):
+    config = tiny_run(steps=8, optimizer={"frozen": frozen})
     whole = run(config, tmp_path / "whole", teacher)
     source = Watched(config, stop_at)
     with pytest.raises(Interrupted) as stopped:

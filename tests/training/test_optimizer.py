@@ -47,3 +47,16 @@ def test_clipping_bounds_the_global_norm():
     _, state = clip.update({"w": jnp.full((2, 3), 100.0)}, state, PARAMS)
     moments = [x for x in jax.tree.leaves(state) if x.shape == (2, 3)]
     np.testing.assert_allclose(jnp.linalg.norm(moments[0]), 0.1 * 1e-3, rtol=1e-4)
+
+
+def test_frozen_parameters_stay_and_have_no_state():
+    params = {"time_in": {"kernel": jnp.ones((2, 3))}, "head": {"kernel": jnp.ones((3, 2))}}
+    optimizer = adamw(OptimizerConfig(lr=1e-2, warmup_updates=0, weight_decay=0.1), 1e-2, frozen=("time_in",))
+    state = optimizer.init(params)
+    updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+    new = optax.apply_updates(params, updates)
+    np.testing.assert_array_equal(new["time_in"]["kernel"], params["time_in"]["kernel"])
+    assert (new["head"]["kernel"] != params["head"]["kernel"]).all()
+    assert [x.shape for x in jax.tree.leaves(state) if x.ndim] == [(3, 2)], "state for the trained parameter alone"
+    with pytest.raises(ValueError, match=r"frozen names \['tme_in'\].*'time_in'"):
+        adamw(OptimizerConfig(), 1e-2, frozen=("tme_in",)).init(params)
