@@ -37,6 +37,7 @@ from rcm_jax.kernels.masks import KeyRuns
 BACKENDS = {
     "reference": "rcm_jax.kernels.reference",
     "xla": "rcm_jax.kernels.xla",
+    "pallas_triton": "rcm_jax.kernels.pallas_triton",
 }
 
 

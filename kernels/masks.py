@@ -111,6 +111,63 @@ def row_runs(mask: KeyRuns) -> Int32[Array, "S R 2"]:
     return jnp.asarray(run_table(mask))[jnp.searchsorted(ends, rows, side="right")]
 
 
+def tile_segments(
+    mask: KeyRuns, queries: int, keys: int, block_q: int, block_k: int, *, keys_stay: bool = False
+) -> np.ndarray:
+    """int32 [tiles, segments, 3]: which tiles of keys each tile of queries walks, or the reverse with `keys_stay`.
+
+    A segment (lo, split, hi): in tiles [lo, split) every pair is allowed, in [split, hi) some are. What is in no
+    segment is not walked. Padded with the empty segment (0, 0, 0). kv_len does not enter: it is known too late.
+    """
+    some, every = _tile_map(mask.query_ends, mask.runs, queries, keys, block_q, block_k)
+    if keys_stay:
+        some, every = some.T, every.T
+    rows = [_segments(s, e) for s, e in zip(some, every, strict=True)]
+    width = max(1, *(len(row) for row in rows))
+    return np.asarray([row + [(0, 0, 0)] * (width - len(row)) for row in rows], np.int32)
+
+
+@functools.lru_cache(maxsize=64)
+def _tile_map(
+    query_ends: tuple[int, ...], runs: tuple[tuple[Run, ...], ...], queries: int, keys: int, block_q: int, block_k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """bool [query tiles, key tiles], twice: some pair of the tile is allowed; every pair is, and all its keys exist."""
+    key_tiles, query_tiles = -(-keys // block_k), -(-queries // block_q)
+    first_key = np.arange(key_tiles) * block_k
+    some, every = np.zeros((query_tiles, key_tiles), bool), np.ones((query_tiles, key_tiles), bool)
+    for start, end, chunk in zip((0, *query_ends), query_ends, runs, strict=False):
+        sees_some, sees_all = np.zeros(key_tiles, bool), np.zeros(key_tiles, bool)
+        for lo, hi in _joined(chunk):
+            sees_some |= (first_key < hi) & (first_key + block_k > lo)
+            sees_all |= (lo <= first_key) & (first_key + block_k <= hi)
+        tiles = slice(start // block_q, -(-end // block_q))
+        some[tiles] |= sees_some
+        every[tiles] &= sees_all
+    return some, every
+
+
+def _joined(chunk: tuple[Run, ...]) -> list[Run]:
+    """The runs with touching ones made one."""
+    out: list[Run] = []
+    for lo, hi in chunk:
+        out = [*out[:-1], (out[-1][0], hi)] if out and out[-1][1] == lo else [*out, (lo, hi)]
+    return out
+
+
+def _segments(some: np.ndarray, every: np.ndarray) -> list[tuple[int, int, int]]:
+    """Stretches of tiles: wholly allowed ones, then partly allowed ones, then again."""
+    out: list[tuple[int, int, int]] = []
+    for tile in np.flatnonzero(some).tolist():
+        lo, split, hi = out[-1] if out else (0, 0, -1)
+        if tile == hi and every[tile] and split == hi:
+            out[-1] = (lo, tile + 1, tile + 1)
+        elif tile == hi and not every[tile]:
+            out[-1] = (lo, split, tile + 1)
+        else:
+            out.append((tile, tile + bool(every[tile]), tile + 1))
+    return out
+
+
 def in_runs(rows: Int32[Array, "S R 2"], keys: Int32[Array, " K"]) -> Bool[Array, "S K"]:
     """True where the key of that index lies in one of the row's runs."""
     key = keys[None, None, :]
