@@ -7,6 +7,7 @@ A backend computes; the rules below say how JAX may differentiate, and no backen
     forward (q, k, v, mask, scale)                         -> o, lse      lse [B, N, S] = log Σ exp(scale q·k)
     tangent (q, k, v, o, lse, tq, tk, tv, mask, scale)     -> to          linear in tq, tk, tv; None is a zero
     backward(q, k, v, o, lse, do, mask, scale)             -> dq, dk, dv  the transpose of tangent
+    fused   (q, k, v, tq, tk, tv, mask, scale)             -> o, lse, to  if it has a kernel for both at once
 
 Forward mode calls `forward` and `tangent`; reverse mode transposes the tangent into `backward`; the gradient of a loss
 that contains a jvp under stop_gradient (rCM's consistency loss) does both in one pass. Derivatives of derivatives are
@@ -22,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.core import ShapedArray
 from jax.custom_derivatives import SymbolicZero
@@ -51,6 +53,20 @@ class Backend:
     forward: Callable[..., tuple[Array, Array]]
     tangent: Callable[..., Array]
     backward: Callable[..., tuple[Array, Array, Array]]
+    fused: Callable[..., tuple[Array, Array, Array]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.fused is None:
+            object.__setattr__(self, "fused", functools.partial(_one_after_the_other, self.forward, self.tangent))
+
+
+def _one_after_the_other(
+    forward: Callable, tangent: Callable, q: Array, k: Array, v: Array, tq: Array, tk: Array, tv: Array,
+    mask: KeyRuns | None, scale: float,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """`fused` for a backend that has none."""
+    o, lse = forward(q, k, v, mask, scale)
+    return o, lse, tangent(q, k, v, o, lse, tq, tk, tv, mask, scale)
 
 
 @functools.cache
@@ -59,7 +75,7 @@ def load_backend(name: str) -> Backend:
     if name not in BACKENDS:
         raise ValueError(f"implementation={name!r} is not one of {['auto', *BACKENDS]}")
     module = importlib.import_module(BACKENDS[name])
-    return Backend(module.forward, module.tangent, module.backward)
+    return Backend(module.forward, module.tangent, module.backward, getattr(module, "fused", None))
 
 
 def select_backend(q: Array, k: Array, v: Array, mask: KeyRuns | None) -> str:
@@ -79,12 +95,16 @@ def attention(
     mask: KeyRuns | None = None,
     scale: float | None = None,
     implementation: str | Backend = "auto",
+    fused: bool = False,
 ) -> Float[Array, "B S N V"]:
     """softmax(scale q kᵀ) v over the keys that the mask lets a query see.
 
     Softmax and sums are float32 for narrower inputs (float64 for float64); the result has the dtype of the inputs.
     A query that sees no key gives 0. `scale` is a Python number, by default D**-0.5. `implementation` is "auto", the
     name of a backend or a Backend. vmap folds into B; over kv_len, derivatives run one sample after the other.
+
+    `fused` is for a function that is only ever called under `jax.jvp`: value and tangent then come from one kernel,
+    and the gradient may flow through the value (rCM's consistency loss: one pass). A plain `jax.grad` raises.
 
     Raises ValueError or TypeError for operands that do not fit, NotImplementedError from a backend that can't serve.
     """
@@ -96,6 +116,8 @@ def attention(
         name = select_backend(q, k, v, mask) if implementation == "auto" else implementation
         implementation = load_backend(name)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if fused:
+        return _value_of_fused(implementation, scale, q, k, v, mask)
     # The forward kernel runs outside the rule, on values without tangents: remat policies see the names only here (they
     # do not look into a custom_jvp), and however often the op is differentiated there is one o and one lse to keep.
     o, lse = _call(_forward_p, implementation, scale, jax.lax.stop_gradient((q, k, v)), mask)
@@ -185,6 +207,14 @@ _tangent_p = _kernel("tangent", lambda q, k, v, o, *_: [ShapedArray(o.shape, o.d
 _backward_p = _kernel("backward", lambda *arrays: [ShapedArray(x.shape, x.dtype) for x in arrays[:3]])
 
 
+def _fused_shapes(q: ShapedArray, k: ShapedArray, v: ShapedArray, *_: ShapedArray) -> list:
+    o, lse = _forward_shapes(q, k, v)
+    return [o, lse, o]
+
+
+_fused_p = _kernel("fused", _fused_shapes)
+
+
 # A linear map that gives NaN, and whose transpose gives NaN for what is not exactly 0: under stop_gradient some
 # transformations pass zeros back, and these must stay zeros.
 _second_derivative_p = Primitive("attention_second_derivative")
@@ -258,3 +288,48 @@ def _with_tangent_jvp(backend: Backend, scale: float, primals: tuple, tangents: 
         return o, jnp.zeros_like(o)
     (to,) = _tangent(backend, scale, (*residuals, *tangents), mask)
     return o, to
+
+
+# --- the rule of `fused`: one kernel for value and tangent, whose gradient is the value's ----------------------------
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _value_of_fused(backend: Backend, scale: float, q: Array, k: Array, v: Array, mask: KeyRuns | None) -> Array:
+    return _call(_forward_p, backend, scale, (q, k, v), mask)[0]
+
+
+@functools.partial(_value_of_fused.defjvp, symbolic_zeros=True)
+def _value_of_fused_jvp(backend: Backend, scale: float, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    tangents = tuple(None if isinstance(t, SymbolicZero) else t for t in tangents[:3])
+    if all(t is None for t in tangents):
+        o = attention(*primals[:3], mask=primals[3], scale=scale, implementation=backend)
+        return o, jnp.zeros_like(o)
+    return _value_and_tangent(backend, scale, primals[:3], tangents, primals[3])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _value_and_tangent(
+    backend: Backend, scale: float, arrays: tuple, tangents: tuple, mask: KeyRuns | None
+) -> tuple[Array, Array]:
+    o, _, to = _call(_fused_p, backend, scale, (*arrays, *tangents), mask)
+    return o, to
+
+
+def _value_and_tangent_fwd(backend: Backend, scale: float, arrays: tuple, tangents: tuple, mask: KeyRuns | None):
+    o, lse, to = _call(_fused_p, backend, scale, (*arrays, *tangents), mask)
+    o, lse = checkpoint_name(o, "attention_o"), checkpoint_name(lse, "attention_lse")
+    return (o, to), (arrays, o, lse, tangents, mask)
+
+
+def _value_and_tangent_bwd(backend: Backend, scale: float, residuals: tuple, cotangents: tuple) -> tuple:
+    arrays, o, lse, tangents, mask = residuals
+    do, dto = cotangents
+    grads = _backward(backend, scale, (*arrays, o, lse, do), mask)
+    # The tangent has no gradient: a cotangent of it that is not 0 makes NaN of all, as everywhere in this file.
+    poison = jnp.where((dto == 0).all(), 0, jnp.nan)
+    grads = tuple(g + poison.astype(g.dtype) for g in grads)
+    t_grads = tuple(None if t is None else jnp.full_like(t, poison) for t in tangents)
+    return grads, t_grads, jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), mask)
+
+
+_value_and_tangent.defvjp(_value_and_tangent_fwd, _value_and_tangent_bwd)
