@@ -400,9 +400,7 @@ def _pallas_call(
         rows, tile = (stay, True) if by_key == keys_stay else (length, False)
         if width is None:
             return pl.BlockSpec((None, None, rows), lambda i, n, b: (b, n, i if tile else 0))
-        return pl.BlockSpec(
-            (None, rows, None, pl.next_power_of_2(width)), lambda i, n, b: (b, i if tile else 0, n, 0)
-        )
+        return pl.BlockSpec((None, rows, None, pl.next_power_of_2(width)), lambda i, n, b: (b, i if tile else 0, n, 0))
 
     ins, in_specs, widths = [], [], {}
     for name in names:

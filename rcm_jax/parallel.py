@@ -1,16 +1,22 @@
-"""Meshes and the sharding table.
+"""Meshes, the sharding table, and attention over a sequence that lies on several devices.
 
 Parameters are named by logical axes in AXES; RULES says which mesh axis each logical axis lies on. The same table
 shards parameters, EMA, fake score and optimiser moments, since all of them end in the same parameter names.
 """
 
+import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
+
+from rcm_jax.kernels.attention import attention
+from rcm_jax.kernels.masks import KeyRuns
 
 # parameter name (last two parts of its path) -> logical axes, without the leading "layers" of the stacked blocks
 AXES: dict[str, tuple[str, ...]] = {
@@ -86,3 +92,60 @@ def bytes_per_device(mesh: Mesh | AbstractMesh, tree: PyTree) -> int:
         tree, state_shardings(mesh, tree),
     )  # fmt: skip
     return sum(jax.tree.leaves(shards))
+
+
+def ulysses(mesh: Mesh, attend: Callable = attention, axis: str = "sequence") -> Callable:
+    """`attend` for q, k, v [B, S, N, D] whose sequence is cut over the mesh axis: heads are exchanged for sequence.
+
+    Returns a function of the same signature. Inside, every device holds all tokens of N / size heads (DeepSpeed
+    Ulysses, arXiv 2309.14509): one all_to_all takes q, k and v there together, one brings o back, and jvp and grad add
+    one each. Batches lie on the other axes of the mesh where these divide them. A length that the axis does not
+    divide is padded, and the padding masked. Keys of another length than the queries (text) stay whole on every
+    device, which then needs no exchange. Raises ValueError for heads that the axis does not divide.
+    """
+    size = mesh.shape[axis]
+    others = tuple(name for name in mesh.axis_names if name != axis)
+
+    def exchanged(
+        q: Float[Array, "B S N D"],
+        k: Float[Array, "B K N D"],
+        v: Float[Array, "B K N V"],
+        *,
+        mask: KeyRuns | None = None,
+        **static,
+    ) -> Float[Array, "B S N V"]:
+        (B, S, N, D), K = q.shape, k.shape[1]
+        if N % size:
+            divisors = [n for n in range(1, N + 1) if N % n == 0]
+            raise ValueError(
+                f"heads={N} must be divisible by the mesh axis {axis!r} of size {size}; use one of {divisors}"
+            )
+        batch = others if B % math.prod(mesh.shape[name] for name in others) == 0 else None
+        cut, whole = P(batch, axis), P(batch)
+        short = -S % size
+
+        def here(q: Array, k: Array, v: Array, mask: KeyRuns | None) -> Array:
+            if K != S:
+                return attend(q, k, v, mask=mask, **static)
+            x = jax.lax.all_to_all(jnp.concatenate([q, k, v], axis=-1), axis, 2, 1, tiled=True)
+            o = attend(*jnp.split(x, (D, 2 * D), axis=-1), mask=mask, **static)
+            return jax.lax.all_to_all(o, axis, 1, 2, tiled=True)
+
+        if K != S and mask is not None and mask.query_ends:
+            raise NotImplementedError("runs of keys need queries and keys of one length when the sequence is cut")
+        if short:
+            q, *kv = (jnp.pad(x, ((0, 0), (0, short), (0, 0), (0, 0))) for x in ((q, k, v) if K == S else (q,)))
+            k, v = kv or (k, v)
+            mask = _without_padding(mask, S, short) if K == S else mask
+        specs = (cut, cut, cut) if K == S else (cut, whole, whole)
+        run = jax.shard_map(here, mesh=mesh, in_specs=(*specs, P()), out_specs=cut, check_vma=False)
+        return run(q, k, v, mask)[:, :S]
+
+    return exchanged
+
+
+def _without_padding(mask: KeyRuns | None, length: int, short: int) -> KeyRuns:
+    """The mask for `short` more tokens at the end, which see nothing and which nothing sees."""
+    mask = KeyRuns() if mask is None else mask
+    ends, runs = (mask.query_ends, mask.runs) if mask.query_ends else ((length,), (((0, length),),))
+    return dataclasses.replace(mask, query_ends=(*ends, length + short), runs=(*runs, ()))
