@@ -68,7 +68,7 @@ def backward(
     q: Query, k: Key, v: Value, o: Out, lse: Lse, do: Out, mask: KeyRuns | None, scale: float,
     *, tiles: Tiles | None = None,
 ) -> tuple[Query, Key, Value]:  # fmt: skip
-    """(dq, dk, dv). dq walks the keys and (dk, dv) the queries, in two kernels: no atomics, the same bits every time."""
+    """(dq, dk, dv). dq walks the keys and (dk, dv) the queries, in two kernels: no atomics, so repeatable."""
     delta = jnp.einsum("bsnv,bsnv->bns", o, do, preferred_element_type=jnp.float32)
     arrays = {"q": q, "k": k, "v": v, "do": do, "lse": lse, "delta": delta}
     return _run("dq", arrays, mask, scale, tiles) + _run("dkv", arrays, mask, scale, tiles)
@@ -389,8 +389,8 @@ def _pallas_call(
     kind: str, tiles: Tiles, scale: float, mask: KeyRuns | None, names: tuple[str, ...], arrays: dict[str, Array],
     *, interpret: bool,
 ) -> tuple[Array, ...]:  # fmt: skip
-    q, k, v = (arrays[x] for x in "qkv")
-    (B, S, N, _), K = q.shape, k.shape[1]
+    q = arrays["q"]
+    (B, S, N, _), K = q.shape, arrays["k"].shape[1]
     keys_stay = kind == "dkv"
     (stay_len, stay), (walk_len, block) = (S, tiles.block_q), (K, tiles.block_k)
     if keys_stay:

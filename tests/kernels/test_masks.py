@@ -102,3 +102,24 @@ def test_check_names_what_does_not_fit():
         masks.check(KeyRuns(kv_len=2.0), 4, 6)
     with pytest.raises(TypeError, match="not ndarray; dense masks"):
         masks.check(np.ones((4, 6), bool), 4, 6)
+
+
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(key_runs(), st.sampled_from([1, 2, 4]), st.sampled_from([2, 5, 8]), st.booleans())
+def test_segments_walk_exactly_the_tiles_that_are_touched(mask, block_q, block_k, keys_stay):
+    mask = KeyRuns(mask.query_ends, mask.runs)  # kv_len is the kernel's business
+    table = masks.tile_segments(mask, QUERIES, KEYS, block_q, block_k, keys_stay=keys_stay)
+    allowed = np.asarray(masks.dense(mask, QUERIES, KEYS))
+    stays, walks = (-(-KEYS // block_k), -(-QUERIES // block_q))[:: 1 if keys_stay else -1]
+    assert table.shape[0] == stays
+    for i in range(stays):
+        whole = {t for lo, split, _ in table[i] for t in range(lo, split)}
+        partly = [t for _, split, hi in table[i] for t in range(split, hi)]
+        assert len(partly) == len(set(partly))
+        assert not whole & set(partly)
+        for j in range(walks):
+            query, key = (j, i) if keys_stay else (i, j)
+            tile = allowed[query * block_q : (query + 1) * block_q, key * block_k : (key + 1) * block_k]
+            expect_whole = tile.all() and (key + 1) * block_k <= KEYS
+            assert (j in whole) == expect_whole
+            assert (j in partly) == (tile.any() and not expect_whole)
