@@ -9,7 +9,6 @@ scores.
 
 from rcm_jax.configs import base, toy_teacher_start
 
-
 TIME_EMBEDDING = ("time_in", "time_out", "time_projection")
 
 
@@ -24,7 +23,7 @@ def get_config():
     config.method.dmd_fixed_times = True
     config.method.p_G.update({"name": "uniform_shift", "shift": 5.0})
     config.optimizer.update({"lr": 8e-4, "lr_fake": 1e-3, "b2": 0.99, "warmup_updates": 50, "decay_updates": 520})
-    config.optimizer.frozen = TIME_EMBEDDING  # trained, it learns to ripple in time, and sCM's tangent grows without end
+    config.optimizer.frozen = TIME_EMBEDDING  # trained, it learns to ripple in time: see docs/results.md
     config.steps = 900
     config.checkpoint_every = 300
     return config
