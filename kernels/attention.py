@@ -15,6 +15,7 @@ not defined and come out as NaN. o and lse carry the names "attention_o" and "at
 that saves them keeps the backward pass from running the forward kernel again.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -41,6 +42,7 @@ BACKENDS = {
     "xla": "rcm_jax.kernels.xla",
     "pallas_triton": "rcm_jax.kernels.pallas_triton",
 }
+FAST = ("pallas_triton",)  # each has serves(q, v): whether it runs here, for such operands
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +81,12 @@ def load_backend(name: str) -> Backend:
 
 
 def select_backend(q: Array, k: Array, v: Array, mask: KeyRuns | None) -> str:
-    """What implementation="auto" means for these operands."""
-    del q, k, v, mask  # the one backend that there is so far serves everything
+    """What implementation="auto" means for these operands: the first fast backend that serves them here, or xla."""
+    del k, mask
+    for name in FAST:
+        with contextlib.suppress(ImportError):  # a jax that has dropped the backend's route
+            if importlib.import_module(BACKENDS[name]).serves(q, v):
+                return name
     return "xla"
 
 

@@ -26,7 +26,9 @@ from rcm_jax.kernels.masks import KeyRuns, row_runs, tile_segments
 from rcm_jax.kernels.tiles import Tiles, tiles_for
 
 DTYPES = ("bfloat16", "float16", "float32")
-WIDTHS = (16, 256)
+MAX_WIDTH = 256
+MIN_BLOCK = 16  # the narrowest operand of a matrix product; narrower heads are padded to it
+MIN_CAPABILITY = 8.0
 LOG2_E = math.log2(math.e)
 
 Query = Float[Array, "B S N D"]
@@ -43,7 +45,7 @@ def forward(
 ) -> tuple[Out, Lse]:
     """(o, lse). Raises NotImplementedError for dtypes and head widths that the kernels do not take."""
     _check_served(q, v)
-    return _run("forward", {"q": q, "k": k, "v": v}, mask, scale, tiles)
+    return run("forward", {"q": q, "k": k, "v": v}, mask, scale, tiles)
 
 
 def tangent(
@@ -52,7 +54,7 @@ def tangent(
 ) -> Out:  # fmt: skip
     """to, linear in (tq, tk, tv); each may be None for zero, and its products are left out."""
     arrays = {"q": q, "k": k, "v": v, "o": o, "lse": lse, "tq": tq, "tk": tk, "tv": tv}
-    return _run("tangent", arrays, mask, scale, tiles)[0]
+    return run("tangent", arrays, mask, scale, tiles)[0]
 
 
 def fused(
@@ -61,7 +63,7 @@ def fused(
 ) -> tuple[Out, Lse, Out]:  # fmt: skip
     """(o, lse, to) from one walk over the keys: 6 matrix products, where `forward` and `tangent` take 2 + 5."""
     _check_served(q, v)
-    return _run("fused", {"q": q, "k": k, "v": v, "tq": tq, "tk": tk, "tv": tv}, mask, scale, tiles)
+    return run("fused", {"q": q, "k": k, "v": v, "tq": tq, "tk": tk, "tv": tv}, mask, scale, tiles)
 
 
 def backward(
@@ -71,18 +73,25 @@ def backward(
     """(dq, dk, dv). dq walks the keys and (dk, dv) the queries, in two kernels: no atomics, so repeatable."""
     delta = jnp.einsum("bsnv,bsnv->bns", o, do, preferred_element_type=jnp.float32)
     arrays = {"q": q, "k": k, "v": v, "do": do, "lse": lse, "delta": delta}
-    return _run("dq", arrays, mask, scale, tiles) + _run("dkv", arrays, mask, scale, tiles)
+    return run("dq", arrays, mask, scale, tiles) + run("dkv", arrays, mask, scale, tiles)
 
 
 def _check_served(q: Query, v: Value) -> None:
     if q.dtype.name not in DTYPES:
         raise NotImplementedError(f"the Pallas kernels take {DTYPES}, not {q.dtype}; use implementation='xla'")
     for name, width in (("q and k", q.shape[-1]), ("v", v.shape[-1])):
-        if not WIDTHS[0] <= width <= WIDTHS[1]:
+        if width > MAX_WIDTH:
             raise NotImplementedError(
-                f"{name} have head width {width}; the Pallas kernels take {WIDTHS[0]} to {WIDTHS[1]}: use "
-                "implementation='xla'"
+                f"{name} have head width {width}; the Pallas kernels take at most {MAX_WIDTH}: use implementation='xla'"
             )
+
+
+def serves(q: Query, v: Value) -> bool:
+    """Whether these kernels run here, compiled, for operands of these dtypes and widths."""
+    device = jax.devices()[0]
+    if device.platform != "gpu" or float(getattr(device, "compute_capability", 0)) < MIN_CAPABILITY:
+        return False
+    return q.dtype.name in DTYPES and max(q.shape[-1], v.shape[-1]) <= MAX_WIDTH
 
 
 # --- bodies: the queries of a tile stay, the keys are walked ---------------------------------------------------------
@@ -324,8 +333,9 @@ class _Walk:
             return lo, split, hi
         if self.keys_stay:  # all queries see the tile's keys below kv_len
             first = self.stay.first
-            split = jnp.where(first + self.stay.size <= self.kv_len, split, lo)
-            return lo, split, jnp.where(first < self.kv_len, hi, split)
+            some = (first < self.kv_len).astype(jnp.int32)
+            every = (first + self.stay.size <= self.kv_len).astype(jnp.int32)
+            return lo, lo + every * (split - lo), lo + some * (hi - lo)  # (a select of plain ints does not lower)
         full = self.kv_len // self.block
         hi = jnp.clip(pl.cdiv(self.kv_len, self.block), lo, hi)
         return lo, jnp.clip(full, lo, jnp.minimum(split, hi)), hi
@@ -371,7 +381,7 @@ _BODIES = {
 _BY_KEY = {"k", "v", "tk", "tv", "dk", "dv"}  # the other arrays have a row for each query
 
 
-def _run(
+def run(
     kind: str, arrays: dict[str, Array | None], mask: KeyRuns | None, scale: float, tiles: Tiles | None
 ) -> tuple[Array, ...]:
     """One kernel over all tiles, heads and samples: on CUDA compiled, anywhere else interpreted."""
@@ -400,7 +410,9 @@ def _pallas_call(
         rows, tile = (stay, True) if by_key == keys_stay else (length, False)
         if width is None:
             return pl.BlockSpec((None, None, rows), lambda i, n, b: (b, n, i if tile else 0))
-        return pl.BlockSpec((None, rows, None, pl.next_power_of_2(width)), lambda i, n, b: (b, i if tile else 0, n, 0))
+        return pl.BlockSpec(
+            (None, rows, None, max(MIN_BLOCK, pl.next_power_of_2(width))), lambda i, n, b: (b, i if tile else 0, n, 0)
+        )
 
     ins, in_specs, widths = [], [], {}
     for name in names:

@@ -1,10 +1,22 @@
-"""How large the tiles of the Pallas kernels are."""
+"""How large the tiles of the Pallas kernels are: a table for each GPU, shipped as data (`tile_table.json`).
+
+An entry is [queries, keys, warps, stages] for a kernel, an operand size in bytes and a head width. Entries of an
+architecture ("sm_90") were compiled and do not spill (`python -m tests.benchmarks.offline_compile`); entries of a GPU
+by its name ("NVIDIA H200") were timed on it (`python -m rcm_jax.kernels.tune`) and come first.
+"""
 
 import dataclasses
+import functools
+import json
+from pathlib import Path
 
+import jax
 from jaxtyping import Array
 
 KINDS = ("forward", "tangent", "fused", "dq", "dkv")
+WIDTHS = (64, 128, 256)  # head widths are rounded up to one of these
+TABLE = Path(__file__).parent / "tile_table.json"
+UNKNOWN_GPU = "sm_80"  # what runs on every GPU the kernels serve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,5 +39,38 @@ class Tiles:
             raise ValueError(f"num_stages={self.num_stages} must be 1 to 6")
 
 
-def tiles_for(kind: str, q: Array, k: Array, v: Array) -> Tiles:
-    return Tiles(64, 64)
+def tiles_for(kind: str, q: Array, k: Array, v: Array, *, gpu: tuple[str, ...] | None = None) -> Tiles:
+    """The tiles for operands of these shapes on the first of the names in `gpu` (default: the GPU here) with an entry.
+
+    Where all queries (or keys) fit a smaller tile, the tile shrinks to them.
+    """
+    width = next(w for w in WIDTHS if max(q.shape[-1], v.shape[-1]) <= w)
+    for name in (*(this_gpu() if gpu is None else gpu), UNKNOWN_GPU):
+        entry = table().get(name, {}).get(kind, {}).get(f"{q.dtype.itemsize} bytes", {}).get(str(width))
+        if entry:
+            tiles = Tiles(*entry)
+            return dataclasses.replace(
+                tiles, block_q=_shrunk(tiles.block_q, q.shape[1]), block_k=_shrunk(tiles.block_k, k.shape[1])
+            )
+    raise LookupError(f"{TABLE} has no tiles for {kind}, {q.dtype} and width {width}")
+
+
+def _shrunk(block: int, length: int) -> int:
+    while block > 16 and block // 2 >= length:
+        block //= 2
+    return block
+
+
+@functools.cache
+def this_gpu() -> tuple[str, ...]:
+    """(name, architecture) of the GPU here, as the table has them; sm_90 where there is none, for programs lowered
+    on another machine than they run on."""
+    device = jax.devices()[0]
+    if device.platform != "gpu":
+        return ("sm_90",)
+    return device.device_kind, "sm_" + str(device.compute_capability).replace(".", "")
+
+
+@functools.cache
+def table() -> dict:
+    return json.loads(TABLE.read_text())

@@ -37,24 +37,35 @@ AXES: dict[str, tuple[str, ...]] = {
 # logical axis -> mesh axis; what is not named here is on every device. Biases, norms and modulation tables are small.
 RULES: dict[str, str] = {"embed": "fsdp"}
 BATCH_AXES = ("data", "fsdp")
+SEQUENCE_AXIS = "sequence"
+MESH_AXES = (*BATCH_AXES, SEQUENCE_AXIS)
 
 
-def mesh_shape(data: int, fsdp: int, devices: int) -> tuple[int, int]:
-    """(data, fsdp) with data = -1 filled in. Raises ValueError where they do not multiply to the number of devices."""
-    if fsdp < 1 or devices % fsdp:
-        divisors = [n for n in range(1, devices + 1) if devices % n == 0]
-        raise ValueError(f"mesh.fsdp={fsdp} does not divide the {devices} devices; use one of {divisors}")
-    data = devices // fsdp if data == -1 else data
-    if data * fsdp != devices:
-        raise ValueError(f"mesh.data={data} times mesh.fsdp={fsdp} is not the number of devices, {devices}")
-    return data, fsdp
+def mesh_shape(data: int, fsdp: int, sequence: int, devices: int) -> tuple[int, int, int]:
+    """The mesh's shape with data = -1 filled in. Raises ValueError where it does not multiply to the devices."""
+    for name, size in (("fsdp", fsdp), ("sequence", sequence)):
+        if size < 1 or devices % size:
+            divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+            raise ValueError(f"mesh.{name}={size} does not divide the {devices} devices; use one of {divisors}")
+    data = devices // (fsdp * sequence) if data == -1 else data
+    if data * fsdp * sequence != devices:
+        raise ValueError(
+            f"mesh.data={data} times mesh.fsdp={fsdp} times mesh.sequence={sequence} is not the number of devices, "
+            f"{devices}"
+        )
+    return data, fsdp, sequence
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, devices: list | None = None) -> Mesh:
-    """A mesh with axes (data, fsdp) over all devices, or the given ones."""
+def make_mesh(data: int = -1, fsdp: int = 1, sequence: int = 1, devices: list | None = None) -> Mesh:
+    """A mesh with axes (data, fsdp, sequence) over all devices, or the given ones."""
     devices = jax.devices() if devices is None else devices
-    shape = mesh_shape(data, fsdp, len(devices))
-    return jax.make_mesh(shape, BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    shape = mesh_shape(data, fsdp, sequence, len(devices))
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def abstract_mesh(data: int, fsdp: int, sequence: int, devices: int) -> AbstractMesh:
+    """`make_mesh` for devices that are not here."""
+    return AbstractMesh(mesh_shape(data, fsdp, sequence, devices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def spec(path: str, shape: tuple[int, ...], axis_sizes: dict[str, int]) -> P:
@@ -94,17 +105,24 @@ def bytes_per_device(mesh: Mesh | AbstractMesh, tree: PyTree) -> int:
     return sum(jax.tree.leaves(shards))
 
 
-def ulysses(mesh: Mesh, attend: Callable = attention, axis: str = "sequence") -> Callable:
-    """`attend` for q, k, v [B, S, N, D] whose sequence is cut over the mesh axis: heads are exchanged for sequence.
+def sharded_attention(mesh: Mesh, attend: Callable = attention) -> Callable:
+    """`attend` as it runs on a mesh: as it is on one device, else inside shard_map, since a kernel cannot be cut by the
+    compiler. Batches lie on (data, fsdp) where these divide them, and sequences on `sequence`: see `ulysses`."""
+    return attend if mesh.size == 1 else ulysses(mesh, attend)
+
+
+def ulysses(mesh: Mesh, attend: Callable = attention) -> Callable:
+    """`attend` for q, k, v [B, S, N, D] whose sequence is cut over the mesh: heads are exchanged for sequence.
 
     Returns a function of the same signature. Inside, every device holds all tokens of N / size heads (DeepSpeed
-    Ulysses, arXiv 2309.14509): one all_to_all takes q, k and v there together, one brings o back, and jvp and grad add
-    one each. Batches lie on the other axes of the mesh where these divide them. A length that the axis does not
-    divide is padded, and the padding masked. Keys of another length than the queries (text) stay whole on every
-    device, which then needs no exchange. Raises ValueError for heads that the axis does not divide.
+    Ulysses, arXiv 2309.14509): one all_to_all takes q, k and v there together, one brings o back, and a tangent takes
+    one of each more. A length that the axis does not divide is padded, and the padding masked. Keys of another length
+    than the queries (text) stay whole on every device, which then needs no exchange.
+
+    Raises ValueError for heads that the axis does not divide.
     """
-    size = mesh.shape[axis]
-    others = tuple(name for name in mesh.axis_names if name != axis)
+    axis, size = SEQUENCE_AXIS, mesh.shape[SEQUENCE_AXIS]
+    samples = math.prod(mesh.shape[name] for name in BATCH_AXES)
 
     def exchanged(
         q: Float[Array, "B S N D"],
@@ -117,31 +135,31 @@ def ulysses(mesh: Mesh, attend: Callable = attention, axis: str = "sequence") ->
         (B, S, N, D), K = q.shape, k.shape[1]
         if N % size:
             divisors = [n for n in range(1, N + 1) if N % n == 0]
-            raise ValueError(
-                f"heads={N} must be divisible by the mesh axis {axis!r} of size {size}; use one of {divisors}"
-            )
-        batch = others if B % math.prod(mesh.shape[name] for name in others) == 0 else None
-        cut, whole = P(batch, axis), P(batch)
-        short = -S % size
+            raise ValueError(f"heads={N} must be divisible by mesh.{axis}={size}; use one of {divisors}")
+        if K != S and mask is not None and mask.query_ends and size > 1:
+            raise NotImplementedError("runs of keys need queries and keys of one length when the sequence is cut")
 
         def here(q: Array, k: Array, v: Array, mask: KeyRuns | None) -> Array:
-            if K != S:
+            if K != S or size == 1:
                 return attend(q, k, v, mask=mask, **static)
             x = jax.lax.all_to_all(jnp.concatenate([q, k, v], axis=-1), axis, 2, 1, tiled=True)
             o = attend(*jnp.split(x, (D, 2 * D), axis=-1), mask=mask, **static)
             return jax.lax.all_to_all(o, axis, 1, 2, tiled=True)
 
-        if K != S and mask is not None and mask.query_ends:
-            raise NotImplementedError("runs of keys need queries and keys of one length when the sequence is cut")
-        if short:
-            q, *kv = (jnp.pad(x, ((0, 0), (0, short), (0, 0), (0, 0))) for x in ((q, k, v) if K == S else (q,)))
-            k, v = kv or (k, v)
-            mask = _without_padding(mask, S, short) if K == S else mask
-        specs = (cut, cut, cut) if K == S else (cut, whole, whole)
-        run = jax.shard_map(here, mesh=mesh, in_specs=(*specs, P()), out_specs=cut, check_vma=False)
+        if short := -S % size:
+            q = _longer(q, short)
+            if K == S:
+                k, v, mask = _longer(k, short), _longer(v, short), _without_padding(mask, S, short)
+        batch = BATCH_AXES if B % samples == 0 else None
+        cut, keys = P(batch, axis), P(batch, axis if K == S else None)
+        run = jax.shard_map(here, mesh=mesh, in_specs=(cut, keys, keys, P()), out_specs=cut, check_vma=False)
         return run(q, k, v, mask)[:, :S]
 
     return exchanged
+
+
+def _longer(x: Float[Array, "B S N D"], by: int) -> Float[Array, "B S+by N D"]:
+    return jnp.pad(x, ((0, 0), (0, by), (0, 0), (0, 0)))
 
 
 def _without_padding(mask: KeyRuns | None, length: int, short: int) -> KeyRuns:

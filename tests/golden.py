@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 
+from rcm_jax.kernels.attention import BACKENDS
 from tests import golden_losses, golden_networks, golden_samplers
 from tests.golden_common import load_case, run_case
 
@@ -42,8 +43,11 @@ def _check(file: Path) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH")
+    parser.add_argument("--attention", default="auto", choices=("auto", *BACKENDS), help="backend of the networks")
+    args = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
-    files = _files(parser.parse_args().paths)
+    golden_networks.ATTENTION = args.attention
+    files = _files(args.paths)
     results = [_check(file) for file in files]
     print(f"{sum(results)} passed, {len(results) - sum(results)} failed")
     return 0 if results and all(results) else 1

@@ -11,6 +11,8 @@ from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.dit import DiT
 from tests.golden_common import Case, Check, channels_first, channels_last
 
+ATTENTION = "auto"  # the backend of every network here; the command line sets it
+
 
 def dit_config(config: dict, **changes) -> DiTConfig:
     """The network of a golden config."""
@@ -18,7 +20,7 @@ def dit_config(config: dict, **changes) -> DiTConfig:
         dim=config["dim"], ffn_dim=config["ffn_dim"], num_heads=config["num_heads"], num_layers=config["num_layers"],
         in_channels=config["in_dim"], out_channels=config["out_dim"], patch_size=config["patch_size"],
         freq_dim=config["freq_dim"], text_dim=config["text_dim"], text_len=config["text_len"],
-        eps=config.get("eps", 1e-6),
+        eps=config.get("eps", 1e-6), attention=ATTENTION,
     )  # fmt: skip
     return dataclasses.replace(sizes, **changes)
 

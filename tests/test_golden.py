@@ -73,6 +73,12 @@ def test_another_network_fails(tmp_path):
     assert check(changed(tmp_path, source, None, config)).returncode == 1
 
 
+@pytest.mark.parametrize("backend", ["reference", "pallas_triton"])
+def test_the_tangent_of_the_network_through_every_backend(backend):
+    result = check("--attention", backend, *GOLDENS.glob("dit_jvp*.safetensors"))
+    assert result.returncode == 0, result.stdout
+
+
 @pytest.mark.parametrize("path", ["nowhere.safetensors"])
 def test_a_missing_path_fails(path):
     assert check(path).returncode == 1

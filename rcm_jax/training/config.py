@@ -32,6 +32,7 @@ class MethodConfig:
     name "diffusion" trains a teacher by flow matching; "distill" a student from `teacher`. `consistency` is one of
     scm, rf_scm, dcm or "" for none; `dmd_scale` 0 means no distribution matching and no fake score. For "diffusion":
     `text_dropout` is the part of samples without text, `frame_times` the part whose frames have rising times.
+    `fused_tangent` takes attention's value and tangent in the consistency loss from one kernel instead of two.
     """
 
     name: str = "distill"
@@ -50,6 +51,7 @@ class MethodConfig:
     dcm_shift: float = 5.0
     text_dropout: float = 0.1
     frame_times: float = 0.0
+    fused_tangent: bool = False
 
     def __post_init__(self):
         if self.name not in ("diffusion", "distill"):
@@ -119,10 +121,14 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis: batch only (data), batch and parameters (fsdp). data=-1 takes what is left."""
+    """Devices along each axis: batch (data), batch and parameters (fsdp), tokens of a video (sequence).
+
+    data=-1 takes what is left.
+    """
 
     data: int = -1
     fsdp: int = 1
+    sequence: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

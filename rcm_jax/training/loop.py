@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from rcm_jax.data.source import Source, batches
-from rcm_jax.parallel import batch_sharding, make_mesh, state_shardings
+from rcm_jax.parallel import batch_sharding, make_mesh, sharded_attention, state_shardings
 from rcm_jax.training.checkpoint import Checkpoints, abstract_like, claim_workdir
 from rcm_jax.training.config import MethodConfig, RunConfig
 from rcm_jax.training.metrics import MetricsWriter
@@ -91,17 +91,18 @@ def train(
     if workdir is not None:
         workdir = claim_workdir(workdir, config)
         checkpoints = Checkpoints(workdir, config.keep)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
-    if (config.data.batch_size // config.grad_accumulation) % mesh.size:
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.sequence, devices)
+    samples = mesh.size // config.mesh.sequence
+    if (config.data.batch_size // config.grad_accumulation) % samples:
         raise ValueError(
             f"data.batch_size={config.data.batch_size} over grad_accumulation={config.grad_accumulation} must be "
-            f"divisible by the {mesh.size} devices"
+            f"divisible by the {samples} devices of (data, fsdp)"
         )
     with jax.set_mesh(mesh):
         state = open_state(config, teacher, mesh, checkpoints)
         start = int(state.step)
         teacher = {} if teacher is None else jax.device_put(teacher, state_shardings(mesh, teacher))
-        steps = make_steps(config, jnp.asarray(source.null_text))
+        steps = make_steps(config, jnp.asarray(source.null_text), sharded_attention(mesh))
         sharding = batch_sharding(mesh)
         if workdir is not None:
             writer = MetricsWriter(workdir, start, tensorboard=config.tensorboard, wandb=config.wandb)

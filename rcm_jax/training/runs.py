@@ -4,11 +4,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType
 
 from rcm_jax.data.source import make_source
 from rcm_jax.data.world import open_world
-from rcm_jax.parallel import BATCH_AXES, bytes_per_device, mesh_shape
+from rcm_jax.parallel import abstract_mesh, bytes_per_device
 from rcm_jax.sampling.generate import SamplerConfig, generate
 from rcm_jax.sampling.video import enlarge, grid, to_uint8, write_video
 from rcm_jax.training.config import RunConfig
@@ -63,8 +62,7 @@ def train_recipe(config: RunConfig, workdir: str | Path, *, progress: str = "tra
 def plan(config: RunConfig, devices: int = 0) -> str:
     """Parameters, state and bytes per device of a run on `devices` devices (0: those here), nothing allocated."""
     devices = devices or jax.device_count()
-    data, fsdp = mesh_shape(config.mesh.data, config.mesh.fsdp, devices)
-    mesh = AbstractMesh((data, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+    mesh = abstract_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.sequence, devices)
     state = abstract_state(config)
     parts = {
         "student": state.student, "ema": state.ema, "student optimiser": state.student_opt,
@@ -76,7 +74,7 @@ def plan(config: RunConfig, devices: int = 0) -> str:
     lines = [
         f"parameters of one network  {count:,}",
         f"tokens of one video        {tokens:,} from latents {config.data.latent_shape}",
-        f"mesh                       data {data} x fsdp {fsdp} = {devices} devices",
+        f"mesh                       {' x '.join(f'{k} {n}' for k, n in mesh.shape.items())} = {devices} devices",
         f"batch                      {config.data.batch_size} videos, {config.grad_accumulation} cuts",
         "bytes per device:",
     ]

@@ -5,6 +5,7 @@ score; which of them a step is, `schedule.py` says. All functions are pure; nois
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -13,6 +14,7 @@ import optax
 from jaxtyping import Array, Float
 
 from rcm_jax.flow import rf_to_trig, trig_denoiser, trig_velocity
+from rcm_jax.kernels.attention import attention
 from rcm_jax.losses.consistency import dcm_loss, dcm_times, rf_scm_loss, scm_loss
 from rcm_jax.losses.diffusion import flow_matching_loss
 from rcm_jax.losses.distribution import critic_loss, dmd_loss, fixed_simulation_times, simulate, simulation_times
@@ -38,6 +40,10 @@ class Networks:
 
     def plain(self, params: Params, text: Text) -> Velocity:
         return velocity(self.dit, params, text)
+
+    def under_jvp(self, params: Params, text: Text) -> Velocity:
+        """For a function that is only called under `jax.jvp`: attention's value and tangent from one kernel."""
+        return velocity(self.dit.clone(attend=functools.partial(self.dit.attend, fused=True)), params, text)
 
     def teacher(self, params: Params, text: Text) -> Velocity:
         return guided_velocity(self.dit, params, text, self.null_text, self.guidance)
@@ -105,8 +111,9 @@ def student_loss(
     student, teacher = networks.plain(params, text), networks.teacher(frozen["teacher"], text)
     loss, metrics = jnp.zeros(x0.shape[0]), {}
     if method.uses_consistency:
+        moving = networks.under_jvp(params, text) if method.fused_tangent and method.consistency != "dcm" else student
         warmup = jnp.minimum(1.0, step / method.tangent_warmup) if method.tangent_warmup else jnp.ones(())
-        loss, metrics = consistency_term(method, student, teacher, x0, key_consistency, warmup)
+        loss, metrics = consistency_term(method, moving, teacher, x0, key_consistency, warmup)
     if with_dmd:
         count = simulation_steps(method, student_updates(method, step))
         no_gradient = networks.plain(jax.lax.stop_gradient(params), text)
@@ -189,13 +196,13 @@ def _update(optimizer: optax.GradientTransformation, params: Params, opt: optax.
     return params, opt, {"grad_norm": norm, "skipped_updates": (~finite).astype(jnp.int32)}
 
 
-def make_steps(config: RunConfig, null_text: Float[Array, "L D"]) -> dict[str, Step]:
+def make_steps(config: RunConfig, null_text: Float[Array, "L D"], attend: Callable = attention) -> dict[str, Step]:
     """The jitted steps of a run, by name: `student`, `student_dmd`, `critic` for distillation, else `diffusion`.
 
-    Each takes (state, teacher parameters, batch) and donates the state.
+    Each takes (state, teacher parameters, batch) and donates the state. `attend` is the attention of all networks.
     """
     method, o = config.method, config.optimizer
-    networks = Networks(DiT(config.model), null_text, method.guidance)
+    networks = Networks(DiT(config.model, attend), null_text, method.guidance)
     gamma = power_ema_exponent(config.ema_rate)
 
     def finish(state: TrainState, grads: Params, metrics: Metrics) -> tuple[TrainState, Metrics]:

@@ -6,6 +6,8 @@ x [B, T, H, W, C] noisy latents, t model time in 0..1000, [B] or one a latent fr
 Parameters of all blocks are stacked on a leading axis (`nn.scan`), so compile time does not grow with depth.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -75,6 +77,7 @@ class Attention(nn.Module):
     """Multi-head attention from x to `context` (itself without one), q and k normalised over the full width."""
 
     config: DiTConfig
+    attend: Callable
 
     @nn.compact
     def __call__(self, x: Tokens, context: Tokens | None = None, rope: tuple[Array, Array] | None = None) -> Tokens:
@@ -86,7 +89,7 @@ class Attention(nn.Module):
         v = _dense(c, c.dim, "v")(context).reshape(*context.shape[:2], *heads)
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
-        o = attention(q, k, v, implementation=c.attention)
+        o = self.attend(q, k, v, implementation=c.attention)
         return _dense(c, c.dim, "o")(o.reshape(x.shape))
 
 
@@ -94,6 +97,7 @@ class Block(nn.Module):
     """Self-attention, cross-attention to the text, feed-forward; first and last modulated by time."""
 
     config: DiTConfig
+    attend: Callable
 
     @nn.compact
     def __call__(self, x: Tokens, e: Float[Array, "B t 6 D"], text: Tokens, rope: tuple[Array, Array]):
@@ -105,8 +109,8 @@ class Block(nn.Module):
             return (x.astype(gate.dtype) + modulate(y.astype(gate.dtype), gate)).astype(x.dtype)
 
         h = modulate(layer_norm(x, c.eps), 1 + scale_a, shift_a).astype(x.dtype)
-        x = gated(x, Attention(c, name="self_attn")(h, rope=rope), gate_a)
-        x = x + Attention(c, name="cross_attn")(AffineNorm(c.eps, name="norm3")(x), text)
+        x = gated(x, Attention(c, self.attend, name="self_attn")(h, rope=rope), gate_a)
+        x = x + Attention(c, self.attend, name="cross_attn")(AffineNorm(c.eps, name="norm3")(x), text)
         h = modulate(layer_norm(x, c.eps), 1 + scale_f, shift_f).astype(x.dtype)
         h = nn.gelu(_dense(c, c.ffn_dim, "ffn_in")(h), approximate=True)
         return gated(x, _dense(c, c.dim, "ffn_out")(h), gate_f), None
@@ -129,9 +133,13 @@ class Head(nn.Module):
 
 
 class DiT(nn.Module):
-    """The network. See the module's docstring for shapes; the velocity comes back in float32 (or x's float64)."""
+    """The network. See the module's docstring for shapes; the velocity comes back in float32 (or x's float64).
+
+    `attend` has the signature of `rcm_jax.kernels.attention.attention`: on a mesh, `parallel.sharded_attention(mesh)`.
+    """
 
     config: DiTConfig
+    attend: Callable = attention
 
     def setup(self):
         c = self.config
@@ -153,7 +161,7 @@ class DiT(nn.Module):
             in_axes=nn.broadcast,
             length=c.num_layers,
             unroll=c.unroll,
-        )(c)
+        )(c, self.attend)
         self.head = Head(c, c.patch_size[0] * c.patch_size[1] * c.patch_size[2] * c.out_channels)
 
     def embed_text(self, text: Text) -> Tokens:

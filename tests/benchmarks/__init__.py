@@ -3,6 +3,7 @@
 python -m tests.benchmarks.torch_dit --help        python -m tests.benchmarks.one_pass --help
 """
 
+import contextlib
 import ctypes
 import importlib.metadata
 import json
@@ -92,3 +93,13 @@ def spread(r: tuple[float, float, float]) -> str:
 def write_json(path: Path | None, result: dict) -> None:
     if path is not None:
         path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def abstract_gpu() -> contextlib.AbstractContextManager:
+    """For lowering kernels without a GPU: jax 0.11 asks the mesh which GPU it is for."""
+    if jax.__version_info__ < (0, 11):
+        return contextlib.nullcontext()
+    from jax.sharding import AbstractDevice, AbstractMesh
+
+    device = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="cuda")
+    return jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device))

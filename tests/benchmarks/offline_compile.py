@@ -7,12 +7,13 @@ same age) and asks ptxas. Exit code 1 if anything spills or asks for more shared
 """
 
 import argparse
+import itertools
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -23,10 +24,10 @@ from jax._src.lib.mlir import ir
 
 from rcm_jax.kernels import pallas_triton
 from rcm_jax.kernels.masks import KeyRuns
-from rcm_jax.kernels.tiles import KINDS, Tiles, tiles_for
+from rcm_jax.kernels.tiles import KINDS, WIDTHS, Tiles, tiles_for
+from tests.benchmarks import abstract_gpu
 
 SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}  # bytes a block may have, CUDA's programming guide
-WIDTHS = (64, 128, 256)
 MASKS = {"dense": None, "runs": KeyRuns((500, 999), (((0, 500),), ((0, 5), (500, 999)))), "kv_len": KeyRuns(kv_len=900)}
 
 
@@ -44,12 +45,10 @@ def triton_ir(kind: str, width: int, dtype: str, mask: KeyRuns | None, tiles: Ti
         return dq if kind == "dq" else dkv
 
     x, lse = jax.ShapeDtypeStruct((1, 999, 2, width), dtype), jax.ShapeDtypeStruct((1, 2, 999), jnp.float32)
-    from tests.kernels.test_pallas_triton import abstract_gpu
-
     with abstract_gpu():
         module = jax.jit(call).trace(*[x] * 7, lse).lower(lowering_platforms=("cuda",)).compiler_ir("stablehlo")
     for op in _operations(module.operation):
-        config = op.attributes["mhlo.backend_config"] if "mhlo.backend_config" in op.attributes else None
+        config = dict(op.attributes).get("mhlo.backend_config")
         if config is not None and ir.StringAttr(config["name"]).value == f"attention_{kind}":
             with mlir.make_ir_context() as context:
                 jax_triton.dialect.register_dialect(context)
@@ -89,6 +88,30 @@ def compile_offline(text: str, arch: int, tiles: Tiles) -> tuple[int, int, int]:
     raise RuntimeError(log)
 
 
+def report(
+    archs: Sequence[int], kinds: Sequence[str] = KINDS, dtypes: Sequence[str] = pallas_triton.DTYPES,
+    widths: Sequence[int] = WIDTHS, masks: Sequence[str] = tuple(MASKS), tiles: Tiles | None = None,
+) -> int:  # fmt: skip
+    """Prints a line for every combination; the number of those that spill or do not fit."""
+    bad = 0
+    print("kind     dtype     width  mask    arch  tiles (q, k, warps, stages)  registers  spilled  shared")
+    for arch, kind, dtype, width in itertools.product(archs, kinds, dtypes, widths):
+        shape = jax.ShapeDtypeStruct((1, 999, 2, width), dtype)
+        t = tiles or tiles_for(kind, shape, shape, shape, gpu=(f"sm_{arch}",))
+        for mask in masks:
+            registers, spilled, shared = compile_offline(triton_ir(kind, width, dtype, MASKS[mask], t), arch, t)
+            wrong = spilled > 0 or shared > SHARED_LIMIT[arch]
+            bad += wrong
+            size = f"{t.block_q}, {t.block_k}, {t.num_warps}, {t.num_stages}"
+            print(
+                f"{kind:8} {dtype:9} {width:5}  {mask:7} {arch:4}  {size:28} {registers:9} {spilled:8} {shared:7}"
+                f"{'   BAD' if wrong else ''}",
+                flush=True,
+            )
+    print(f"{bad} of these spill or do not fit" if bad else "none spills, all fit")
+    return bad
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=[90, 80], choices=sorted(SHARED_LIMIT))
@@ -98,27 +121,8 @@ def main() -> int:
     parser.add_argument("--masks", nargs="+", default=list(MASKS), choices=MASKS)
     parser.add_argument("--tiles", type=int, nargs=4, metavar=("Q", "K", "WARPS", "STAGES"), help="instead of ours")
     args = parser.parse_args()
-    bad = 0
-    print("kind     dtype     width  mask    arch  tiles (q, k, warps, stages)  registers  spilled  shared")
-    for kind in args.kinds:
-        for dtype in args.dtypes:
-            for width in args.widths:
-                shape = jax.ShapeDtypeStruct((1, 999, 2, width), dtype)
-                tiles = Tiles(*args.tiles) if args.tiles else tiles_for(kind, shape, shape, shape)
-                for mask in args.masks:
-                    text = triton_ir(kind, width, dtype, MASKS[mask], tiles)
-                    for arch in args.arch:
-                        registers, spilled, shared = compile_offline(text, arch, tiles)
-                        wrong = spilled > 0 or shared > SHARED_LIMIT[arch]
-                        bad += wrong
-                        size = f"{tiles.block_q}, {tiles.block_k}, {tiles.num_warps}, {tiles.num_stages}"
-                        print(
-                            f"{kind:8} {dtype:9} {width:5}  {mask:7} {arch:4}  {size:28} {registers:9} {spilled:8} "
-                            f"{shared:7}{'   BAD' if wrong else ''}",
-                            flush=True,
-                        )
-    print(f"{bad} of these spill or do not fit" if bad else "none spills, all fit")
-    return 1 if bad else 0
+    tiles = Tiles(*args.tiles) if args.tiles else None
+    return 1 if report(args.arch, args.kinds, args.dtypes, args.widths, args.masks, tiles) else 0
 
 
 if __name__ == "__main__":

@@ -54,6 +54,14 @@ def test_the_first_average_is_the_student(teacher):
     jax.tree.map(np.testing.assert_array_equal, after.ema, after.student)
 
 
+def test_the_fused_tangent_trains_the_same(teacher):
+    states = []
+    for fused in (False, True):
+        config = tiny_run(method={"fused_tangent": fused, "tangent_warmup": 0})
+        states.append(one_step(config, "student_dmd", teacher)[1].student)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), *states)
+
+
 @pytest.mark.parametrize("consistency", ["scm", "rf_scm", "dcm"])
 def test_consistency_losses_train(teacher, consistency):
     config = tiny_run(method={"consistency": consistency, "dmd_scale": 0.0, "tangent_warmup": 0})
@@ -104,7 +112,15 @@ def alone(teacher):
     return train(tiny_run(), RandomSource(tiny_run()), teacher=teacher, devices=jax.devices()[:1], progress="")
 
 
-@pytest.mark.parametrize("mesh", [{"fsdp": 4, "data": 2}, pytest.param({"fsdp": 8}, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        {"fsdp": 4, "data": 2},
+        {"fsdp": 2, "data": 2, "sequence": 2},  # 81 tokens on two devices: one of them gets padding
+        pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_mesh_gives_the_numbers_of_one_device(teacher, alone, mesh):
     """The same seven steps over eight devices, parameters sharded."""
     config = tiny_run(mesh=mesh)

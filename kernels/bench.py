@@ -1,0 +1,380 @@
+"""Times attention's kernels against their peers: python -m rcm_jax.kernels.bench --json OUT.json --plot OUT.png
+
+Prints a table of milliseconds, TFLOP/s, share of this GPU's measured bfloat16 matrix rate, temporary memory and
+largest error, for each shape, pass and peer, all in one run. FLOPs count 2·B·N·D for each allowed (query, key) pair
+and matrix product, by convention: forward 2 products, tangent 5, fused 6, backward 5 (we recompute, so do more).
+Times are medians over device-timed runs after a warm-up (CUPTI); on a CPU, wall times, good only for trying this out.
+Errors are against the blockwise XLA backend in float32 on one head, relative to its largest element.
+
+Peers, each left out with a reason where it is not installed or refuses: xla (our blockwise backend), naive
+(jax.nn.dot_product_attention in XLA), cudnn, tokamax, jvp_flash_attention (PyPI), torch (scaled_dot_product_attention).
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rcm_jax.cli import one_line_errors
+from rcm_jax.kernels import xla
+from rcm_jax.kernels.attention import load_backend
+from rcm_jax.kernels.masks import KeyRuns
+
+PRODUCTS = {"forward": 2, "tangent": 5, "fused": 6, "backward": 5}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """One attention problem; `mask` keeps what `KeyRuns` needs."""
+
+    name: str
+    queries: int
+    keys: int
+    heads: int
+    width: int
+    mask: KeyRuns | None = None
+    batch: int = 1
+
+    @property
+    def pairs(self) -> int:
+        """Allowed (query, key) pairs of one head."""
+        if self.mask is None:
+            return self.queries * self.keys
+        if not self.mask.query_ends:
+            return self.queries * int(self.mask.kv_len)
+        starts = (0, *self.mask.query_ends)
+        rows = [end - start for start, end in zip(starts, self.mask.query_ends, strict=False)]
+        return sum(n * sum(b - a for a, b in chunk) for n, chunk in zip(rows, self.mask.runs, strict=True))
+
+    def flops(self, kind: str) -> float:
+        return 2.0 * self.batch * self.heads * self.width * self.pairs * PRODUCTS[kind]
+
+
+def teacher_forcing(frames: int, tokens: int, first: int, chunk: int) -> KeyRuns:
+    """Packed [clean | noisy]: clean chunks see the clean to their own, noisy ones the clean before and themselves."""
+    cuts = [0, *range(first, frames + 1, chunk)]
+    spans = [(a * tokens, b * tokens) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    half = frames * tokens
+    clean = [((0, b),) for _, b in spans]
+    noisy = [(((0, a),) if a else ()) + ((half + a, half + b),) for a, b in spans]
+    return KeyRuns(tuple([b for _, b in spans] + [half + b for _, b in spans]), (*clean, *noisy))
+
+
+FRAME, FRAMES = 1560, 21  # tokens of a latent frame at 480p, latent frames
+VIDEO = FRAME * FRAMES
+SHAPES = {
+    s.name: s
+    for s in (
+        Shape("wan-1.3b", VIDEO, VIDEO, 12, 128),
+        Shape("wan-14b", VIDEO, VIDEO, 40, 128),
+        Shape("cache-c1", FRAME, VIDEO, 12, 128, KeyRuns(kv_len=VIDEO)),
+        Shape("cache-c3", 3 * FRAME, VIDEO, 12, 128, KeyRuns(kv_len=VIDEO)),
+        Shape("cache-half", 3 * FRAME, VIDEO, 12, 128, KeyRuns(kv_len=VIDEO // 2)),
+        Shape("text", VIDEO, 512, 12, 128),
+        Shape("tf-c1-1", 2 * VIDEO, 2 * VIDEO, 12, 128, teacher_forcing(FRAMES, FRAME, 1, 1)),
+        Shape("tf-c3-3", 2 * VIDEO, 2 * VIDEO, 12, 128, teacher_forcing(FRAMES, FRAME, 3, 3)),
+        Shape("tf-c1-4", 2 * VIDEO, 2 * VIDEO, 12, 128, teacher_forcing(FRAMES, FRAME, 1, 4)),
+        Shape("short-1024", 1024, 1024, 16, 64, batch=4),
+        Shape("short-999", 999, 999, 16, 64, batch=4),
+        Shape("tiny", 96, 96, 2, 32, teacher_forcing(3, 16, 1, 1)),
+    )
+}
+DEFAULT_SHAPES = [name for name in SHAPES if name != "tiny"]
+
+
+def operands(shape: Shape, dtype: str) -> dict[str, jax.Array]:
+    """Standard normal q, k, v, tq, tk, tv, do."""
+    B, N, D = shape.batch, shape.heads, shape.width
+    lengths = {"q": shape.queries, "k": shape.keys, "v": shape.keys, "tq": shape.queries, "tk": shape.keys,
+               "tv": shape.keys, "do": shape.queries}  # fmt: skip
+    keys = jax.random.split(jax.random.key(0), len(lengths))
+    return {n: jax.random.normal(key, (B, S, N, D), dtype) for key, (n, S) in zip(keys, lengths.items(), strict=True)}
+
+
+# --- peers: name -> {pass: function of the operands}, or the reason for none ------------------------------------------
+
+
+def ours(name: str, shape: Shape) -> dict[str, Callable]:
+    """One of our backends. The tangent and the backward get o and lse from outside, as they do in the op."""
+    backend, mask, scale = load_backend(name), shape.mask, shape.width**-0.5
+
+    def forward(x: dict) -> tuple:
+        return backend.forward(x["q"], x["k"], x["v"], mask, scale)
+
+    def residuals(x: dict) -> tuple:
+        return x["q"], x["k"], x["v"], x["o"], x["lse"]
+
+    return {
+        "forward": lambda x: forward(x)[0],
+        "tangent": lambda x: backend.tangent(*residuals(x), x["tq"], x["tk"], x["tv"], mask, scale),
+        "fused": lambda x: backend.fused(x["q"], x["k"], x["v"], x["tq"], x["tk"], x["tv"], mask, scale)[::2],
+        "backward": lambda x: backend.backward(*residuals(x), x["do"], mask, scale),
+    }
+
+
+def dot_product(implementation: str, shape: Shape) -> dict[str, Callable]:
+    """jax.nn.dot_product_attention; the backward is timed as forward and backward together, less the forward."""
+    if shape.mask is not None and (shape.mask.query_ends or implementation == "naive"):
+        raise NotImplementedError("a mask of runs would have to be dense")
+    lengths = {}
+    if shape.mask is not None:
+        lengths = {"key_value_seq_lengths": jnp.full(shape.batch, shape.mask.kv_len, jnp.int32)}
+    name = "xla" if implementation == "naive" else implementation
+    if name == "xla" and shape.queries * shape.keys * shape.heads > 2**31:
+        raise NotImplementedError("its scores would not fit the memory")
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return jax.nn.dot_product_attention(q, k, v, implementation=name, **lengths)
+
+    passes = {
+        "forward": lambda x: attend(x["q"], x["k"], x["v"]),
+        "forward + backward": lambda x: jax.vjp(attend, x["q"], x["k"], x["v"])[1](x["do"]),
+    }
+    if name == "xla":
+        passes["fused"] = lambda x: jax.jvp(attend, (x["q"], x["k"], x["v"]), (x["tq"], x["tk"], x["tv"]))
+    return passes
+
+
+def by_tokamax(shape: Shape) -> dict[str, Callable]:
+    import tokamax
+
+    if shape.mask is not None:
+        raise NotImplementedError("compared on dense shapes only")
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return tokamax.dot_product_attention(q, k, v)
+
+    return {
+        "forward": lambda x: attend(x["q"], x["k"], x["v"]),
+        "forward + backward": lambda x: jax.vjp(attend, x["q"], x["k"], x["v"])[1](x["do"]),
+    }
+
+
+def torch_peer(jvp: bool, shape: Shape) -> dict[str, Callable]:
+    """torch's scaled_dot_product_attention, or the jvp_flash_attention package: (value, tangent) by its kernel."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise NotImplementedError("torch sees no GPU")
+    if shape.mask is not None:
+        raise NotImplementedError("compared on dense shapes only")
+    if jvp:
+        from jvp_flash_attention.jvp_attention import JVPAttn
+
+    def on_gpu(x: jax.Array) -> "torch.Tensor":  # [B, S, N, D] -> torch's [B, N, S, D]
+        return torch.from_numpy(np.asarray(x, np.float32)).to("cuda", torch.bfloat16).transpose(1, 2).contiguous()
+
+    def timed(x: dict, repeats: int) -> list[float]:
+        q, k, v, tq, tk, tv = (on_gpu(x[n]) for n in ("q", "k", "v", "tq", "tk", "tv"))
+        times = []
+        for _ in range(repeats + 3):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            if jvp:
+                torch.func.jvp(lambda *x: JVPAttn.fwd_dual(*x), (q, k, v), (tq, tk, tv))
+            else:
+                torch.nn.functional.scaled_dot_product_attention(q, k, v)
+            end.record()
+            torch.cuda.synchronize()
+            times.append(start.elapsed_time(end))
+        return times[3:]
+
+    return {"fused" if jvp else "forward": TimesItself(timed)}
+
+
+@dataclasses.dataclass(frozen=True)
+class TimesItself:
+    """A peer outside JAX: (operands, repeats) -> milliseconds."""
+
+    run: Callable[[dict, int], list[float]]
+
+
+PEERS: dict[str, Callable[[Shape], dict[str, Callable]]] = {
+    "pallas_triton": functools.partial(ours, "pallas_triton"),
+    "xla": functools.partial(ours, "xla"),
+    "naive": functools.partial(dot_product, "naive"),
+    "cudnn": functools.partial(dot_product, "cudnn"),
+    "tokamax": by_tokamax,
+    "jvp_flash_attention": functools.partial(torch_peer, True),
+    "torch": functools.partial(torch_peer, False),
+}
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def device_milliseconds(run: Callable, args: tuple, repeats: int) -> list[float]:
+    """Times of a compiled function: on a GPU what CUPTI says of its kernels, else the clock on the wall."""
+    jax.block_until_ready(run(*args))
+    if jax.devices()[0].platform == "gpu":
+        from jax.experimental.mosaic.gpu import profiler
+
+        _, times = profiler.measure(run, iterations=repeats + 1)(*args)
+        return list(times)[1:]
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(run(*args))
+        times.append(1e3 * (time.perf_counter() - began))
+    return times
+
+
+def matrix_rate(repeats: int) -> float:
+    """TFLOP/s of one large bfloat16 product on this device: what shares are of."""
+    n = 8192 if jax.devices()[0].platform == "gpu" else 512
+    a = jax.random.normal(jax.random.key(1), (n, n), jnp.bfloat16)
+    return 2 * n**3 / statistics.median(device_milliseconds(jax.jit(jnp.matmul), (a, a), repeats)) / 1e9
+
+
+def reference(shape: Shape, x: dict[str, jax.Array]) -> dict[str, tuple]:
+    """Each pass's results on the first head, in float32."""
+    one = {n: value[:1, :, :1].astype(jnp.float32) for n, value in x.items() if value.ndim == 4}
+    scale = shape.width**-0.5
+
+    @jax.jit
+    def run(x: dict) -> dict:
+        o, lse = xla.forward(x["q"], x["k"], x["v"], shape.mask, scale)
+        residuals = x["q"], x["k"], x["v"], o, lse
+        to = xla.tangent(*residuals, x["tq"], x["tk"], x["tv"], shape.mask, scale)
+        grads = xla.backward(*residuals, x["do"], shape.mask, scale)
+        return {"forward": (o,), "tangent": (to,), "fused": (o, to), "backward": grads}
+
+    return run(one)
+
+
+def error(got, want: tuple) -> float:
+    """Largest difference on the first head, relative to the largest element of each result."""
+    got = [np.asarray(g[:1, :, :1], np.float32) for g in jax.tree.leaves(got)][-len(want) :]
+    return max(float(np.abs(g - w).max() / np.abs(w).max()) for g, w in zip(got, map(np.asarray, want), strict=True))
+
+
+def measure(shape: Shape, peers: list[str], passes: list[str], dtype: str, repeats: int, rate: float) -> Iterator[dict]:
+    """One record for each peer and pass; a `reason` instead of numbers where a peer does not serve."""
+    x = operands(shape, dtype)
+    o, lse = jax.jit(lambda x: xla.forward(x["q"], x["k"], x["v"], shape.mask, shape.width**-0.5))(x)
+    x |= {"o": o, "lse": lse}
+    want = reference(shape, x)
+    for peer in peers:
+        record = {"shape": shape.name, "peer": peer, "dtype": dtype}
+        try:
+            functions = PEERS[peer](shape)
+        except (ImportError, NotImplementedError) as reason:
+            yield record | {"pass": "all", "reason": str(reason)}
+            continue
+        forward_ms = None
+        for kind, function in functions.items():
+            if kind.split(" + ")[-1] not in passes and kind not in passes:
+                continue
+            try:
+                memory, miss = None, None
+                if isinstance(function, TimesItself):
+                    times = function.run(x, repeats)
+                else:
+                    run = jax.jit(function).lower(x).compile()
+                    memory = run.memory_analysis().temp_size_in_bytes / 2**20
+                    miss = error(run(x), want[kind.split(" + ")[-1]])
+                    times = device_milliseconds(run, (x,), repeats)
+            except Exception as reason:  # a peer may refuse in its own way, and that must not end the run
+                yield record | {"pass": kind, "reason": f"{type(reason).__name__}: {str(reason).splitlines()[0][:120]}"}
+                continue
+            ms = statistics.median(times)
+            if kind == "forward":
+                forward_ms = ms
+            if kind == "forward + backward":
+                if forward_ms is None:
+                    continue
+                kind, ms = "backward", ms - forward_ms
+            tflops = shape.flops(kind) / ms / 1e9
+            yield record | {
+                "pass": kind, "ms": ms, "lowest ms": min(times), "TFLOP/s": tflops, "share": tflops / rate,
+                "temporary MiB": memory, "error": miss,
+            }  # fmt: skip
+
+
+def line(record: dict) -> str:
+    start = f"{record['shape']:12} {record['pass']:9} {record['peer']:20}"
+    if "reason" in record:
+        return f"{start} left out: {record['reason']}"
+    memory, miss = record["temporary MiB"], record["error"]
+    return (
+        f"{start} {record['ms']:10.3f} {record['TFLOP/s']:9.1f} {record['share']:6.0%} "
+        f"{'' if memory is None else f'{memory:.0f}':>10} {'' if miss is None else f'{miss:.1e}':>9}"
+    )
+
+
+def plot(records: list[dict], out: Path) -> None:
+    """Milliseconds of every pass and peer, one panel a shape."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    records = [r for r in records if "ms" in r]
+    shapes = list(dict.fromkeys(r["shape"] for r in records))
+    peers = list(dict.fromkeys(r["peer"] for r in records))
+    figure, axes = plt.subplots(1, len(shapes), figsize=(1 + 3 * len(shapes), 3.2), squeeze=False, layout="constrained")
+    for axis, shape in zip(axes[0], shapes, strict=True):
+        kinds = [k for k in PRODUCTS if any(r["shape"] == shape and r["pass"] == k for r in records)]
+        for i, peer in enumerate(peers):
+            ms = {r["pass"]: r["ms"] for r in records if r["shape"] == shape and r["peer"] == peer}
+            at = [kinds.index(k) + (i - len(peers) / 2) * 0.8 / len(peers) for k in ms]
+            axis.bar(at, list(ms.values()), 0.8 / len(peers), label=peer, color=f"C{i}", align="edge")
+        axis.set(title=shape, xticks=range(len(kinds)), xticklabels=kinds, ylabel="ms", yscale="log")
+    axes[0][-1].legend(fontsize="small")
+    figure.savefig(out, dpi=120)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m rcm_jax.kernels.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--shapes", nargs="+", choices=SHAPES, metavar="SHAPE", help=f"of {', '.join(SHAPES)}")
+    p.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER")
+    p.add_argument("--passes", nargs="+", choices=PRODUCTS, default=list(PRODUCTS), metavar="PASS")
+    p.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    p.add_argument("--repeats", type=int, default=20)
+    p.add_argument("--json", type=Path)
+    p.add_argument("--plot", type=Path)
+    return p
+
+
+def run(args: argparse.Namespace) -> list[dict]:
+    device = jax.devices()[0]
+    on_gpu = device.platform == "gpu"
+    names = args.shapes or (DEFAULT_SHAPES if on_gpu else ["tiny"])
+    if not on_gpu:
+        print("No GPU here: kernels are interpreted, times mean nothing; this shows that it runs.", file=sys.stderr)
+    rate = matrix_rate(args.repeats)
+    print(f"{device.device_kind}, jax {jax.__version__}, {args.dtype}; bfloat16 matrix rate {rate:.0f} TFLOP/s")
+    print(f"{'shape':12} {'pass':9} {'peer':20} {'ms':>10} {'TFLOP/s':>9} {'share':>6} {'temp MiB':>10} {'error':>9}")
+    records = []
+    for name in names:
+        for record in measure(SHAPES[name], args.peers, args.passes, args.dtype, args.repeats, rate):
+            print(line(record), flush=True)
+            records.append(record)
+    if args.json:
+        whole = {"device": device.device_kind, "jax": jax.__version__, "matrix TFLOP/s": rate, "records": records}
+        args.json.write_text(json.dumps(whole, indent=1))
+    if args.plot:
+        plot(records, args.plot)
+    return records
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    with one_line_errors():
+        run(args)
+
+
+if __name__ == "__main__":
+    main()
