@@ -4,10 +4,10 @@ The mathematics is that of `xla.py`, tile by tile: one program a tile of queries
 which walks the tiles of the other side that the mask lets it touch. With lse known only `forward` and `fused` rescale.
 docs/kernels.md derives it all.
 
-Everything is summed in float32; matrix products take their operands in the input dtype (float32: without TF32). Scores
-are kept in base 2, as exp2 is what the hardware has. Loads outside the arrays are masked, so no operand is ever copied
-to be padded; head widths that are no power of two are padded in registers. On any device that is not CUDA the same
-kernels are interpreted: right, and slow.
+Everything is summed in float32; matrix products take their operands in the input dtype (float32 as three TF32 products,
+which keep all but its last bits). Scores are kept in base 2, as exp2 is what the hardware has. Loads outside the arrays
+are masked, so no operand is ever copied to be padded; head widths that are no power of two are padded in registers. On
+any device that is not CUDA the same kernels are interpreted: right, and slow.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ from rcm_jax.kernels.tiles import Tiles, tiles_for
 
 DTYPES = ("bfloat16", "float16", "float32")
 MAX_WIDTH = 256
+AUTO_MAX_WIDTH = {"bfloat16": 256, "float16": 256, "float32": 64}  # float32 heads wider than this spill registers
 MIN_BLOCK = 16  # the narrowest operand of a matrix product; narrower heads are padded to it
 MIN_CAPABILITY = 8.0
 LOG2_E = math.log2(math.e)
@@ -87,52 +88,52 @@ def _check_served(q: Query, v: Value) -> None:
 
 
 def serves(q: Query, v: Value) -> bool:
-    """Whether these kernels run here, compiled, for operands of these dtypes and widths."""
+    """Whether these kernels are the ones to run here, compiled, for operands of these dtypes and widths."""
     device = jax.devices()[0]
     if device.platform != "gpu" or float(getattr(device, "compute_capability", 0)) < MIN_CAPABILITY:
         return False
-    return q.dtype.name in DTYPES and max(q.shape[-1], v.shape[-1]) <= MAX_WIDTH
+    return max(q.shape[-1], v.shape[-1]) <= AUTO_MAX_WIDTH.get(q.dtype.name, 0)
 
 
 # --- bodies: the queries of a tile stay, the keys are walked ---------------------------------------------------------
 
 
-def _forward_body(ins: "_Refs", outs: "_Refs", walk: "_Walk", scale: float) -> None:
+def _forward_body(ins: "_Refs", outs: "_Refs", walk: "_Walk", arith: "_Arithmetic") -> None:
     q = _load(ins["q"], walk.stay)
 
     def visit(keys: _Rows, carry: tuple, masked: bool) -> tuple:
         k, v = (_load(ins[x], keys) for x in "kv")
         m, total, acc = carry
-        m, p, decay = _online(m, walk.scores(q, k, keys, scale, masked))
-        return m, decay * total + p.sum(axis=1), decay[:, None] * acc + _dot(p.astype(v.dtype), v)
+        m, p, decay = _online(m, walk.scores(q, k, keys, arith, masked))
+        return m, decay * total + p.sum(axis=1), decay[:, None] * acc + arith.dot(p.astype(v.dtype), v)
 
     start = _constant(walk, -jnp.inf), _constant(walk, 0), _constant(walk, 0, outs["o"])
     _store_forward(outs, walk, *walk.over(visit, start))
 
 
-def _tangent_body(ins: "_Refs", outs: "_Refs", walk: "_Walk", scale: float) -> None:
+def _tangent_body(ins: "_Refs", outs: "_Refs", walk: "_Walk", arith: "_Arithmetic") -> None:
     q, tq, o = (_load(ins[x], walk.stay) for x in ("q", "tq", "o"))
     lse = _base_2(_load(ins["lse"], walk.stay))
 
     def visit(keys: _Rows, carry: tuple, masked: bool) -> tuple:
         k, v, tk, tv = (_load(ins[x], keys) for x in ("k", "v", "tk", "tv"))
-        p = jnp.exp2(walk.scores(q, k, keys, scale, masked) - lse[:, None])
-        row, acc = _tangent_terms(p, q, k, v, tq, tk, tv, scale)
+        p = jnp.exp2(walk.scores(q, k, keys, arith, masked) - lse[:, None])
+        row, acc = _tangent_terms(p, q, k, v, tq, tk, tv, arith)
         return carry[0] + row, carry[1] + acc
 
     row, acc = walk.over(visit, (_constant(walk, 0), _constant(walk, 0, outs["to"])))
     _store(outs["to"], walk.stay, acc - row[:, None] * o.astype(jnp.float32))
 
 
-def _fused_body(ins: "_Refs", outs: "_Refs", walk: "_Walk", scale: float) -> None:
+def _fused_body(ins: "_Refs", outs: "_Refs", walk: "_Walk", arith: "_Arithmetic") -> None:
     q, tq = (_load(ins[x], walk.stay) for x in ("q", "tq"))
 
     def visit(keys: _Rows, carry: tuple, masked: bool) -> tuple:
         k, v, tk, tv = (_load(ins[x], keys) for x in ("k", "v", "tk", "tv"))
         m, total, acc, row, t_acc = carry
-        m, p, decay = _online(m, walk.scores(q, k, keys, scale, masked))
-        t_row, product = _tangent_terms(p, q, k, v, tq, tk, tv, scale)
-        acc = decay[:, None] * acc + _dot(p.astype(v.dtype), v)
+        m, p, decay = _online(m, walk.scores(q, k, keys, arith, masked))
+        t_row, product = _tangent_terms(p, q, k, v, tq, tk, tv, arith)
+        acc = decay[:, None] * acc + arith.dot(p.astype(v.dtype), v)
         return m, decay * total + p.sum(axis=1), acc, decay * row + t_row, decay[:, None] * t_acc + product
 
     start = _constant(walk, -jnp.inf), _constant(walk, 0), _constant(walk, 0, outs["o"])
@@ -142,49 +143,61 @@ def _fused_body(ins: "_Refs", outs: "_Refs", walk: "_Walk", scale: float) -> Non
     _store(outs["to"], walk.stay, weight * (t_acc - row[:, None] * o))
 
 
-def _dq_body(ins: "_Refs", outs: "_Refs", walk: "_Walk", scale: float) -> None:
+def _dq_body(ins: "_Refs", outs: "_Refs", walk: "_Walk", arith: "_Arithmetic") -> None:
     q, do, lse, delta = (_load(ins[x], walk.stay) for x in ("q", "do", "lse", "delta"))
 
     def visit(keys: _Rows, dq: Array, masked: bool) -> Array:
         k, v = (_load(ins[x], keys) for x in "kv")
-        p = jnp.exp2(walk.scores(q, k, keys, scale, masked) - _base_2(lse)[:, None])
-        ds = p * (_dot_t(do, v) - delta[:, None])
-        return dq + _dot(ds.astype(k.dtype), k)
+        p = jnp.exp2(walk.scores(q, k, keys, arith, masked) - _base_2(lse)[:, None])
+        ds = p * (arith.dot_t(do, v) - delta[:, None])
+        return dq + arith.dot(ds.astype(k.dtype), k)
 
-    _store(outs["dq"], walk.stay, scale * walk.over(visit, _constant(walk, 0, outs["dq"])))
+    _store(outs["dq"], walk.stay, arith.scale * walk.over(visit, _constant(walk, 0, outs["dq"])))
 
 
 # --- and the keys of a tile stay, the queries are walked --------------------------------------------------------------
 
 
-def _dkv_body(ins: "_Refs", outs: "_Refs", walk: "_Walk", scale: float) -> None:
+def _dkv_body(ins: "_Refs", outs: "_Refs", walk: "_Walk", arith: "_Arithmetic") -> None:
     k, v = (_load(ins[x], walk.stay) for x in "kv")
 
     def visit(queries: _Rows, carry: tuple, masked: bool) -> tuple:
         q, do, lse, delta = (_load(ins[x], queries) for x in ("q", "do", "lse", "delta"))
         # Rows past the last query load as zeros, with do = delta = 0: they add nothing. Columns past the last key are
         # not stored. So only a mask needs masking here.
-        p = jnp.exp2(walk.scores(k, q, queries, scale, masked) - _base_2(lse)[None, :])
-        ds = p * (_dot_t(v, do) - delta[None, :])
-        return carry[0] + _dot(ds.astype(q.dtype), q), carry[1] + _dot(p.astype(do.dtype), do)
+        p = jnp.exp2(walk.scores(k, q, queries, arith, masked) - _base_2(lse)[None, :])
+        ds = p * (arith.dot_t(v, do) - delta[None, :])
+        return carry[0] + arith.dot(ds.astype(q.dtype), q), carry[1] + arith.dot(p.astype(do.dtype), do)
 
     dk, dv = walk.over(visit, (_constant(walk, 0, outs["dk"]), _constant(walk, 0, outs["dv"])))
-    _store(outs["dk"], walk.stay, scale * dk)
+    _store(outs["dk"], walk.stay, arith.scale * dk)
     _store(outs["dv"], walk.stay, dv)
 
 
 # --- pieces of the bodies -------------------------------------------------------------------------------------------
 
 
-def _dot(a: Array, b: Array) -> Array:
-    precision = jax.lax.Precision.HIGHEST if b.dtype == jnp.float32 else None
-    return jax.lax.dot_general(a, b, (((1,), (0,)), ((), ())), precision, jnp.float32)
+@dataclasses.dataclass(frozen=True)
+class _Arithmetic:
+    """The products of a kernel, summed in float32."""
 
+    scale: float
+    interpret: bool
 
-def _dot_t(a: Array, b: Array) -> Array:
-    """a bᵀ."""
-    precision = jax.lax.Precision.HIGHEST if b.dtype == jnp.float32 else None
-    return jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), precision, jnp.float32)
+    def dot(self, a: Array, b: Array) -> Array:
+        """a b."""
+        return self._product(a, b, 0)
+
+    def dot_t(self, a: Array, b: Array) -> Array:
+        """a bᵀ."""
+        return self._product(a, b, 1)
+
+    def _product(self, a: Array, b: Array, axis: int) -> Array:
+        precision = None
+        if b.dtype == jnp.float32:  # on tensor cores as three products of TF32 halves: float32 but for the last bits
+            exact = jax.lax.Precision.HIGHEST
+            precision = exact if self.interpret else jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+        return jax.lax.dot_general(a, b, (((1,), (axis,)), ((), ())), precision, jnp.float32)
 
 
 def _online(m: Array, s: Array) -> tuple[Array, Array, Array]:
@@ -195,16 +208,16 @@ def _online(m: Array, s: Array) -> tuple[Array, Array, Array]:
 
 
 def _tangent_terms(
-    p: Array, q: Array, k: Array, v: Array, tq: Array | None, tk: Array | None, tv: Array | None, scale: float
+    p: Array, q: Array, k: Array, v: Array, tq: Array | None, tk: Array | None, tv: Array | None, arith: _Arithmetic
 ) -> tuple[Array, Array]:
     """rowsum(P∘tS) and (P∘tS) V + P tV of one tile, for unnormalised or normalised P."""
     row, product = jnp.zeros(p.shape[0], jnp.float32), jnp.zeros((p.shape[0], v.shape[1]), jnp.float32)
     moving = [(a, b) for a, b in ((tq, k), (q, tk)) if a is not None and b is not None]
     if moving:
-        pts = p * (scale * functools.reduce(jnp.add, (_dot_t(a, b) for a, b in moving)))
-        row, product = pts.sum(axis=1), _dot(pts.astype(v.dtype), v)
+        pts = p * (arith.scale * functools.reduce(jnp.add, (arith.dot_t(a, b) for a, b in moving)))
+        row, product = pts.sum(axis=1), arith.dot(pts.astype(v.dtype), v)
     if tv is not None:
-        product = product + _dot(p.astype(tv.dtype), tv)
+        product = product + arith.dot(p.astype(tv.dtype), tv)
     return row, product
 
 
@@ -340,9 +353,9 @@ class _Walk:
         hi = jnp.clip(pl.cdiv(self.kv_len, self.block), lo, hi)
         return lo, jnp.clip(full, lo, jnp.minimum(split, hi)), hi
 
-    def scores(self, stay: Array, moving: Array, rows: _Rows, scale: float, masked: bool) -> Array:
+    def scores(self, stay: Array, moving: Array, rows: _Rows, arith: _Arithmetic, masked: bool) -> Array:
         """scale · stay movingᵀ in base 2, and -inf where a `masked` tile's pair is not allowed."""
-        s = _dot_t(stay, moving) * (scale * LOG2_E)
+        s = arith.dot_t(stay, moving) * (arith.scale * LOG2_E)
         if not masked:
             return s
         return jnp.where(self._seen(rows), s, -jnp.inf)
@@ -452,7 +465,7 @@ def _pallas_call(
         rows = _Rows(pl.program_id(0) * stay, stay, stay_len, None)
         kv_len = jnp.minimum(named["kv_len"][0], K) if "kv_len" in named else None
         walk = _Walk(rows, keys_stay, walk_len, block, named.get("segments"), named.get("runs"), kv_len)
-        _BODIES[kind](operands, results, walk, scale)
+        _BODIES[kind](operands, results, walk, _Arithmetic(scale, interpret))
 
     return tuple(
         pl.pallas_call(
