@@ -58,7 +58,7 @@ def test_the_fused_tangent_trains_the_same(teacher):
     states = []
     for fused in (False, True):
         config = tiny_run(method={"fused_tangent": fused, "tangent_warmup": 0})
-        states.append(one_step(config, "student_dmd", teacher)[1].student)
+        states.append(one_step(config, "student", teacher)[1].student)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), *states)
 
 
@@ -115,8 +115,8 @@ def alone(teacher):
 @pytest.mark.parametrize(
     "mesh",
     [
-        {"fsdp": 4, "data": 2},
         {"fsdp": 2, "data": 2, "sequence": 2},  # 81 tokens on two devices: one of them gets padding
+        pytest.param({"fsdp": 4, "data": 2}, marks=pytest.mark.slow),
         pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
     ],
     ids=str,
