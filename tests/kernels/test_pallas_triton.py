@@ -12,6 +12,7 @@ import pytest
 from rcm_jax.kernels import pallas_triton, reference, xla
 from rcm_jax.kernels.attention import attention
 from rcm_jax.kernels.masks import KeyRuns
+from rcm_jax.kernels.pallas_triton import AUTO_MAX_WIDTH
 from rcm_jax.kernels.tiles import KINDS, Tiles
 from tests.benchmarks import abstract_gpu
 
@@ -186,7 +187,8 @@ def test_the_tiles_that_ship_do_not_spill(arch):
     pytest.importorskip("triton", reason="pip install triton compiles kernels without a GPU")
     from tests.benchmarks import offline_compile
 
-    assert offline_compile.report([arch]) == 0
+    assert offline_compile.report([arch], dtypes=["bfloat16"]) == 0
+    assert offline_compile.report([arch], dtypes=["float32"], widths=[AUTO_MAX_WIDTH["float32"]]) == 0
 
 
 # --- anything that fits -----------------------------------------------------------------------------------------------
