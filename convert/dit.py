@@ -7,7 +7,7 @@ Every row maps a PyTorch name to a path in our parameter tree and says how the a
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from rcm_jax.convert.table import Row, Tensors, to_ours, to_theirs
+from rcm_jax.convert.table import Layout, Row, Tensors, to_ours, to_theirs
 from rcm_jax.wan.config import DiTConfig
 
 
@@ -21,8 +21,25 @@ def _attention(name: str) -> list[Row]:
     return rows + norms
 
 
-def rows() -> list[Row]:
-    """The whole text-to-video network."""
+def _norm(theirs: str, ours: str) -> list[Row]:
+    return [Row(f"{theirs}.weight", f"{ours}/scale"), Row(f"{theirs}.bias", f"{ours}/bias")]
+
+
+def _image() -> list[Row]:
+    """What a network with CLIP tokens has besides."""
+    return [
+        *_norm("img_emb.proj.0", "image_norm_in"),
+        *_linear("img_emb.proj.1", "image_in"),
+        *_linear("img_emb.proj.3", "image_out"),
+        *_norm("img_emb.proj.4", "image_norm_out"),
+        *_linear("blocks.{i}.cross_attn.k_img", "blocks/cross_attn/k_img"),
+        *_linear("blocks.{i}.cross_attn.v_img", "blocks/cross_attn/v_img"),
+        Row("blocks.{i}.cross_attn.norm_k_img.weight", "blocks/cross_attn/norm_k_img/scale"),
+    ]
+
+
+def rows(config: DiTConfig) -> list[Row]:
+    """The whole network."""
     return [
         Row("patch_embedding.weight", "patch_embedding/kernel", "patch"),
         Row("patch_embedding.bias", "patch_embedding/bias"),
@@ -34,16 +51,18 @@ def rows() -> list[Row]:
         Row("blocks.{i}.modulation", "blocks/modulation", "squeeze"),
         *_attention("self_attn"),
         *_attention("cross_attn"),
-        Row("blocks.{i}.norm3.weight", "blocks/norm3/scale"),
-        Row("blocks.{i}.norm3.bias", "blocks/norm3/bias"),
+        *_norm("blocks.{i}.norm3", "blocks/norm3"),
         *_linear("blocks.{i}.ffn.0", "blocks/ffn_in"),
         *_linear("blocks.{i}.ffn.2", "blocks/ffn_out"),
         Row("head.modulation", "head/modulation", "squeeze"),
         *_linear("head.head", "head/out"),
+        *(_image() if config.image_dim is not None else []),
     ]
 
 
-def _layouts(config: DiTConfig):
+def layouts(config: DiTConfig) -> dict[str, Layout]:
+    """The changes of layout that `rows` names and `table.LAYOUTS` lacks."""
+
     def patch_to_ours(weight: np.ndarray) -> np.ndarray:
         # Conv3d [dim, c, p_t, p_h, p_w], or the Linear [dim, c·p_t·p_h·p_w] of the rCM files
         weight = weight.reshape(weight.shape[0], config.in_channels, *config.patch_size)
@@ -57,11 +76,11 @@ def _layouts(config: DiTConfig):
 
 def from_wan(tensors: Tensors, config: DiTConfig) -> dict:
     """Wan2.1-named arrays to the parameter tree of `wan.dit.DiT`. Raises ValueError listing what does not fit."""
-    flat = to_ours(rows(), tensors, config.num_layers, _layouts(config))
+    flat = to_ours(rows(config), tensors, config.num_layers, layouts(config))
     return unflatten_dict({tuple(k.split("/")): v for k, v in flat.items()})
 
 
 def to_wan(params: dict, config: DiTConfig) -> dict[str, np.ndarray]:
     """The parameter tree back to Wan2.1's names and layouts (patch embedding as Conv3d)."""
     flat = {"/".join(k): v for k, v in flatten_dict(params).items()}
-    return to_theirs(rows(), flat, config.num_layers, _layouts(config))
+    return to_theirs(rows(config), flat, config.num_layers, layouts(config))

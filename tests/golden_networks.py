@@ -20,28 +20,33 @@ def dit_config(config: dict, **changes) -> DiTConfig:
         dim=config["dim"], ffn_dim=config["ffn_dim"], num_heads=config["num_heads"], num_layers=config["num_layers"],
         in_channels=config["in_dim"], out_channels=config["out_dim"], patch_size=config["patch_size"],
         freq_dim=config["freq_dim"], text_dim=config["text_dim"], text_len=config["text_len"],
-        eps=config.get("eps", 1e-6), attention=ATTENTION,
+        image_dim=config.get("clip_dim"), eps=config.get("eps", 1e-6), attention=ATTENTION,
     )  # fmt: skip
     return dataclasses.replace(sizes, **changes)
 
 
-def dit_t2v(case: Case) -> list[Check]:
+def dit_forward(case: Case) -> list[Check]:
+    """Text to video, and image to video where the case has an image."""
     config = dit_config(case.config)
     params = from_wan(case.weights, config)
-    x, t = channels_last(case.inputs["x"]), jnp.asarray(case.inputs["t"])
-    context = case.inputs["context"]
+    x = jnp.concatenate([channels_last(case.inputs[name]) for name in ("x", "y") if name in case.inputs], axis=-1)
+    t, context = jnp.asarray(case.inputs["t"]), case.inputs["context"]
     # features past a prompt's length are zeros in the file; the lengths say so once more
     for row, length in zip(context, case.inputs["context_lens"], strict=True):
         assert not row[length:].any()
-    v = jax.jit(DiT(config).apply)({"params": params}, x, t, context)
+    image = case.inputs.get("clip_fea")
+    v = jax.jit(DiT(config).apply)({"params": params}, x, t, context, image)
 
     one = DiT(dataclasses.replace(config, num_layers=1))
     first_block = {"params": params | {"blocks": jax.tree.map(lambda p: p[:1], params["blocks"])}}
-    block0, time_emb = one.apply(first_block, x, t, context, method="tokens")
-    text_emb = DiT(config).apply({"params": params}, context, method="embed_text")
-    limits = {"rel": 5e-6, "max_abs": 5e-5}
-    got = {"v": channels_first(v), "block0": block0, "time_emb": time_emb[:, 0], "text_emb": text_emb}
-    return [Check(name, value, case.outputs[name], **limits) for name, value in got.items()]
+    block0, time_emb = one.apply(first_block, x, t, context, image, method="tokens")
+    got = {"v": channels_first(v), "block0": block0, "time_emb": time_emb[:, 0]}
+    if "text_emb" in case.outputs:
+        got["text_emb"] = DiT(config).apply({"params": params}, context, method="embed_text")
+    if image is not None:
+        got["img_tokens"] = DiT(config).apply({"params": params}, image, method="embed_image")
+    rel = 5e-6 if image is None else 8e-6
+    return [Check(name, value, case.outputs[name], rel=rel, max_abs=5e-5) for name, value in got.items()]
 
 
 def dit_jvp(case: Case) -> list[Check]:
@@ -70,4 +75,4 @@ def role(case: Case, name: str) -> dict[str, np.ndarray]:
     return {key.removeprefix(f"{name}/"): w for key, w in case.weights.items() if key.startswith(f"{name}/")}
 
 
-CASES = {"dit_t2v": dit_t2v, "dit_jvp": dit_jvp}
+CASES = {"dit_t2v": dit_forward, "dit_i2v": dit_forward, "dit_jvp": dit_jvp}

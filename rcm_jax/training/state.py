@@ -37,7 +37,8 @@ class TrainState:
 def init_params(model: DiTConfig, key: Array) -> Params:
     """Random weights of a network. They do not depend on the size of what it is shown."""
     video = jnp.zeros((1, *model.patch_size, model.in_channels))
-    return DiT(model).init(key, video, jnp.zeros((1,)), jnp.zeros((1, 1, model.text_dim)))["params"]
+    image = None if model.image_dim is None else jnp.zeros((1, 1, model.image_dim))
+    return DiT(model).init(key, video, jnp.zeros((1,)), jnp.zeros((1, 1, model.text_dim)), image)["params"]
 
 
 def abstract_params(model: DiTConfig) -> Params:

@@ -1,4 +1,4 @@
-"""Sizes of the Wan2.1 diffusion transformer."""
+"""Sizes of the Wan2.1 networks."""
 
 import dataclasses
 
@@ -7,7 +7,10 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class DiTConfig:
-    """A text-to-video Wan2.1 DiT. Field names are the field's own; lengths in tokens, widths in numbers.
+    """A Wan2.1 DiT. Field names are the field's own; lengths in tokens, widths in numbers.
+
+    `image_dim` is the width of the CLIP tokens that an image-to-video network attends to besides the text, None for a
+    network without them. Its `in_channels` count noise and condition: 16 + 4 (mask) + 16 (latents of the image).
 
     `dtype` is what layers compute in; parameters, modulation, norms' statistics and softmax stay float32.
     `round_time_to` rounds the model time before its embedding: "bfloat16" for the released rCM checkpoints, which were
@@ -25,6 +28,7 @@ class DiTConfig:
     freq_dim: int = 256
     text_dim: int = 4096
     text_len: int = 512
+    image_dim: int | None = None
     eps: float = 1e-6
     dtype: str = "float32"
     round_time_to: str | None = None
@@ -59,3 +63,8 @@ class DiTConfig:
 
 WAN_1_3B = DiTConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, dtype="bfloat16")
 WAN_14B = DiTConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, dtype="bfloat16")
+WAN_14B_I2V = dataclasses.replace(WAN_14B, in_channels=36, image_dim=1280)
+# Wan2.2 A14B: two networks of one size, for the noisy and the clean part of the way (`dit.by_noise`); no CLIP tokens
+WAN22_A14B_T2V = WAN_14B
+WAN22_A14B_I2V = dataclasses.replace(WAN_14B, in_channels=36)
+WAN22_BOUNDARY = {"t2v": 0.875, "i2v": 0.9}

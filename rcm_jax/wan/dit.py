@@ -1,8 +1,11 @@
 """The Wan2.1 diffusion transformer (arXiv 2503.20314), written once: jax.jvp and jax.grad go through all of it.
 
-    v = DiT(config).apply({"params": params}, x, t, text)
+    v = DiT(config).apply({"params": params}, x, t, text)               # text to video
+    v = DiT(config).apply({"params": params}, x, t, text, image)        # image to video with CLIP tokens
 
-x [B, T, H, W, C] noisy latents, t model time in 0..1000, [B] or one a latent frame [B, T], text [B, <=L, text_dim].
+x [B, T, H, W, C] noisy latents, t model time in 0..1000, [B] or one a latent frame [B, T], text [B, <=L, text_dim],
+image [B, tokens, image_dim]. An image-to-video network finds mask and latents of the image in the channels of x behind
+the noise (`velocity` puts them there, `wan.image.image_condition` makes them).
 Parameters of all blocks are stacked on a leading axis (`nn.scan`), so compile time does not grow with depth.
 """
 
@@ -20,6 +23,7 @@ from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.rope import apply_rope, rope_table, time_embedding
 
 Tokens = Float[Array, "B S D"]
+IMAGE_EPS = 1e-5  # of the two norms around the projection of CLIP tokens
 MODEL_TIME = 1000.0  # the network's time is this times the rectified-flow time
 
 
@@ -74,33 +78,51 @@ def _dense(config: DiTConfig, features: int, name: str | None = None, **kwargs) 
 
 
 class Attention(nn.Module):
-    """Multi-head attention from x to `context` (itself without one), q and k normalised over the full width."""
+    """Multi-head attention from x to `context` (itself without one), q and k normalised over the full width.
+
+    Tokens of an `image` have keys and values of their own, and a softmax of their own: its result is added.
+    """
 
     config: DiTConfig
     attend: Callable
 
     @nn.compact
-    def __call__(self, x: Tokens, context: Tokens | None = None, rope: tuple[Array, Array] | None = None) -> Tokens:
+    def __call__(
+        self,
+        x: Tokens,
+        context: Tokens | None = None,
+        image: Tokens | None = None,
+        rope: tuple[Array, Array] | None = None,
+    ) -> Tokens:
         c = self.config
         context = x if context is None else context
-        heads = (c.num_heads, c.head_dim)
-        q = RMSNorm(c.eps, name="norm_q")(_dense(c, c.dim, "q")(x)).reshape(*x.shape[:2], *heads)
-        k = RMSNorm(c.eps, name="norm_k")(_dense(c, c.dim, "k")(context)).reshape(*context.shape[:2], *heads)
-        v = _dense(c, c.dim, "v")(context).reshape(*context.shape[:2], *heads)
+
+        def heads(tokens: Tokens) -> Float[Array, "B S N d"]:
+            return tokens.reshape(*tokens.shape[:2], c.num_heads, c.head_dim)
+
+        q = heads(RMSNorm(c.eps, name="norm_q")(_dense(c, c.dim, "q")(x)))
+        k = heads(RMSNorm(c.eps, name="norm_k")(_dense(c, c.dim, "k")(context)))
+        v = heads(_dense(c, c.dim, "v")(context))
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
         o = self.attend(q, k, v, implementation=c.attention)
+        if image is not None:
+            k = heads(RMSNorm(c.eps, name="norm_k_img")(_dense(c, c.dim, "k_img")(image)))
+            v = heads(_dense(c, c.dim, "v_img")(image))
+            o = o + self.attend(q, k, v, implementation=c.attention)
         return _dense(c, c.dim, "o")(o.reshape(x.shape))
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention to the text, feed-forward; first and last modulated by time."""
+    """Self-attention, cross-attention to text and image, feed-forward; first and last modulated by time."""
 
     config: DiTConfig
     attend: Callable
 
     @nn.compact
-    def __call__(self, x: Tokens, e: Float[Array, "B t 6 D"], text: Tokens, rope: tuple[Array, Array]):
+    def __call__(
+        self, x: Tokens, e: Float[Array, "B t 6 D"], text: Tokens, image: Tokens | None, rope: tuple[Array, Array]
+    ) -> tuple[Tokens, None]:
         c = self.config
         table = self.param("modulation", nn.initializers.normal(c.dim**-0.5), (6, c.dim))
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = jnp.unstack(e + table[None, None], axis=2)
@@ -110,7 +132,7 @@ class Block(nn.Module):
 
         h = modulate(layer_norm(x, c.eps), 1 + scale_a, shift_a).astype(x.dtype)
         x = gated(x, Attention(c, self.attend, name="self_attn")(h, rope=rope), gate_a)
-        x = x + Attention(c, self.attend, name="cross_attn")(AffineNorm(c.eps, name="norm3")(x), text)
+        x = x + Attention(c, self.attend, name="cross_attn")(AffineNorm(c.eps, name="norm3")(x), text, image)
         h = modulate(layer_norm(x, c.eps), 1 + scale_f, shift_f).astype(x.dtype)
         h = nn.gelu(_dense(c, c.ffn_dim, "ffn_in")(h), approximate=True)
         return gated(x, _dense(c, c.dim, "ffn_out")(h), gate_f), None
@@ -150,6 +172,11 @@ class DiT(nn.Module):
         self.time_in = nn.Dense(c.dim, kernel_init=small)
         self.time_out = nn.Dense(c.dim, kernel_init=small)
         self.time_projection = nn.Dense(6 * c.dim)
+        if c.image_dim is not None:
+            self.image_norm_in = AffineNorm(IMAGE_EPS)
+            self.image_in = _dense(c, c.image_dim)
+            self.image_out = _dense(c, c.dim)
+            self.image_norm_out = AffineNorm(IMAGE_EPS)
         block = Block
         if c.remat:
             policy = jax.checkpoint_policies.save_only_these_names("attention_o", "attention_lse")
@@ -174,6 +201,17 @@ class DiT(nn.Module):
         text = jnp.pad(text, ((0, 0), (0, c.text_len - text.shape[1]), (0, 0))).astype(c.dtype)
         return self.text_out(nn.gelu(self.text_in(text), approximate=True))
 
+    def embed_image(self, image: Float[Array, "B K I"] | None) -> Tokens | None:
+        """CLIP tokens to the network's width; None for a network that takes none."""
+        c = self.config
+        if (image is None) != (c.image_dim is None) or (image is not None and image.shape[-1] != c.image_dim):
+            takes = "no image tokens" if c.image_dim is None else f"image tokens [B, tokens, {c.image_dim}]"
+            raise ValueError(f"the network takes {takes}, not {None if image is None else image.shape}")
+        if image is None:
+            return None
+        image = self.image_in(self.image_norm_in(image.astype(c.dtype)))
+        return self.image_norm_out(self.image_out(nn.gelu(image, approximate=False)))
+
     def embed_time(self, t: Float[Array, "B t"]) -> tuple[Float[Array, "B t D"], Float[Array, "B t 6 D"]]:
         """(time embedding, its projection to the blocks' six modulations), float32 whatever the network's dtype."""
         c = self.config
@@ -188,7 +226,8 @@ class DiT(nn.Module):
         c = self.config
         B, T, H, W, C = x.shape
         if c.in_channels != C:
-            raise ValueError(f"latents have {C} channels; the network takes {c.in_channels}")
+            condition = f", {c.in_channels - c.out_channels} of them the condition" * (c.in_channels > c.out_channels)
+            raise ValueError(f"latents have {C} channels; the network takes {c.in_channels}{condition}")
         (f, h, w), (pt, ph, pw) = c.grid((T, H, W)), c.patch_size
         x = x.reshape(B, f, pt, h, ph, w, pw, C).transpose(0, 1, 3, 5, 2, 4, 6, 7)
         return x.reshape(B, f * h * w, pt * ph * pw * C)
@@ -199,7 +238,9 @@ class DiT(nn.Module):
         x = tokens.reshape(-1, f, h, w, pt, ph, pw, c.out_channels).transpose(0, 1, 4, 2, 5, 3, 6, 7)
         return x.reshape(-1, f * pt, h * ph, w * pw, c.out_channels)
 
-    def tokens(self, x: Latents, t: Array, text: Text) -> tuple[Tokens, Float[Array, "B t D"]]:
+    def tokens(
+        self, x: Latents, t: Array, text: Text, image: Float[Array, "B K I"] | None = None
+    ) -> tuple[Tokens, Float[Array, "B t D"]]:
         """Tokens after the last block, and the time embedding that the head needs with them."""
         c = self.config
         grid = c.grid(x.shape[1:4])
@@ -209,20 +250,48 @@ class DiT(nn.Module):
         e, e_blocks = self.embed_time(t)
         tokens = self.patch_embedding(self.patchify(x.astype(c.dtype)))
         rope = rope_table(grid, c.head_dim)
-        tokens, _ = self.blocks(tokens, e_blocks, self.embed_text(text), rope)
+        tokens, _ = self.blocks(tokens, e_blocks, self.embed_text(text), self.embed_image(image), rope)
         return tokens, e
 
-    def __call__(self, x: Latents, t: Float[Array, " B"] | Float[Array, "B T"], text: Text) -> Latents:
-        tokens, e = self.tokens(x, t, text)
+    def __call__(
+        self,
+        x: Latents,
+        t: Float[Array, " B"] | Float[Array, "B T"],
+        text: Text,
+        image: Float[Array, "B K I"] | None = None,
+    ) -> Latents:
+        tokens, e = self.tokens(x, t, text, image)
         return self.unpatchify(self.head(tokens, e), self.config.grid(x.shape[1:4]))
 
 
-def velocity(dit: DiT, params: Params, text: Text) -> Velocity:
-    """The network as a rectified-flow velocity (x_t, t) -> v, t [B] or [B, T] in [0, 1], bound to a text."""
-    return lambda x, t: dit.apply({"params": params}, x, MODEL_TIME * t, text)
+def velocity(
+    dit: DiT,
+    params: Params,
+    text: Text,
+    *,
+    condition: Latents | None = None,
+    image: Float[Array, "B K I"] | None = None,
+) -> Velocity:
+    """The network as a rectified-flow velocity (x_t, t) -> v, t [B] or [B, T] in [0, 1], bound to a text.
+
+    For image-to-video also to its `condition`, the channels behind the noise, and the `image` tokens of CLIP.
+    """
+
+    def v(x: Latents, t: Array) -> Latents:
+        x = x if condition is None else jnp.concatenate([x, condition.astype(x.dtype)], axis=-1)
+        return dit.apply({"params": params}, x, MODEL_TIME * t, text, image)
+
+    return v
 
 
-def guided_velocity(dit: DiT, params: Params, text: Text, null_text: Float[Array, "L D"], guidance: float) -> Velocity:
+def guided_velocity(
+    dit: DiT, params: Params, text: Text, null_text: Float[Array, "L D"], guidance: float, **given: Array | None
+) -> Velocity:
     """`velocity` under classifier-free guidance against one unconditional (or negative) text for the whole batch."""
     null = jnp.broadcast_to(null_text[None], (text.shape[0], *null_text.shape))
-    return guided(velocity(dit, params, text), velocity(dit, params, null), guidance)
+    return guided(velocity(dit, params, text, **given), velocity(dit, params, null, **given), guidance)
+
+
+def by_noise(high: Velocity, low: Velocity, boundary: float) -> Velocity:
+    """Wan2.2's two experts as one velocity: `high` where a sample's t >= boundary. All samples must be on one side."""
+    return lambda x, t: jax.lax.cond(t.max() >= boundary, high, low, x, t)

@@ -6,7 +6,7 @@ import pytest
 
 from rcm_jax.convert.dit import from_wan, to_wan
 from rcm_jax.training.state import init_params
-from tests.wan.test_dit import SMALL
+from tests.wan.test_dit import I2V, SMALL
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +21,16 @@ def test_round_trip_is_bit_exact(weights):
     assert theirs["blocks.2.modulation"].shape == (1, 6, 48)
     assert theirs["blocks.0.ffn.0.weight"].shape == (64, 48)
     jax.tree.map(np.testing.assert_array_equal, from_wan(theirs, SMALL), params)
+
+
+def test_round_trip_with_image_rows():
+    params = jax.tree.map(np.asarray, init_params(I2V, jax.random.key(0)))
+    theirs = to_wan(params, I2V)
+    assert theirs["img_emb.proj.3.weight"].shape == (48, 20)
+    assert theirs["blocks.1.cross_attn.k_img.weight"].shape == (48, 48)
+    jax.tree.map(np.testing.assert_array_equal, from_wan(theirs, I2V), params)
+    with pytest.raises(ValueError, match=r"not used .*img_emb"):
+        from_wan(theirs, SMALL)
 
 
 def test_linear_patch_embedding_of_the_rcm_files(weights):

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 
 from rcm_jax.training.state import abstract_params, init_params
-from rcm_jax.wan.config import WAN_1_3B, WAN_14B, DiTConfig
-from rcm_jax.wan.dit import DiT, guided_velocity, velocity
+from rcm_jax.wan.config import WAN22_A14B_I2V, WAN_1_3B, WAN_14B, WAN_14B_I2V, DiTConfig
+from rcm_jax.wan.dit import DiT, by_noise, guided_velocity, velocity
 
 SMALL = DiTConfig(
     dim=48, ffn_dim=64, num_heads=2, num_layers=3, in_channels=4, out_channels=4, freq_dim=32, text_dim=16, text_len=6
 )
+
+I2V = dataclasses.replace(SMALL, in_channels=11, image_dim=20)  # 4 of noise, 7 of condition
+IMAGE = np.random.default_rng(3).normal(size=(2, 9, 20)).astype(np.float32)
 
 
 @functools.cache
@@ -102,6 +105,82 @@ def test_jvp_is_the_directional_derivative():
     assert error < 1e-5
 
 
+def test_jvp_with_an_image_is_the_directional_derivative():
+    """In x, t and image together: the noise moves the queries, the image its keys and values."""
+    params, x, t, text = case(I2V)
+    direction = (jax.random.normal(jax.random.key(5), x.shape), jnp.array([3.0, -2.0]), IMAGE[::-1])
+
+    def f(x, t, image, config=I2V, params=params, text=text):
+        return DiT(config).apply({"params": params}, x, t, text, image)
+
+    _, tangent = jax.jit(lambda *d: jax.jvp(f, (x, t, IMAGE), d))(*direction)
+    gradient = jax.jit(jax.grad(lambda *d: jnp.vdot(f(*d), x[..., :4]), argnums=(0, 1, 2)))(x, t, IMAGE)
+    with jax.enable_x64(True):
+        wide = dataclasses.replace(I2V, dtype="float64", attention="reference")
+        moved = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), ((x, t, IMAGE), direction, params, text))
+
+        @jax.jit
+        def g(h):
+            point = [a + h * da for a, da in zip(*moved[:2], strict=True)]
+            return f(*point, config=wide, params=moved[2], text=moved[3])
+
+        difference = np.asarray((g(1e-4) - g(-1e-4)) / 2e-4)
+    assert np.linalg.norm(np.asarray(tangent) - difference) / np.linalg.norm(difference) < 1e-5
+    along = sum(jnp.vdot(a, b) for a, b in zip(gradient, direction, strict=True))
+    np.testing.assert_allclose(along, np.vdot(difference, x[..., :4]), rtol=1e-4)
+
+
+def test_image_adds_to_the_text_and_both_count():
+    params, x, t, text = case(I2V)
+    v = forward(I2V, params, x, t, text, IMAGE)
+    for other in ((x, t, text, IMAGE[::-1]), (x, t, text[::-1], IMAGE), (x.at[..., 4:].add(1.0), t, text, IMAGE)):
+        assert np.abs(forward(I2V, params, *other) - v).max() > 1e-3
+    # without values from the image the network is the one without CLIP
+    blind = jax.tree.map(lambda p: p, params)
+    blind["blocks"]["cross_attn"]["v_img"] = jax.tree.map(jnp.zeros_like, params["blocks"]["cross_attn"]["v_img"])
+    plain = dataclasses.replace(I2V, image_dim=None)
+    np.testing.assert_allclose(forward(I2V, blind, x, t, text, IMAGE), forward(plain, blind, x, t, text), atol=1e-5)
+
+
+def test_velocity_puts_the_condition_behind_the_noise():
+    params, x, t, text = case(I2V)
+    noise, condition = x[..., :4], x[..., 4:]
+    given = dict(condition=condition, image=IMAGE)
+    v = velocity(DiT(I2V), params, text, **given)(noise, t / 1000)
+    np.testing.assert_allclose(v, DiT(I2V).apply({"params": params}, x, t, text, IMAGE), atol=1e-4)
+    null = jnp.ones((5, I2V.text_dim))
+    u = velocity(DiT(I2V), params, jnp.broadcast_to(null[None], text.shape), **given)(noise, t / 1000)
+    guided = guided_velocity(DiT(I2V), params, text, null, 4.0, **given)(noise, t / 1000)
+    np.testing.assert_allclose(guided, u + 4 * (v - u), atol=1e-4)
+
+
+def test_two_experts_share_the_way_at_the_boundary():
+    v = jax.jit(by_noise(lambda x, t: x + 1, lambda x, t: x - 1, boundary=0.9))
+    x = jnp.zeros((2, 1, 2, 2, 4))
+    for t, want in ((1.0, 1), (0.9, 1), (0.899, -1), (0.0, -1)):
+        np.testing.assert_array_equal(v(x, jnp.full(2, t)), jnp.full(x.shape, want))
+
+
+@pytest.mark.parametrize(
+    ("config", "image", "message"),
+    [
+        (I2V, None, r"takes image tokens \[B, tokens, 20\], not None"),
+        (I2V, jnp.zeros((2, 9, 21)), r"takes image tokens \[B, tokens, 20\], not \(2, 9, 21\)"),
+        (SMALL, IMAGE, r"takes no image tokens, not \(2, 9, 20\)"),
+    ],
+)
+def test_missing_and_superfluous_images_are_named(config, image, message):
+    params, *inputs = case(config)
+    with pytest.raises(ValueError, match=message):
+        DiT(config).apply({"params": params}, *inputs, image)
+
+
+def test_a_missing_condition_is_named():
+    params, x, t, text = case(I2V)
+    with pytest.raises(ValueError, match="4 channels; the network takes 11, 7 of them the condition"):
+        velocity(DiT(I2V), params, text, image=IMAGE)(x[..., :4], t)
+
+
 def test_jvp_in_a_scan_matches_the_reference():
     """With the default flags of a user's process: XLA:CPU once fused the zero tangents of the text's keys into garbage
     (inf) at widths of 128 and more, only inside the scan's loop. Absent tangents are not computed now.
@@ -162,10 +241,22 @@ def test_velocity_takes_rectified_flow_time_and_guides():
     np.testing.assert_allclose(guided, u + 4 * (v - u), atol=1e-4)
 
 
+def parameters(config):
+    return sum(np.prod(p.shape) for p in jax.tree.leaves(abstract_params(config)))
+
+
 @pytest.mark.parametrize(("config", "count"), [(WAN_1_3B, 1_418_996_800), (WAN_14B, 14_288_491_584)])
 def test_published_sizes(config, count):
     """The parameter counts of the released Wan2.1 text-to-video checkpoints."""
-    assert sum(np.prod(p.shape) for p in jax.tree.leaves(abstract_params(config))) == count
+    assert parameters(config) == count
+
+
+def test_image_to_video_adds_channels_image_projection_and_keys_and_values():
+    channels = 20 * 4 * 5120
+    projection = 2 * 1280 + 1280 * 1281 + 1281 * 5120 + 2 * 5120
+    blocks = 40 * (2 * 5120 * 5121 + 5120)
+    assert parameters(WAN22_A14B_I2V) - parameters(WAN_14B) == channels
+    assert parameters(WAN_14B_I2V) - parameters(WAN_14B) == channels + projection + blocks
 
 
 @pytest.mark.parametrize(
