@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rcm_jax.chunks import ChunkPattern, teacher_forcing
 from rcm_jax.cli import one_line_errors
 from rcm_jax.kernels import xla
 from rcm_jax.kernels.attention import load_backend
@@ -59,18 +60,15 @@ class Shape:
         return 2.0 * self.batch * self.heads * self.width * self.pairs * PRODUCTS[kind]
 
 
-def teacher_forcing(frames: int, tokens: int, first: int, chunk: int) -> KeyRuns:
-    """Packed [clean | noisy]: clean chunks see the clean to their own, noisy ones the clean before and themselves."""
-    cuts = [0, *range(first, frames + 1, chunk)]
-    spans = [(a * tokens, b * tokens) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
-    half = frames * tokens
-    clean = [((0, b),) for _, b in spans]
-    noisy = [(((0, a),) if a else ()) + ((half + a, half + b),) for a, b in spans]
-    return KeyRuns(tuple([b for _, b in spans] + [half + b for _, b in spans]), (*clean, *noisy))
-
-
 FRAME, FRAMES = 1560, 21  # tokens of a latent frame at 480p, latent frames
 VIDEO = FRAME * FRAMES
+
+
+def packed(pattern: str, frames: int, frame_tokens: int) -> KeyRuns:
+    """The teacher-forcing mask of a chunk pattern."""
+    return teacher_forcing(ChunkPattern.parse(pattern).spans(frames), frame_tokens)
+
+
 SHAPES = {
     s.name: s
     for s in (
@@ -80,12 +78,12 @@ SHAPES = {
         Shape("cache-c3", 3 * FRAME, VIDEO, 12, 128, KeyRuns(kv_len=VIDEO)),
         Shape("cache-half", 3 * FRAME, VIDEO, 12, 128, KeyRuns(kv_len=VIDEO // 2)),
         Shape("text", VIDEO, 512, 12, 128),
-        Shape("tf-c1-1", 2 * VIDEO, 2 * VIDEO, 12, 128, teacher_forcing(FRAMES, FRAME, 1, 1)),
-        Shape("tf-c3-3", 2 * VIDEO, 2 * VIDEO, 12, 128, teacher_forcing(FRAMES, FRAME, 3, 3)),
-        Shape("tf-c1-4", 2 * VIDEO, 2 * VIDEO, 12, 128, teacher_forcing(FRAMES, FRAME, 1, 4)),
+        Shape("tf-c1-1", 2 * VIDEO, 2 * VIDEO, 12, 128, packed("c1-1", FRAMES, FRAME)),
+        Shape("tf-c3-3", 2 * VIDEO, 2 * VIDEO, 12, 128, packed("c3-3", FRAMES, FRAME)),
+        Shape("tf-c1-4", 2 * VIDEO, 2 * VIDEO, 12, 128, packed("c1-4", FRAMES, FRAME)),
         Shape("short-1024", 1024, 1024, 16, 64, batch=4),
         Shape("short-999", 999, 999, 16, 64, batch=4),
-        Shape("tiny", 96, 96, 2, 32, teacher_forcing(3, 16, 1, 1)),
+        Shape("tiny", 96, 96, 2, 32, packed("c1-1", 3, 16)),
     )
 }
 DEFAULT_SHAPES = [name for name in SHAPES if name != "tiny"]
