@@ -39,7 +39,7 @@ def dit_forward(case: Case) -> list[Check]:
 
     one = DiT(dataclasses.replace(config, num_layers=1))
     first_block = {"params": params | {"blocks": jax.tree.map(lambda p: p[:1], params["blocks"])}}
-    block0, time_emb = one.apply(first_block, x, t, context, image, method="tokens")
+    block0, time_emb, _ = one.apply(first_block, x, t, context, image, method="tokens")
     got = {"v": channels_first(v), "block0": block0, "time_emb": time_emb[:, 0]}
     if "text_emb" in case.outputs:
         got["text_emb"] = DiT(config).apply({"params": params}, context, method="embed_text")

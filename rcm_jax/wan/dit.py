@@ -9,15 +9,19 @@ the noise (`velocity` puts them there, `wan.image.image_condition` makes them).
 Parameters of all blocks are stacked on a leading axis (`nn.scan`), so compile time does not grow with depth.
 """
 
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from rcm_jax.flow import guided
 from rcm_jax.kernels.attention import attention
+from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.types import Latents, Params, Text, Velocity
 from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.rope import apply_rope, rope_table, time_embedding
@@ -77,10 +81,65 @@ def _dense(config: DiTConfig, features: int, name: str | None = None, **kwargs) 
     return nn.Dense(features, name=name, **kwargs)
 
 
+class KeyValues(NamedTuple):
+    """Keys (normalised, turned by RoPE) and values of attention; all layers of them have a leading axis."""
+
+    k: Float[Array, "... B K N d"]
+    v: Float[Array, "... B K N d"]
+
+    def with_chunk(self, own: "KeyValues", slot: Int[Array, ""] | int) -> "KeyValues":
+        """`own` written over the keys from `slot` on."""
+
+        def write(buffer: Array, new: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), slot, axis=buffer.ndim - 3)
+
+        return KeyValues(write(self.k, own.k), write(self.v, own.v))
+
+
 class Attention(nn.Module):
-    """Multi-head attention from x to `context` (itself without one), q and k normalised over the full width.
+    """Multi-head attention, q and k normalised over the full width: `keys` of what is seen, then the call.
 
     Tokens of an `image` have keys and values of their own, and a softmax of their own: its result is added.
+    """
+
+    config: DiTConfig
+    attend: Callable
+
+    def setup(self):
+        c = self.config
+        self.q, self.k, self.v, self.o = (_dense(c, c.dim) for _ in range(4))
+        self.k_img, self.v_img = _dense(c, c.dim), _dense(c, c.dim)  # no parameters unless called
+        self.norm_q, self.norm_k, self.norm_k_img = (RMSNorm(c.eps) for _ in range(3))
+
+    def heads(self, tokens: Tokens) -> Float[Array, "B S N d"]:
+        return tokens.reshape(*tokens.shape[:2], self.config.num_heads, self.config.head_dim)
+
+    def keys(self, context: Tokens, rope: tuple[Array, Array] | None = None) -> KeyValues:
+        k = self.heads(self.norm_k(self.k(context)))
+        return KeyValues(k if rope is None else apply_rope(k, rope), self.heads(self.v(context)))
+
+    def __call__(
+        self,
+        x: Tokens,
+        seen: KeyValues,
+        rope: tuple[Array, Array] | None = None,
+        mask: KeyRuns | None = None,
+        image: Tokens | None = None,
+    ) -> Tokens:
+        attend = functools.partial(self.attend, implementation=self.config.attention)
+        q = self.heads(self.norm_q(self.q(x)))
+        q = q if rope is None else apply_rope(q, rope)
+        o = attend(q, *seen, mask=mask)
+        if image is not None:
+            o = o + attend(q, self.heads(self.norm_k_img(self.k_img(image))), self.heads(self.v_img(image)))
+        return self.o(o.reshape(x.shape))
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention to text and image, feed-forward; first and last modulated by time.
+
+    With the keys of the `past`, x is a chunk of a longer sequence: its own keys are written at `slot` of them for
+    this call, and returned.
     """
 
     config: DiTConfig
@@ -90,39 +149,15 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Tokens,
-        context: Tokens | None = None,
-        image: Tokens | None = None,
-        rope: tuple[Array, Array] | None = None,
-    ) -> Tokens:
-        c = self.config
-        context = x if context is None else context
-
-        def heads(tokens: Tokens) -> Float[Array, "B S N d"]:
-            return tokens.reshape(*tokens.shape[:2], c.num_heads, c.head_dim)
-
-        q = heads(RMSNorm(c.eps, name="norm_q")(_dense(c, c.dim, "q")(x)))
-        k = heads(RMSNorm(c.eps, name="norm_k")(_dense(c, c.dim, "k")(context)))
-        v = heads(_dense(c, c.dim, "v")(context))
-        if rope is not None:
-            q, k = apply_rope(q, rope), apply_rope(k, rope)
-        o = self.attend(q, k, v, implementation=c.attention)
-        if image is not None:
-            k = heads(RMSNorm(c.eps, name="norm_k_img")(_dense(c, c.dim, "k_img")(image)))
-            v = heads(_dense(c, c.dim, "v_img")(image))
-            o = o + self.attend(q, k, v, implementation=c.attention)
-        return _dense(c, c.dim, "o")(o.reshape(x.shape))
-
-
-class Block(nn.Module):
-    """Self-attention, cross-attention to text and image, feed-forward; first and last modulated by time."""
-
-    config: DiTConfig
-    attend: Callable
-
-    @nn.compact
-    def __call__(
-        self, x: Tokens, e: Float[Array, "B t 6 D"], text: Tokens, image: Tokens | None, rope: tuple[Array, Array]
-    ) -> tuple[Tokens, None]:
+        e: Float[Array, "B t 6 D"],
+        text: Tokens | None,
+        image: Tokens | None,
+        rope: tuple[Array, Array],
+        mask: KeyRuns | None,
+        slot: Int[Array, ""] | None,
+        past: KeyValues | None,
+        text_keys: KeyValues | None,
+    ) -> tuple[Tokens, KeyValues | None]:
         c = self.config
         table = self.param("modulation", nn.initializers.normal(c.dim**-0.5), (6, c.dim))
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = jnp.unstack(e + table[None, None], axis=2)
@@ -130,12 +165,15 @@ class Block(nn.Module):
         def gated(x, y, gate):  # residual sums in float32, stored in the network's dtype
             return (x.astype(gate.dtype) + modulate(y.astype(gate.dtype), gate)).astype(x.dtype)
 
+        self_attn, cross_attn = (Attention(c, self.attend, name=name) for name in ("self_attn", "cross_attn"))
         h = modulate(layer_norm(x, c.eps), 1 + scale_a, shift_a).astype(x.dtype)
-        x = gated(x, Attention(c, self.attend, name="self_attn")(h, rope=rope), gate_a)
-        x = x + Attention(c, self.attend, name="cross_attn")(AffineNorm(c.eps, name="norm3")(x), text, image)
+        own = self_attn.keys(h, rope)
+        x = gated(x, self_attn(h, own if past is None else past.with_chunk(own, slot), rope, mask), gate_a)
+        text_keys = cross_attn.keys(text) if text_keys is None else text_keys
+        x = x + cross_attn(AffineNorm(c.eps, name="norm3")(x), text_keys, image=image)
         h = modulate(layer_norm(x, c.eps), 1 + scale_f, shift_f).astype(x.dtype)
         h = nn.gelu(_dense(c, c.ffn_dim, "ffn_in")(h), approximate=True)
-        return gated(x, _dense(c, c.dim, "ffn_out")(h), gate_f), None
+        return gated(x, _dense(c, c.dim, "ffn_out")(h), gate_f), None if past is None else own
 
 
 class Head(nn.Module):
@@ -185,7 +223,7 @@ class DiT(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=(nn.broadcast,) * 6 + (0, 0),  # keys of the past and of the text have the layers in front
             length=c.num_layers,
             unroll=c.unroll,
         )(c, self.attend)
@@ -239,9 +277,18 @@ class DiT(nn.Module):
         return x.reshape(-1, f * pt, h * ph, w * pw, c.out_channels)
 
     def tokens(
-        self, x: Latents, t: Array, text: Text, image: Float[Array, "B K I"] | None = None
-    ) -> tuple[Tokens, Float[Array, "B t D"]]:
-        """Tokens after the last block, and the time embedding that the head needs with them."""
+        self,
+        x: Latents,
+        t: Array,
+        text: Text | KeyValues,
+        image: Float[Array, "B K I"] | None = None,
+        *,
+        mask: KeyRuns | None = None,
+        frames: Int[Array, " T"] | np.ndarray | None = None,
+        past: KeyValues | None = None,
+        slot: Int[Array, ""] | None = None,
+    ) -> tuple[Tokens, Float[Array, "B t D"], KeyValues | None]:
+        """Tokens after the last block, the time embedding that the head needs with them, the own keys (with `past`)."""
         c = self.config
         grid = c.grid(x.shape[1:4])
         t = t[:, None] if t.ndim == 1 else t
@@ -249,19 +296,40 @@ class DiT(nn.Module):
             raise ValueError(f"t has shape {t.shape}; give [B] or one time a latent frame, [B, {grid[0]}]")
         e, e_blocks = self.embed_time(t)
         tokens = self.patch_embedding(self.patchify(x.astype(c.dtype)))
-        rope = rope_table(grid, c.head_dim)
-        tokens, _ = self.blocks(tokens, e_blocks, self.embed_text(text), self.embed_image(image), rope)
-        return tokens, e
+        rope = rope_table(grid, c.head_dim, frames)
+        text, text_keys = (None, text) if isinstance(text, KeyValues) else (self.embed_text(text), None)
+        image = self.embed_image(image)
+        tokens, own = self.blocks(tokens, e_blocks, text, image, rope, mask, slot, past, text_keys)
+        return tokens, e, own
 
     def __call__(
         self,
         x: Latents,
         t: Float[Array, " B"] | Float[Array, "B T"],
-        text: Text,
+        text: Text | KeyValues,
         image: Float[Array, "B K I"] | None = None,
+        *,
+        mask: KeyRuns | None = None,
+        frames: np.ndarray | None = None,
     ) -> Latents:
-        tokens, e = self.tokens(x, t, text, image)
+        """`mask`: which tokens see which (none: all see all). `frames`: positions of the latent frames (0, 1, …)."""
+        tokens, e, _ = self.tokens(x, t, text, image, mask=mask, frames=frames)
         return self.unpatchify(self.head(tokens, e), self.config.grid(x.shape[1:4]))
+
+    def chunk(
+        self,
+        x: Latents,
+        t: Float[Array, " B"] | Float[Array, "B T"],
+        text: Text | KeyValues,
+        *,
+        past: KeyValues,
+        slot: Int[Array, ""],
+        mask: KeyRuns,
+        frames: Int[Array, " T"],
+    ) -> tuple[Latents, KeyValues]:
+        """Velocity of a chunk that sees the keys of the `past` and, at `slot` of them, its own; and its own keys."""
+        tokens, e, own = self.tokens(x, t, text, mask=mask, frames=frames, past=past, slot=slot)
+        return self.unpatchify(self.head(tokens, e), self.config.grid(x.shape[1:4])), own
 
 
 def velocity(

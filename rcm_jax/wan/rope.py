@@ -6,7 +6,7 @@ Both turn a position into angles; the difference between right and nearly right 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 BASE = 10000.0
 
@@ -17,25 +17,31 @@ def axis_widths(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 2 * spatial, spatial, spatial
 
 
-def rope_table(grid: tuple[int, int, int], head_dim: int) -> tuple[Float[Array, "S d"], Float[Array, "S d"]]:
+def rope_table(
+    grid: tuple[int, int, int], head_dim: int, frames: Int[Array, " T"] | np.ndarray | None = None
+) -> tuple[Float[Array, "S d"], Float[Array, "S d"]]:
     """cos and sin of every token's angles, [S, head_dim / 2] float32, tokens ordered (frame, row, column).
 
-    Angles are taken in float64 on the host, one small table an axis; only their broadcast to S tokens is on the device.
+    `frames` are the positions of the grid's frames, 0, 1, … by default; they may be traced. Other angles are taken in
+    float64 on the host, one small table an axis; only their broadcast to S tokens is on the device.
     """
+    positions = [np.arange(length) for length in grid]
+    if frames is not None:
+        positions[0] = frames
     parts = []
-    for axis, (length, width) in enumerate(zip(grid, axis_widths(head_dim), strict=True)):
+    for axis, (position, width) in enumerate(zip(positions, axis_widths(head_dim), strict=True)):
         frequency = BASE ** (-np.arange(0, width, 2, dtype=np.float64) / width)
-        angle = np.arange(length, dtype=np.float64)[:, None] * frequency
-        shape = [1, 1, 1, angle.shape[1]]
-        shape[axis] = length
-        parts.append(angle.reshape(shape))
-
-    def table(function) -> Float[Array, "S d"]:
-        axes = [jnp.asarray(function(a), jnp.float32) for a in parts]
-        full = [jnp.broadcast_to(a, (*grid, a.shape[-1])) for a in axes]
-        return jnp.concatenate(full, axis=-1).reshape(-1, head_dim // 2)
-
-    return table(np.cos), table(np.sin)
+        if isinstance(position, np.ndarray):
+            angle = position.astype(np.float64)[:, None] * frequency
+            cos_sin = [jnp.asarray(function(angle), jnp.float32) for function in (np.cos, np.sin)]
+        else:
+            angle = 2 * np.pi * _turn_fractions(position.astype(jnp.float32), frequency[None])
+            cos_sin = [jnp.cos(angle), jnp.sin(angle)]
+        shape = [1, 1, 1, frequency.size]
+        shape[axis] = grid[axis]
+        parts.append([jnp.broadcast_to(z.reshape(shape), (*grid, frequency.size)) for z in cos_sin])
+    cos, sin = (jnp.concatenate(z, axis=-1).reshape(-1, head_dim // 2) for z in zip(*parts, strict=True))
+    return cos, sin
 
 
 def apply_rope(x: Float[Array, "B S N D"], table: tuple[Array, Array]) -> Float[Array, "B S N D"]:

@@ -1,0 +1,203 @@
+"""The DiT as a causal network (arXiv 2606.25473): under masks for training, with a key/value cache for sampling.
+
+Same network, same parameters. In training a packed sequence [context | noisy] goes through it at once; in sampling one
+chunk of latent frames at a time, which sees the keys of the chunks before it in a cache.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from rcm_jax.chunks import ChunkPattern, block_causal, check_window, teacher_forcing
+from rcm_jax.flow import guided
+from rcm_jax.kernels.masks import KeyRuns
+from rcm_jax.types import Latents, Params, Text, Velocity
+from rcm_jax.wan.dit import MODEL_TIME, Attention, DiT, KeyValues
+
+ChunkIndex = Int[Array, ""] | int
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalDiT:
+    """A DiT that reads video in chunks. `window` and `sink` count chunks (see `rcm_jax.chunks`).
+
+    frames: latent frames that the cache holds without a window; with one, a cache serves videos of any length.
+    size: latent rows and columns.
+    """
+
+    dit: DiT
+    pattern: ChunkPattern
+    frames: int
+    size: tuple[int, int]
+    window: int | None = None
+    sink: int = 0
+
+    def __post_init__(self) -> None:
+        check_window(self.window, self.sink)
+        self.pattern.spans(self.frames)  # its error
+        self.dit.config.grid((self.dit.config.patch_size[0], *self.size))
+        if self.dit.config.patch_size[0] != 1:
+            raise ValueError(f"patch_size={self.dit.config.patch_size}: a causal network needs tokens of one frame")
+
+    # --- masks ---------------------------------------------------------------------------------------------------
+
+    @property
+    def frame_tokens(self) -> int:
+        _, h, w = self.dit.config.grid((1, *self.size))
+        return h * w
+
+    def mask(self, frames: int) -> KeyRuns:
+        """The block-causal mask of a video of so many latent frames."""
+        return block_causal(self.pattern.spans(frames), self.frame_tokens, window=self.window, sink=self.sink)
+
+    def forcing_mask(self, frames: int) -> KeyRuns:
+        """The teacher-forcing mask of the packed sequence of twice so many latent frames."""
+        return teacher_forcing(self.pattern.spans(frames), self.frame_tokens, window=self.window, sink=self.sink)
+
+    def velocity(self, params: Params, text: Text) -> Velocity:
+        """(x_t, t) -> v under the block-causal mask, t [B] or [B, T]."""
+        return lambda x, t: self.dit.apply(
+            {"params": params}, x, MODEL_TIME * t, text, mask=self.mask(x.shape[1])
+        )  # fmt: skip
+
+    def forced_velocity(
+        self, params: Params, text: Text, context: Latents, t_context: Float[Array, "B T"] | None = None
+    ) -> Velocity:
+        """(x_t, t) -> v of the noisy half of [context | x_t]: each chunk sees the context's chunks before it.
+
+        The context is clean video, or video noised to `t_context`. Tangents of x_t and t leave it alone.
+        """
+
+        def v(x: Latents, t: Array) -> Latents:
+            full, times = pack(context, x, t, t_context)
+            T = x.shape[1]
+            frames = np.tile(np.arange(T), 2)
+            out = self.dit.apply(
+                {"params": params}, full, MODEL_TIME * times, text, mask=self.forcing_mask(T), frames=frames
+            )
+            return out[:, T:]
+
+        return v
+
+    def guided_forced_velocity(
+        self, params: Params, text: Text, null_text: Float[Array, "L D"], guidance: float, context: Latents
+    ) -> Velocity:
+        """`forced_velocity` on a clean context, under classifier-free guidance."""
+        null = jnp.broadcast_to(null_text[None], (text.shape[0], *null_text.shape))
+        cond, uncond = (self.forced_velocity(params, which, context) for which in (text, null))
+        return guided(cond, uncond, guidance)
+
+    # --- the cache -----------------------------------------------------------------------------------------------
+    #
+    # One buffer a layer, in chunks: the `head`, which is filled once, then the ring, whose oldest chunk the next one
+    # overwrites. Without a window the ring has room for all. Order does not matter to attention, so what is filled is
+    # always a prefix, and kv_len bounds the loop over keys.
+
+    @property
+    def head_frames(self) -> int:
+        """Latent frames in front of the ring: the sink, or a first chunk that the ring's slots would not fit."""
+        chunks = self.sink if self.sink else int(self.pattern.first != self.pattern.rest)
+        return self.pattern.first + (chunks - 1) * self.pattern.rest if chunks else 0
+
+    @property
+    def _leaves_head(self) -> bool:
+        """Whether the first chunk stands in front of the ring and yet leaves the window: the ring then moves up."""
+        return self.window is not None and self.sink == 0 and self.head_frames > 0
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of the cache."""
+        if self.window is None:
+            return self.frames * self.frame_tokens
+        return (self.head_frames + self.window * self.pattern.rest) * self.frame_tokens
+
+    def start(self, chunk: ChunkIndex) -> ChunkIndex:
+        """The first latent frame of a chunk."""
+        return jnp.where(chunk > 0, self.pattern.first + (jnp.asarray(chunk) - 1) * self.pattern.rest, 0)
+
+    def place(self, chunk: ChunkIndex) -> tuple[Int[Array, ""], Int[Array, ""]]:
+        """(where a chunk's keys go, how many tokens are filled when it is there)."""
+        start, rest = self.start(chunk), self.pattern.rest
+        size = jnp.where(chunk > 0, rest, self.pattern.first)
+        if self.window is None:
+            return start * self.frame_tokens, (start + size) * self.frame_tokens
+        head = self.head_frames
+        in_ring = (start - head) // rest
+        base = jnp.where(chunk < self.window, head, 0) if self._leaves_head else head
+        slot = jnp.where(start < head, start, base + in_ring % self.window * rest)
+        filled = jnp.where(start < head, start + size, base + jnp.minimum(in_ring + 1, self.window) * rest)
+        return slot * self.frame_tokens, filled * self.frame_tokens
+
+    def init_cache(self, batch: int) -> KeyValues:
+        """An empty cache, [layers, batch, capacity, heads, head width] twice, in the network's dtype."""
+        c = self.dit.config
+        shape = (c.num_layers, batch, self.capacity, c.num_heads, c.head_dim)
+        return KeyValues(jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype))
+
+    def prompt(self, params: Params, text: Text) -> KeyValues:
+        """Every layer's cross-attention keys and values of a text: computed once, used by all chunks and steps."""
+        c = self.dit.config
+        tokens = self.dit.apply({"params": params}, text, method="embed_text")
+        cross = Attention(c, self.dit.attend)
+        return jax.lax.map(
+            lambda p: cross.apply({"params": p}, tokens, method="keys"), params["blocks"]["cross_attn"]
+        )  # fmt: skip
+
+    def denoise(
+        self, params: Params, x: Latents, t: Float[Array, " B"], prompt: KeyValues, cache: KeyValues, chunk: ChunkIndex
+    ) -> Latents:
+        """Velocity of chunk number `chunk` (may be traced), x [B, frames of it, H, W, C], t [B] in [0, 1]."""
+        return self.step(params, x, t, prompt, cache, chunk)[0]
+
+    def append(
+        self, params: Params, x: Latents, t: Float[Array, " B"], prompt: KeyValues, cache: KeyValues, chunk: ChunkIndex
+    ) -> KeyValues:
+        """The cache with the keys of a chunk in it, as the network has them at time t (0: clean context)."""
+        return self.step(params, x, t, prompt, cache, chunk)[1]
+
+    def step(
+        self, params: Params, x: Latents, t: Float[Array, " B"], prompt: KeyValues, cache: KeyValues, chunk: ChunkIndex
+    ) -> tuple[Latents, KeyValues]:
+        """`denoise` and `append` of the same x and t in one pass; what is not used of it is not computed under jit.
+
+        Raises ValueError where a chunk's index is known and the cache has no room for it.
+        """
+        frames = x.shape[1]
+        if isinstance(chunk, int):
+            self._check(chunk, frames)
+        slot, filled = self.place(chunk)
+        v, own = self.dit.apply(
+            {"params": params}, x, MODEL_TIME * t, prompt, past=cache, slot=slot, mask=KeyRuns(kv_len=filled),
+            frames=self.start(chunk) + jnp.arange(frames), method="chunk",
+        )  # fmt: skip
+        cache = cache.with_chunk(own, slot)
+        if self._leaves_head:
+            moved = self.head_frames * self.frame_tokens
+            cache = jax.lax.cond(
+                jnp.asarray(chunk) == self.window - 1,
+                lambda kv: jax.tree.map(lambda b: jnp.roll(b, -moved, axis=2), kv), lambda kv: kv, cache,
+            )  # fmt: skip
+        return v, cache
+
+    def _check(self, chunk: int, frames: int) -> None:
+        size = self.pattern.rest if chunk else self.pattern.first
+        if frames != size:
+            raise ValueError(f"chunk {chunk} of pattern {self.pattern} has {size} latent frames, not {frames}")
+        end = self.pattern.first + chunk * self.pattern.rest
+        if self.window is None and end > self.frames:
+            raise ValueError(
+                f"chunk {chunk} ends at latent frame {end}, but the cache holds {self.frames}: "
+                "give a longer cache or a window"
+            )
+
+
+def pack(
+    context: Latents, x_t: Latents, t: Float[Array, " B"] | Float[Array, "B T"], t_context: Float[Array, "B T"] | None
+) -> tuple[Latents, Float[Array, "B 2T"]]:
+    """[context | x_t] along the frames, and their times; a context without times is clean (0)."""
+    t = jnp.broadcast_to(t[:, None] if t.ndim == 1 else t, x_t.shape[:2])
+    t_context = jnp.zeros_like(t) if t_context is None else jnp.broadcast_to(t_context, t.shape).astype(t.dtype)
+    return jnp.concatenate([context.astype(x_t.dtype), x_t], axis=1), jnp.concatenate([t_context, t], axis=1)
