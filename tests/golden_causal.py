@@ -1,4 +1,6 @@
-"""Golden checks of the causal network: its masks, both training forms, and the cache."""
+"""Golden checks of the causal network: its masks, both training forms, the cache, and the sampler."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.convert.dit import from_wan
 from rcm_jax.kernels.masks import KeyRuns, dense
+from rcm_jax.sampling.rollout import RolloutSchedule, few_step_schedule, given_noises, ode_schedule, rollout
 from rcm_jax.wan.causal import CausalDiT, pack
 from rcm_jax.wan.dit import MODEL_TIME, DiT, velocity
 from tests.golden_common import Case, Check, channels_first, channels_last
@@ -107,4 +110,80 @@ def dit_causal_jvp(case: Case) -> list[Check]:
     ]
 
 
-CASES = {"dit_causal": dit_causal, "dit_causal_jvp": dit_causal_jvp}
+class Recorded(CausalDiT):
+    """Notes every call of the network while it runs: (chunk, model time, 1 for a call that fills the cache)."""
+
+    def _note(self, t, chunk, fills: int) -> None:
+        def write(chunk, t):
+            CALLS.append((int(chunk), MODEL_TIME * float(t), fills))
+
+        jax.debug.callback(write, chunk, t[0], ordered=True)
+
+    def denoise(self, params, x, t, prompt, cache, chunk):
+        self._note(t, chunk, 0)
+        return CausalDiT.step(self, params, x, t, prompt, cache, chunk)[0]
+
+    def append(self, params, x, t, prompt, cache, chunk):
+        return self.step(params, x, t, prompt, cache, chunk)[1]
+
+    def step(self, params, x, t, prompt, cache, chunk):
+        self._note(t, chunk, 1)
+        return super().step(params, x, t, prompt, cache, chunk)
+
+
+CALLS: list[tuple[int, float, int]] = []
+
+
+def _schedule(config: dict) -> RolloutSchedule:
+    if config["ode"]:
+        return ode_schedule(
+            config["num_steps"], shift=config["shift"], guidance=config["guidance"], sigma_max=config["sigma_max"]
+        )
+    return few_step_schedule(
+        config.get("steps_per_chunk", (config["num_steps"],)), middle=config["mid_t"],
+        middle_by_entry=config.get("mid_t_schedules"), sigma_max=config["sigma_max"],
+        noisy_context_from=config["context_start_chunk"] if config.get("context_from_last_step") else None,
+    )  # fmt: skip
+
+
+def sampler_causal(case: Case) -> list[Check]:
+    config, image = case.config, case.inputs.get("image_latent")
+    sizes = config | {"latent": [config["latent"][0] + (image is not None), *config["latent"][1:]]}
+    causal = Recorded(*(getattr(network(sizes), f.name) for f in dataclasses.fields(CausalDiT)))
+    params = from_wan(case.weights, dit_config(config))
+    start = channels_last(case.inputs["noise"])
+    if image is not None:  # the file has no start for the image's frame, which needs none
+        image = channels_last(image)
+        start = np.concatenate([np.zeros_like(image), start], axis=1)
+    steps = [channels_last(case.inputs[f"step_noise_{i}"]) for i in range(config.get("n_step_noises", 0))]
+    noises = given_noises(jnp.asarray(np.stack([start, *steps])), causal.pattern)
+    uncond = case.inputs.get("uncond_emb")
+    schedule = _schedule(config)
+    CALLS.clear()
+    samples = jax.jit(
+        lambda params: rollout(
+            causal,
+            params,
+            case.inputs["crossattn_emb"],
+            noises,
+            schedule,
+            frames=causal.frames,
+            null_text=None if uncond is None else uncond[0],
+            image=image,
+        )
+    )(params)
+    jax.effects_barrier()
+    limits = {"rel": 5e-6, "max_abs": 5e-5}
+    checks = [
+        Check("samples", channels_first(samples), case.outputs["samples"], **limits),
+        Check("net_calls_f64", np.array(CALLS), case.outputs["net_calls_f64"], **limits),
+        Check("t_steps_f64", schedule.chunk(0)[0], case.outputs["t_steps_f64"], rel=1e-12),
+    ]
+    per_chunk = [name for name in case.outputs if name.startswith("t_steps_chunk")]
+    for name in per_chunk:
+        times, _ = schedule.chunk(int(name.removeprefix("t_steps_chunk").removesuffix("_f64")))
+        checks.append(Check(name, times, case.outputs[name], rel=1e-12))
+    return checks
+
+
+CASES = {"dit_causal": dit_causal, "dit_causal_jvp": dit_causal_jvp, "sampler_causal": sampler_causal}

@@ -1,0 +1,280 @@
+"""A causal video from its first chunk to its last (arXiv 2606.25473): each chunk sampled on the cache of those before.
+
+One chunk, few-step:   x = t_0 eps;  x <- (1-t') (x - t v) + t' eps'  down the chunk's times;  then one pass at t = 0
+                       on the result puts its keys into the cache
+with noisy context:    the last denoising pass itself puts them there, and the extra pass is saved
+as an ODE:             x <- x - (t - t') v  with guidance, on two caches
+
+`rollout` makes the whole video in one compiled program: chunks of one size and schedule are one `lax.scan`.
+`sample_chunk` is its body, for those who want the chunks one by one.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from rcm_jax.chunks import ChunkPattern
+from rcm_jax.flow import shift_time, unshift_time
+from rcm_jax.types import Latents, Params
+from rcm_jax.wan.causal import CausalDiT, ChunkIndex
+from rcm_jax.wan.dit import KeyValues
+
+MIDDLE = (15 / 16, 5 / 6, 5 / 8)  # RF times between the first step and the data
+SIGMA_MAX = 1600.0
+
+Noises = Callable[[ChunkIndex, int], Float[Array, "n B t H W C"]]  # (chunk, its frames) -> its start, then one a step
+Times = tuple[float, ...]
+
+
+# --- schedules ------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutSchedule:
+    """How each chunk is sampled.
+
+    times: RF times of the chunks' steps, noise first, the last 0; the last entry serves all further chunks.
+    noisy_context_from: from this chunk on, the last denoising pass gives the cache its keys. None: never.
+    ode: integrate the velocity, without fresh noise (a causal teacher).
+    guidance: of an ODE; 1 or less runs no unconditional pass.
+    """
+
+    times: tuple[Times, ...]
+    noisy_context_from: int | None = None
+    ode: bool = False
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.times:
+            raise ValueError("a rollout needs the times of at least one chunk")
+        for chunk, times in enumerate(self.times):
+            falling = all(a > b for a, b in itertools.pairwise(times))
+            if len(times) < 2 or times[-1] != 0 or times[0] > 1 or not falling:
+                raise ValueError(f"times of chunk {chunk} are {times}; they must fall from at most 1 to 0")
+        if self.noisy_context_from is not None and self.noisy_context_from < 0:
+            raise ValueError(f"noisy_context_from={self.noisy_context_from} must be a chunk, 0 or more")
+
+    def chunk(self, index: int) -> tuple[Times, bool]:
+        """(times, whether the context is noisy) of a chunk."""
+        noisy = self.noisy_context_from is not None and index >= self.noisy_context_from
+        return self.times[min(index, len(self.times) - 1)], noisy
+
+    def check_chunks(self, count: int) -> None:
+        """Raises ValueError where the schedule asks for more chunks than a video has."""
+        if len(self.times) > count:
+            raise ValueError(f"the schedule has times for {len(self.times)} chunks; the video has {count}")
+        if self.noisy_context_from is not None and self.noisy_context_from >= count:
+            raise ValueError(f"noisy_context_from={self.noisy_context_from} is beyond the last chunk, {count - 1}")
+
+
+def few_step_schedule(
+    steps: Sequence[int] = (4,),
+    *,
+    middle: Sequence[float] = MIDDLE,
+    middle_by_entry: Sequence[Sequence[float]] | None = None,
+    sigma_max: float = SIGMA_MAX,
+    noisy_context_from: int | None = None,
+) -> RolloutSchedule:
+    """A student's schedule: `steps` of the chunks (the last entry repeats), from t = sigma_max/(sigma_max + 1) to 0.
+
+    Between them the first steps - 1 of `middle`, or, one list an entry of `steps`, `middle_by_entry`.
+    Raises ValueError for lists of the wrong length.
+    """
+    if middle_by_entry is None:
+        for n in steps:
+            if not 1 <= n <= len(middle) + 1:
+                raise ValueError(f"{n} steps must be 1..{len(middle) + 1}: one more than the middle times {middle}")
+        middle_by_entry = [middle[: n - 1] for n in steps]
+    if len(middle_by_entry) != len(steps):
+        raise ValueError(f"{len(middle_by_entry)} schedules of middle times for {len(steps)} step counts {steps}")
+    for n, times in zip(steps, middle_by_entry, strict=True):
+        if len(times) != n - 1:
+            raise ValueError(f"{n} steps need {n - 1} middle times, not {len(times)}: {tuple(times)}")
+    first = sigma_max / (sigma_max + 1)
+    return RolloutSchedule(tuple((first, *map(float, times), 0.0) for times in middle_by_entry), noisy_context_from)
+
+
+def ode_schedule(
+    num_steps: int = 50, *, shift: float = 3.0, guidance: float = 3.0, sigma_max: float = SIGMA_MAX
+) -> RolloutSchedule:
+    """A causal teacher's: `num_steps` Euler steps over shifted times from sigma_max/(sigma_max + 1), with guidance."""
+    if num_steps < 1:
+        raise ValueError(f"{num_steps=} must be at least 1")
+    start = unshift_time(sigma_max / (sigma_max + 1), shift)
+    times = shift_time(np.linspace(start, 0, num_steps + 1), shift)
+    return RolloutSchedule((tuple(times.tolist()),), ode=True, guidance=guidance)
+
+
+# --- noise ----------------------------------------------------------------------------------------------------------
+
+
+def chunk_noises(seed: int, indices: Array, count: int, size: tuple[int, int, int]) -> Noises:
+    """`count` noises a chunk for the videos of those indices, of (H, W, C) = `size`, from (seed, index, chunk) alone:
+    a video is the same in every batch, scanned or streamed."""
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.asarray(indices, jnp.uint32))
+
+    def noises(chunk: ChunkIndex, frames: int) -> Float[Array, "n B t H W C"]:
+        def one(key: Array) -> Array:
+            return jax.random.normal(jax.random.fold_in(key, chunk), (count, frames, *size))
+
+        return jax.vmap(one, out_axes=1)(keys)
+
+    return noises
+
+
+def given_noises(whole: Float[Array, "n B T H W C"], pattern: ChunkPattern) -> Noises:
+    """The chunks' parts of noise that is there for the whole video."""
+
+    def noises(chunk: ChunkIndex, frames: int) -> Float[Array, "n B t H W C"]:
+        start = jnp.where(chunk > 0, pattern.first + (jnp.asarray(chunk) - 1) * pattern.rest, 0)
+        return jax.lax.dynamic_slice_in_dim(whole, start, frames, axis=2)
+
+    return noises
+
+
+# --- sampling -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """One conditioning of a rollout: its prompt's keys and its cache."""
+
+    prompt: KeyValues
+    cache: KeyValues
+
+
+jax.tree_util.register_dataclass(Branch, ("prompt", "cache"), ())
+Branches = tuple[Branch, ...]  # conditional, and under guidance unconditional
+
+
+def _each(branches: Branches, x: Latents, t: Array, call: Callable) -> list:
+    """call(x, t [B], prompt, cache) for every branch."""
+    t = jnp.broadcast_to(t, x.shape[:1])
+    return [call(x, t, b.prompt, b.cache) for b in branches]
+
+
+def _guided(velocities: list[Latents], guidance: float, dtype) -> Latents:
+    cond, *uncond = (v.astype(dtype) for v in velocities)
+    return uncond[0] + guidance * (cond - uncond[0]) if uncond else cond
+
+
+def _with_caches(branches: Branches, caches: list[KeyValues]) -> Branches:
+    return tuple(Branch(b.prompt, cache) for b, cache in zip(branches, caches, strict=True))
+
+
+def sample_chunk(
+    network: CausalDiT,
+    params: Params,
+    branches: Branches,
+    chunk: ChunkIndex,
+    noises: Float[Array, "n B t H W C"],
+    times: Times,
+    *,
+    noisy_context: bool = False,
+    ode: bool = False,
+    guidance: float = 1.0,
+) -> tuple[Latents, Branches]:
+    """One chunk, and the branches with its keys in their caches. noises: the start, then one a step that has one."""
+    t = jnp.asarray(np.asarray(times), jnp.promote_types(noises.dtype, jnp.result_type(float)))
+    denoise, append, both = (
+        lambda x, t, prompt, cache, f=f: f(params, x, t, prompt, cache, chunk)
+        for f in (network.denoise, network.append, network.step)
+    )
+
+    def step(x: Latents, inputs: tuple[Array, Array, Array | None]) -> tuple[Latents, None]:
+        t, t_next, eps = inputs
+        v = _guided(_each(branches, x, t, denoise), guidance, x.dtype)
+        return (x - (t - t_next) * v) if ode else (1 - t_next) * (x - t * v) + t_next * eps, None
+
+    x = (t[0] * noises[0]).astype(t.dtype)
+    if len(times) > 2:  # all steps but the last, which goes to 0, where nothing is noised again
+        x, _ = jax.lax.scan(step, x, (t[:-2], t[1:-1], None if ode else noises[1 : len(times) - 1]))
+    if noisy_context:
+        velocities, caches = zip(*_each(branches, x, t[-2], both), strict=True)
+        return x - t[-2] * _guided(velocities, guidance, x.dtype), _with_caches(branches, caches)
+    x = x - t[-2] * _guided(_each(branches, x, t[-2], denoise), guidance, x.dtype)
+    return x, _with_caches(branches, _each(branches, x, t[-1], append))
+
+
+def open_branches(
+    network: CausalDiT, params: Params, text: Array, null_text: Float[Array, "L D"] | None, schedule: RolloutSchedule
+) -> Branches:
+    """Prompts' keys and empty caches. Raises ValueError where guidance is asked for and `null_text` is missing."""
+    texts = [text]
+    if schedule.guidance > 1:
+        if null_text is None:
+            raise ValueError(f"guidance={schedule.guidance} needs the unconditional text: give null_text")
+        texts.append(jnp.broadcast_to(null_text[None], (text.shape[0], *null_text.shape)))
+    return tuple(Branch(network.prompt(params, which), network.init_cache(text.shape[0])) for which in texts)
+
+
+def condition_on_image(
+    network: CausalDiT, params: Params, branches: Branches, image: Latents, noise: Latents, schedule: RolloutSchedule
+) -> Branches:
+    """Image-to-video: the image's latents [B, 1, H, W, C] are chunk 0, put into the cache as they are (t = 0), or with
+    noisy context from chunk 0 on, noised to the chunk's last time. Raises ValueError for another first chunk."""
+    if network.pattern.first != 1 or image.shape[1] != 1:
+        raise ValueError(
+            f"an image is a first chunk of 1 latent frame, not {image.shape[1]} in pattern {network.pattern}"
+        )
+    times, noisy = schedule.chunk(0)
+    t = jnp.asarray(times[-2] if noisy else 0.0, image.dtype)
+    x = (1 - t) * image + t * noise
+    return _with_caches(branches, _each(branches, x, t, lambda *at: network.append(params, *at, 0)))
+
+
+def _groups(network: CausalDiT, schedule: RolloutSchedule, first: int, count: int) -> list[tuple[int, int]]:
+    """Ranges of chunks that one scan can make: equal size, times and context."""
+    kinds = [(network.pattern.first if i == 0 else network.pattern.rest, schedule.chunk(i)) for i in range(count)]
+    cuts = [i for i in range(first, count) if i == first or kinds[i] != kinds[i - 1]]
+    return list(zip(cuts, (*cuts[1:], count), strict=True))
+
+
+def rollout(
+    network: CausalDiT,
+    params: Params,
+    text: Float[Array, "B L D"],
+    noises: Noises,
+    schedule: RolloutSchedule,
+    *,
+    frames: int,
+    null_text: Float[Array, "L D"] | None = None,
+    image: Latents | None = None,
+) -> Latents:
+    """A batch of videos of `frames` latent frames, [B, T, H, W, C]. Made for jit.
+
+    `image` [B, 1, H, W, C] is the first frame of image-to-video (`condition_on_image`).
+    Raises ValueError for frames that the pattern or the cache do not fit and schedules that do not fit the chunks.
+    """
+    spans = network.pattern.spans(frames)
+    schedule.check_chunks(len(spans))
+    if network.window is None and frames > network.frames:
+        raise ValueError(f"{frames=} do not fit a cache of {network.frames} latent frames; give a window")
+    branches, parts = open_branches(network, params, text, null_text, schedule), []
+    if image is not None:
+        branches = condition_on_image(network, params, branches, image, noises(0, 1)[0], schedule)
+        parts.append(image)
+
+    for start, end in _groups(network, schedule, 0 if image is None else 1, len(spans)):
+        size = spans[start][1] - spans[start][0]
+        times, noisy = schedule.chunk(start)
+
+        def body(branches: Branches, chunk: Array, size=size, times=times, noisy=noisy) -> tuple[Branches, Latents]:
+            x, branches = sample_chunk(
+                network, params, branches, chunk, noises(chunk, size), times, noisy_context=noisy, ode=schedule.ode,
+                guidance=schedule.guidance,
+            )  # fmt: skip
+            return branches, x
+
+        if end == start + 1:
+            branches, x = body(branches, start)
+        else:
+            branches, chunks = jax.lax.scan(body, branches, jnp.arange(start, end))
+            x = jnp.moveaxis(chunks, 0, 1).reshape(chunks.shape[1], -1, *chunks.shape[3:])
+        parts.append(x)
+    return jnp.concatenate(parts, axis=1)
