@@ -12,10 +12,11 @@ from pathlib import Path
 import jax
 
 from rcm_jax.kernels.attention import BACKENDS
-from tests import golden_causal, golden_losses, golden_networks, golden_samplers
+from tests import golden_causal, golden_encoders, golden_losses, golden_networks, golden_samplers
 from tests.golden_common import load_case, run_case
 
-CASES = golden_networks.CASES | golden_causal.CASES | golden_losses.CASES | golden_samplers.CASES
+MODULES = (golden_networks, golden_causal, golden_encoders, golden_losses, golden_samplers)
+CASES = {kind: checker for module in MODULES for kind, checker in module.CASES.items()}
 
 
 def _files(paths: list[Path]) -> list[Path]:

@@ -68,3 +68,100 @@ WAN_14B_I2V = dataclasses.replace(WAN_14B, in_channels=36, image_dim=1280)
 WAN22_A14B_T2V = WAN_14B
 WAN22_A14B_I2V = dataclasses.replace(WAN_14B, in_channels=36)
 WAN22_BOUNDARY = {"t2v": 0.875, "i2v": 0.9}
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """The video autoencoder: `dim` channels at full size, times `dim_mult` at each halving of height and width.
+
+    `temporal_downsample` says which halvings also halve time. `mean` and `std` normalise each latent channel. `dtype`
+    is what layers compute in; norms' statistics, softmax, latents and video are float32.
+    """
+
+    dim: int = 96
+    z_dim: int = 16
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    temporal_downsample: tuple[bool, ...] = (False, True, True)
+    mean: tuple[float, ...] = (
+        -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+        0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+    )  # fmt: skip
+    std: tuple[float, ...] = (
+        2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+        3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+    )  # fmt: skip
+    dtype: str = "float32"
+    attention: str = "auto"
+
+    def __post_init__(self):
+        for name in ("dim_mult", "temporal_downsample", "mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if len(self.temporal_downsample) != len(self.dim_mult) - 1:
+            raise ValueError(f"temporal_downsample={self.temporal_downsample} needs an entry between two of dim_mult")
+        if not len(self.mean) == len(self.std) == self.z_dim:
+            raise ValueError(f"mean and std have {len(self.mean)} and {len(self.std)} entries; z_dim is {self.z_dim}")
+
+    @property
+    def space(self) -> int:
+        """Pixels along a side of a latent pixel."""
+        return 2 ** len(self.temporal_downsample)
+
+    @property
+    def time(self) -> int:
+        """Frames in a latent frame, but for the first, which holds one."""
+        return 2 ** sum(self.temporal_downsample)
+
+
+@dataclasses.dataclass(frozen=True)
+class UMT5Config:
+    """The umT5 encoder. `dtype` is what layers compute in; norms' statistics, scores and softmax are float32."""
+
+    vocabulary: int
+    dim: int
+    attention_dim: int
+    ffn_dim: int
+    num_heads: int
+    num_layers: int
+    buckets: int = 32
+    max_distance: int = 128
+    eps: float = 1e-6
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.attention_dim % self.num_heads:
+            raise ValueError(f"attention_dim={self.attention_dim} must be divisible by num_heads={self.num_heads}")
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPConfig:
+    """CLIP's image tower without its last block: Wan takes the tokens before it. `num_layers` counts what is left."""
+
+    dim: int
+    num_heads: int
+    num_layers: int
+    image_size: int = 224
+    patch_size: int = 14
+    mlp_ratio: int = 4
+    eps: float = 1e-5
+    dtype: str = "float32"
+    attention: str = "auto"
+
+    def __post_init__(self):
+        if self.image_size % self.patch_size or self.dim % self.num_heads:
+            raise ValueError(
+                f"image_size={self.image_size} must be divisible by patch_size={self.patch_size}, "
+                f"dim={self.dim} by num_heads={self.num_heads}"
+            )
+
+    @property
+    def tokens(self) -> int:
+        """Patches and the class token."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+
+WAN_VAE = VAEConfig()
+UMT5_XXL = UMT5Config(
+    vocabulary=256384, dim=4096, attention_dim=4096, ffn_dim=10240, num_heads=64, num_layers=24, dtype="bfloat16"
+)
+CLIP_VIT_H = CLIPConfig(dim=1280, num_heads=16, num_layers=31)

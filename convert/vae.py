@@ -1,0 +1,95 @@
+"""The weight names of Wan2.1's video autoencoder, and ours: one row a tensor."""
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from rcm_jax.convert.table import Layout, Row, Tensors, to_ours, to_theirs
+from rcm_jax.wan.config import VAEConfig
+
+# their layers of these kinds are convolutions, or scales of images, with as many axes as the arrays they are applied to
+LAYOUTS: dict[str, Layout] = {
+    "conv3": (lambda x: x.transpose(2, 3, 4, 1, 0), lambda x: x.transpose(4, 3, 0, 1, 2)),
+    "conv2": (lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
+    "point3": (lambda x: x[:, :, 0, 0, 0].T, lambda x: x.T[:, :, None, None, None]),
+    "point2": (lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]),
+    "scale3": (lambda x: x[:, 0, 0, 0], lambda x: x[:, None, None, None]),
+    "scale2": (lambda x: x[:, 0, 0], lambda x: x[:, None, None]),
+}
+
+
+def _layer(theirs: str, ours: str, layout: str) -> list[Row]:
+    return [Row(f"{theirs}.weight", f"{ours}/kernel", layout), Row(f"{theirs}.bias", f"{ours}/bias")]
+
+
+def _block(theirs: str, ours: str, shortcut: bool = False) -> list[Row]:
+    return [
+        Row(f"{theirs}.residual.0.gamma", f"{ours}/norm_in/scale", "scale3"),
+        *_layer(f"{theirs}.residual.2", f"{ours}/conv_in/conv", "conv3"),
+        Row(f"{theirs}.residual.3.gamma", f"{ours}/norm_out/scale", "scale3"),
+        *_layer(f"{theirs}.residual.6", f"{ours}/conv_out/conv", "conv3"),
+        *(_layer(f"{theirs}.shortcut", f"{ours}/shortcut", "point3") if shortcut else []),
+    ]
+
+
+def _ends(half: str) -> list[Row]:
+    """What encoder and decoder share: first and last convolution and the middle."""
+    return [
+        *_layer(f"{half}.conv1", f"{half}/conv_in/conv", "conv3"),
+        *_block(f"{half}.middle.0", f"{half}/middle/block_in"),
+        Row(f"{half}.middle.1.norm.gamma", f"{half}/middle/attention/norm/scale", "scale2"),
+        *_layer(f"{half}.middle.1.to_qkv", f"{half}/middle/attention/qkv", "point2"),
+        *_layer(f"{half}.middle.1.proj", f"{half}/middle/attention/out", "point2"),
+        *_block(f"{half}.middle.2", f"{half}/middle/block_out"),
+        Row(f"{half}.head.0.gamma", f"{half}/norm_out/scale", "scale3"),
+        *_layer(f"{half}.head.2", f"{half}/conv_out/conv", "conv3"),
+    ]
+
+
+def _levels(
+    half: str, theirs: str, resample: str, mults: tuple[int, ...], blocks: int, temporal: tuple[bool, ...]
+) -> list[Row]:
+    """Residual blocks and resampling, which they number through: two or three blocks, a resampling, and so on."""
+    out, index = [], 0
+    # a resampling of the decoder halves the channels, so that a level starts with half its predecessor's
+    before = mults[0] if half == "decoder" else 1
+    for i, mult in enumerate(mults):
+        for j in range(blocks):
+            out += _block(f"{half}.{theirs}.{index}", f"{half}/level_{i}_block_{j}", shortcut=before != mult)
+            before, index = mult, index + 1
+        if i < len(temporal):
+            name, ours = f"{half}.{theirs}.{index}", f"{half}/level_{i}_{resample}"
+            out += _layer(f"{name}.resample.1", f"{ours}/space", "conv2")
+            out += _layer(f"{name}.time_conv", f"{ours}/time", "conv3") if temporal[i] else []
+            before, index = before / 2 if half == "decoder" else before, index + 1
+    return out
+
+
+def rows(config: VAEConfig) -> list[Row]:
+    """The whole autoencoder."""
+    c = config
+    down, up = c.temporal_downsample, c.temporal_downsample[::-1]
+    return [
+        *_ends("encoder"),
+        *_levels("encoder", "downsamples", "down", c.dim_mult, c.num_res_blocks, down),
+        *_layer("conv1", "encoder/moments", "point3"),
+        *_layer("conv2", "decoder/latents", "point3"),
+        *_ends("decoder"),
+        *_levels("decoder", "upsamples", "up", c.dim_mult[::-1], c.num_res_blocks + 1, up),
+    ]
+
+
+def layouts(config: VAEConfig) -> dict[str, Layout]:
+    """The changes of layout that `rows` names and `table.LAYOUTS` lacks."""
+    return LAYOUTS
+
+
+def from_wan(tensors: Tensors, config: VAEConfig) -> dict:
+    """Wan2.1-named arrays to the parameters of `wan.vae.VAE`. Raises ValueError listing what does not fit."""
+    flat = to_ours(rows(config), tensors, 0, layouts(config))
+    return unflatten_dict({tuple(k.split("/")): v for k, v in flat.items()})
+
+
+def to_wan(params: dict, config: VAEConfig) -> dict[str, np.ndarray]:
+    """The parameters back to Wan2.1's names and layouts."""
+    flat = {"/".join(k): v for k, v in flatten_dict(params).items()}
+    return to_theirs(rows(config), flat, 0, layouts(config))

@@ -1,0 +1,341 @@
+"""The Wan2.1 video autoencoder (arXiv 2503.20314), causal in time: a frame depends on no later one.
+
+    vae = VAE(WAN_VAE)
+    latents = vae.encode(params, video)          # [B, 1 + 4k, 8H, 8W, 3] in [-1, 1]  ->  [B, 1 + k, H, W, 16]
+    video = vae.decode(params, latents)          # and back
+
+The first latent frame stands for one frame, every other for four. Time passes in steps of one latent frame, and what a
+step must know of the past is a state of one shape for every step. `encode` and `decode` are loops of the host over two
+compiled programs, the first step and any other; inside jit, or to stream, it is
+
+    frames, state = vae.decode_chunk(params, latents[:, :1])             # 1 frame
+    frames, state = vae.decode_chunk(params, latents[:, 1:], state)      # 4 frames for each latent frame
+
+with the same numbers. Memory does not grow with the length of a video, but for the video.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from rcm_jax.kernels.attention import attention
+from rcm_jax.types import Latents, Params, Video
+from rcm_jax.wan.config import VAEConfig
+
+Frames = Float[Array, "B F H W C"]
+
+
+def _by_channel(values, dtype=None) -> Float[Array, "1 1 1 1 C"]:
+    return jnp.asarray(values, dtype)[None, None, None, None]
+
+
+def after_past(module: nn.Module, x: Frames, length: int) -> Frames:
+    """x behind the `length` frames before it, which the module's cache keeps: zeros when a video starts."""
+    past = module.variable("cache", "past", jnp.zeros, (x.shape[0], length, *x.shape[2:]), x.dtype)
+    x = jnp.concatenate([past.value, x], axis=1)
+    past.value = x[:, -length:]
+    return x
+
+
+class Norm(nn.Module):
+    """x / |x| · sqrt(C) · scale over the channels, the length in float32."""
+
+    @nn.compact
+    def __call__(self, x: Frames) -> Frames:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        y = y * jax.lax.rsqrt(jnp.maximum(jnp.square(y).sum(-1, keepdims=True), 1e-24)) * x.shape[-1] ** 0.5
+        return (y * _by_channel(scale)).astype(x.dtype)
+
+
+class Conv3D(nn.Module):
+    """Convolution over (frame, row, column), without padding in time, as the sum of one in the plane for each frame it
+    sees: twice as fast as a real one on a CPU, and on a GPU XLA lays out only plane ones for tensor cores."""
+
+    features: int
+    size: tuple[int, int, int] = (3, 3, 3)
+    stride: int = 1  # in time
+
+    @nn.compact
+    def __call__(self, x: Frames) -> Frames:
+        B, F, H, W, C = x.shape
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (*self.size, C, self.features)).astype(x.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+        last = (F - self.size[0]) // self.stride * self.stride  # the first frame that the last output frame sees
+        planes = [x[:, i : i + last + 1 : self.stride].reshape(-1, H, W, C) for i in range(self.size[0])]
+        axes = ("NHWC", "HWIO", "NHWC")
+        y = sum(
+            jax.lax.conv_general_dilated(plane, kernel[i], (1, 1), "SAME", dimension_numbers=axes)
+            for i, plane in enumerate(planes)
+        )
+        return y.reshape(B, -1, H, W, self.features) + _by_channel(bias)
+
+
+class CausalConv(nn.Module):
+    """3 × 3 × 3: a frame and the two before it."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Frames) -> Frames:
+        return Conv3D(self.features, name="conv")(after_past(self, x, 2))
+
+
+class ResidualBlock(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Frames) -> Frames:
+        h = CausalConv(self.features, name="conv_in")(nn.silu(Norm(name="norm_in")(x)))
+        h = CausalConv(self.features, name="conv_out")(nn.silu(Norm(name="norm_out")(h)))
+        if x.shape[-1] != self.features:
+            x = nn.Dense(self.features, dtype=x.dtype, name="shortcut")(x)
+        return x + h
+
+
+class FrameAttention(nn.Module):
+    """Every pixel of a frame attends to all pixels of that frame; one head."""
+
+    implementation: str
+
+    @nn.compact
+    def __call__(self, x: Frames) -> Frames:
+        B, F, H, W, C = x.shape
+        qkv = nn.Dense(3 * C, dtype=x.dtype, name="qkv")(Norm(name="norm")(x))
+        q, k, v = jnp.split(qkv.reshape(B * F, H * W, 1, 3 * C), 3, axis=-1)
+        o = attention(q, k, v, implementation=self.implementation).reshape(x.shape)
+        return x + nn.Dense(C, dtype=x.dtype, name="out")(o)
+
+
+class Middle(nn.Module):
+    config: VAEConfig
+
+    @nn.compact
+    def __call__(self, x: Frames) -> Frames:
+        x = ResidualBlock(x.shape[-1], name="block_in")(x)
+        x = FrameAttention(self.config.attention, name="attention")(x)
+        return ResidualBlock(x.shape[-1], name="block_out")(x)
+
+
+class Downsample(nn.Module):
+    """Halves height and width, with `temporal` also time; a video's first frame has no partner and passes."""
+
+    temporal: bool
+    first: bool
+
+    @nn.compact
+    def __call__(self, x: Frames) -> Frames:
+        C = x.shape[-1]
+        x = nn.Conv(C, (3, 3), strides=2, padding=((0, 1), (0, 1)), dtype=x.dtype, name="space")(x)
+        if not self.temporal:
+            return x
+        both = after_past(self, x, 1)
+        if self.first:
+            return x
+        return Conv3D(C, (3, 1, 1), stride=2, name="time")(both)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width and halves the channels, with `temporal` also doubles time but for the first frame."""
+
+    temporal: bool
+    first: bool
+
+    @nn.compact
+    def __call__(self, x: Frames) -> Frames:
+        C = x.shape[-1]
+        if self.temporal and self.first:
+            after_past(self, x[:, :0], 2)  # the first frame is no part of the past: the next one sees zeros before it
+        elif self.temporal:
+            pairs = Conv3D(2 * C, (3, 1, 1), name="time")(after_past(self, x, 2))
+            B, F, H, W, _ = pairs.shape
+            x = pairs.reshape(B, F, H, W, 2, C).transpose(0, 1, 4, 2, 3, 5).reshape(B, 2 * F, H, W, C)
+        x = x.repeat(2, axis=2).repeat(2, axis=3)
+        return nn.Conv(C // 2, (3, 3), dtype=x.dtype, name="space")(x)
+
+
+class Encoder(nn.Module):
+    """The first frame of a video, or 4 that follow, to the mean of one latent frame, not normalised."""
+
+    config: VAEConfig
+    first: bool
+
+    @nn.compact
+    def __call__(self, video: Video) -> Latents:
+        c = self.config
+        x = CausalConv(c.dim, name="conv_in")(video.astype(c.dtype))
+        for i, mult in enumerate(c.dim_mult):
+            for j in range(c.num_res_blocks):
+                x = ResidualBlock(c.dim * mult, name=f"level_{i}_block_{j}")(x)
+            if i < len(c.temporal_downsample):
+                x = Downsample(c.temporal_downsample[i], self.first, name=f"level_{i}_down")(x)
+        x = Middle(c, name="middle")(x)
+        x = CausalConv(2 * c.z_dim, name="conv_out")(nn.silu(Norm(name="norm_out")(x)))
+        x = nn.Dense(2 * c.z_dim, dtype=x.dtype, name="moments")(x)
+        return x[..., : c.z_dim].astype(jnp.promote_types(c.dtype, jnp.float32))
+
+
+class Decoder(nn.Module):
+    """One latent frame, not normalised, to the first frame of a video, or to the 4 that follow."""
+
+    config: VAEConfig
+    first: bool
+
+    @nn.compact
+    def __call__(self, latents: Latents) -> Video:
+        c = self.config
+        x = nn.Dense(c.z_dim, dtype=c.dtype, name="latents")(latents.astype(c.dtype))
+        x = CausalConv(c.dim * c.dim_mult[-1], name="conv_in")(x)
+        x = Middle(c, name="middle")(x)
+        for i, mult in enumerate(reversed(c.dim_mult)):
+            for j in range(c.num_res_blocks + 1):
+                x = ResidualBlock(c.dim * mult, name=f"level_{i}_block_{j}")(x)
+            if i < len(c.temporal_downsample):
+                x = Upsample(c.temporal_downsample[-1 - i], self.first, name=f"level_{i}_up")(x)
+        x = CausalConv(3, name="conv_out")(nn.silu(Norm(name="norm_out")(x)))
+        return x.astype(jnp.promote_types(c.dtype, jnp.float32))
+
+
+State = PyTree  # {"past": frames} of every layer that looks back; None before the first frame
+
+
+@dataclasses.dataclass(frozen=True)
+class VAE:
+    """Encoder and decoder with their parameters {"encoder": …, "decoder": …}; either half serves alone."""
+
+    config: VAEConfig
+
+    def init(self, key: Array) -> Params:
+        """Random weights."""
+        c, keys = self.config, jax.random.split(key)
+        video, latents = jnp.zeros((1, c.time, c.space, c.space, 3)), jnp.zeros((1, 1, 1, 1, c.z_dim))
+        return {
+            "encoder": Encoder(c, first=False).init(keys[0], video)["params"],
+            "decoder": Decoder(c, first=False).init(keys[1], latents)["params"],
+        }
+
+    def encode(self, params: Params, video: Video) -> Latents:
+        """The mean of the latents, each channel normalised, float32. Not for inside jit: see `encode_chunk`."""
+        self._check(video.shape, first=True)
+        ends = range(1, video.shape[1] + self.config.time, self.config.time)
+        parts, state = [], None
+        for start, end in zip((0, *ends), ends, strict=False):
+            part, state = _encode_chunk(self, params, video[:, start:end], state)
+            parts.append(part)
+        return jnp.concatenate(parts, axis=1)
+
+    def decode(self, params: Params, latents: Latents) -> Video:
+        """The video, float32, not clipped: values may leave [-1, 1]. Not for inside jit: see `decode_chunk`."""
+        return jnp.concatenate(list(self.stream(params, latents)), axis=1)
+
+    def stream(self, params: Params, latents: Latents) -> Iterator[Video]:
+        """`decode`, frames as they come: 1, then 4 for each latent frame."""
+        state = None
+        for i in range(max(1, latents.shape[1])):
+            frames, state = _decode_chunk(self, params, latents[:, i : i + 1], state)
+            yield frames
+
+    def encode_chunk(self, params: Params, video: Video, state: State | None = None) -> tuple[Latents, State]:
+        """The latents of the next frames: 1 + 4k of them without a state, 4k with one. Raises ValueError else."""
+        c = self.config
+        self._check(video.shape, first=state is None)
+        latents, state = _in_steps(Encoder, c, params["encoder"], video, c.time, state)
+        return (latents - _by_channel(c.mean, latents.dtype)) / _by_channel(c.std, latents.dtype), state
+
+    def _check(self, shape: tuple[int, ...], first: bool) -> None:
+        c, (_, F, H, W, C) = self.config, shape
+        if C != 3 or H % c.space or W % c.space or F < 1 or (F - first) % c.time:
+            frames = f"1 + {c.time}k" if first else f"{c.time}k"
+            raise ValueError(f"video has shape {shape}; give [B, {frames}, {c.space}H, {c.space}W, 3]")
+
+    def decode_chunk(self, params: Params, latents: Latents, state: State | None = None) -> tuple[Video, State]:
+        """The next frames: 4 for each latent frame, but 1 for a video's first, when there is no state yet."""
+        c = self.config
+        if latents.shape[-1] != c.z_dim or latents.shape[1] < 1:
+            raise ValueError(f"latents have shape {latents.shape}; give [B, at least 1, H, W, {c.z_dim}]")
+        latents = latents.astype(jnp.promote_types(latents.dtype, jnp.float32))
+        latents = latents * _by_channel(c.std, latents.dtype) + _by_channel(c.mean, latents.dtype)
+        return _in_steps(Decoder, c, params["decoder"], latents, 1, state)
+
+    def decode_tiled(
+        self, params: Params, latents: Latents, tile: tuple[int, int] = (32, 32), overlap: int = 8
+    ) -> Float[np.ndarray, "B F H W 3"]:
+        """`decode` for a device that cannot hold a whole frame's features: see `blend_tiles`.
+
+        Not the same numbers: a tile does not attend to the rest of its frame.
+        """
+        return blend_tiles(functools.partial(self.decode, params), latents, self.config.space, tile, overlap)
+
+
+_encode_chunk = jax.jit(VAE.encode_chunk, static_argnums=0, donate_argnums=3)
+_decode_chunk = jax.jit(VAE.decode_chunk, static_argnums=0, donate_argnums=3)
+
+
+def _in_steps(module, config: VAEConfig, params: Params, x: Frames, size: int, state: State | None):
+    """Frame 0 alone if there is no state, then `size` frames a step; a step is one compiled program."""
+
+    def step(state: State | None, x: Frames) -> tuple[State, Frames]:
+        variables = {"params": params} if state is None else {"params": params, "cache": state}
+        y, new = module(config, first=state is None).apply(variables, x, mutable=["cache"])
+        return new["cache"], y
+
+    parts = []
+    if state is None:
+        state, y = step(None, x[:, :1])
+        parts, x = [y], x[:, 1:]
+    if x.shape[1] == size:  # no loop: on a CPU, convolutions inside one run on a single core
+        state, y = step(state, x)
+        parts.append(y)
+    elif x.shape[1]:
+        steps = x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1)
+        state, y = jax.lax.scan(step, state, steps)
+        parts.append(y.swapaxes(0, 1).reshape(x.shape[0], -1, *y.shape[3:]))
+    return jnp.concatenate(parts, axis=1), state
+
+
+# --- tiles ----------------------------------------------------------------------------------------------------------
+
+
+def _tiles(length: int, tile: int, overlap: int, scale: int) -> list[tuple[int, Float[np.ndarray, " p"]]]:
+    """First latent pixel and weights of every tile along one axis: linear where two overlap, and summing to one."""
+    if not 0 < overlap < tile:
+        raise ValueError(f"{overlap=} must be at least 1 and less than the side of a tile, {tile}")
+    tile = min(tile, length)
+    count = 1 if tile == length else -(-(length - overlap) // (tile - overlap))
+    starts = np.round(np.linspace(0, length - tile, count)).astype(int)
+    place = (np.arange(length * scale) + 0.5) / scale
+    weights = np.ones((count, length * scale))
+    for k, (left, right) in enumerate(zip(starts, starts[1:], strict=False)):
+        fade = ((place - right) / (left + tile - right)).clip(0, 1)  # over the part that tiles k and k + 1 share
+        weights[k] *= 1 - fade
+        weights[k + 1] *= fade
+    weights /= weights.sum(axis=0)
+    return [(int(s), w[s * scale : (s + tile) * scale]) for s, w in zip(starts, weights, strict=True)]
+
+
+def blend_tiles(
+    decode: Callable[[Latents], Video], latents: Latents, scale: int, tile: tuple[int, int], overlap: int
+) -> Float[np.ndarray, "B F H W 3"]:
+    """Decodes tiles of `tile` latent rows and columns one at a time and adds them up on the host.
+
+    All tiles have one size, so `decode` compiles once; neighbours share at least `overlap` latent pixels, over which
+    one fades into the other. Raises ValueError where the overlap is not smaller than the tile.
+    """
+    rows, columns = (_tiles(n, t, overlap, scale) for n, t in zip(latents.shape[2:4], tile, strict=True))
+    h, w = (min(n, t) for n, t in zip(latents.shape[2:4], tile, strict=True))
+    video = None
+    for i, row_weights in rows:
+        for j, column_weights in columns:
+            frames = np.asarray(decode(latents[:, :, i : i + h, j : j + w]))
+            if video is None:
+                B, F, _, _, C = frames.shape
+                video = np.zeros((B, F, latents.shape[2] * scale, latents.shape[3] * scale, C), frames.dtype)
+            part = video[:, :, i * scale : (i + h) * scale, j * scale : (j + w) * scale]
+            part += frames * (row_weights[:, None, None] * column_weights[:, None]).astype(frames.dtype)
+    return video

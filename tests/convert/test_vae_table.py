@@ -1,0 +1,47 @@
+"""The autoencoder's names, both ways."""
+
+import jax
+import numpy as np
+import pytest
+
+from rcm_jax.convert.vae import from_wan, to_wan
+from tests.wan.test_vae import SMALL, params
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return to_wan(params(), SMALL), jax.tree.map(np.asarray, params())
+
+
+def test_round_trip_is_bit_exact(weights):
+    theirs, ours = weights
+    jax.tree.map(np.testing.assert_array_equal, from_wan(theirs, SMALL), ours)
+
+
+def test_their_names_and_layouts(weights):
+    shapes = {name: array.shape for name, array in weights[0].items()}
+    want = {
+        "conv1.weight": (6, 6, 1, 1, 1),
+        "conv2.weight": (3, 3, 1, 1, 1),
+        "encoder.conv1.weight": (4, 3, 3, 3, 3),
+        "encoder.downsamples.1.resample.1.weight": (4, 4, 3, 3),
+        "encoder.downsamples.1.time_conv.weight": (4, 4, 3, 1, 1),
+        "encoder.downsamples.2.shortcut.weight": (8, 4, 1, 1, 1),
+        "encoder.downsamples.4.residual.6.weight": (8, 8, 3, 3, 3),
+        "encoder.head.2.weight": (6, 8, 3, 3, 3),
+        "decoder.middle.1.norm.gamma": (8, 1, 1),
+        "decoder.middle.1.to_qkv.weight": (24, 8, 1, 1),
+        "decoder.upsamples.2.time_conv.weight": (16, 8, 3, 1, 1),
+        "decoder.upsamples.2.resample.1.weight": (4, 8, 3, 3),
+        "decoder.upsamples.3.shortcut.weight": (8, 4, 1, 1, 1),
+        "decoder.upsamples.7.residual.0.gamma": (4, 1, 1, 1),
+    }
+    assert {name: shapes.get(name) for name in want} == want
+    assert "decoder.upsamples.6.shortcut.weight" not in shapes
+
+
+def test_missing_and_unused_names_are_listed(weights):
+    theirs = dict(weights[0])
+    theirs["decoder.extra"] = theirs.pop("conv1.bias")
+    with pytest.raises(ValueError, match=r"missing \['conv1.bias'\]; not used \['decoder.extra'\]"):
+        from_wan(theirs, SMALL)
