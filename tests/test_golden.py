@@ -24,8 +24,13 @@ def check(*paths):
     )  # fmt: skip
 
 
-def test_every_kind_is_here_and_the_set_is_small():
-    assert {load_case(file).kind for file in FILES} == set(CASES)
+LEFT_OUT = {"clip_visual"}  # too large for the set; its parts are in tests/wan/test_clip.py
+
+
+def test_every_checker_has_a_case_and_the_set_is_small():
+    """Text-to-video has the checker of image-to-video, which does all of it and more."""
+    here = {CASES[load_case(file).kind] for file in FILES}
+    assert here == {checker for kind, checker in CASES.items() if kind not in LEFT_OUT}
     assert sum(file.stat().st_size for file in FILES) < 8e6
 
 
@@ -65,10 +70,10 @@ def test_failures_are_failures(tmp_path):
 
 
 def test_another_network_fails(tmp_path):
-    source = GOLDENS / "dit_t2v_a.safetensors"
+    source = GOLDENS / "dit_jvp_b.safetensors"
 
     def config(metadata):
-        metadata["config"] = json.dumps(json.loads(metadata["config"]) | {"num_heads": 2})
+        metadata["config"] = json.dumps(json.loads(metadata["config"]) | {"num_heads": 4})
 
     assert check(changed(tmp_path, source, None, config)).returncode == 1
 
