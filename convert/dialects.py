@@ -1,0 +1,106 @@
+"""The names that diffusers and transformers give to Wan2.1's weights, as pairs with Wan2.1's own.
+
+The arrays are the same: these tables only rename. `{i}` stands for a number, and what follows a name stays.
+"""
+
+import re
+from collections.abc import Sequence
+
+
+class Renaming:
+    """Pairs (theirs, Wan2.1's), tried in order, each the beginning of a name up to a dot or its end."""
+
+    def __init__(self, pairs: Sequence[tuple[str, str]]):
+        self._to_wan = [_rule(theirs, wan) for theirs, wan in pairs]
+        self._from_wan = [_rule(wan, theirs) for theirs, wan in pairs]
+
+    def to_wan(self, name: str) -> str:
+        """Wan2.1's name; a name that no pair knows stays as it is."""
+        return _first(self._to_wan, name)
+
+    def from_wan(self, name: str) -> str:
+        return _first(self._from_wan, name)
+
+
+def _rule(pattern: str, replacement: str) -> tuple[re.Pattern, str]:
+    pattern = re.escape(pattern).replace(r"\{i\}", r"(?P<i>\d+)")
+    return re.compile(rf"^{pattern}(?=\.|$)"), replacement.replace("{i}", r"\g<i>")
+
+
+def _first(rules: list[tuple[re.Pattern, str]], name: str) -> str:
+    for pattern, replacement in rules:
+        new, count = pattern.subn(replacement, name)
+        if count:
+            return new
+    return name
+
+
+def _dit() -> list[tuple[str, str]]:
+    pairs = [
+        ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
+        ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
+        ("condition_embedder.time_proj", "time_projection.1"),
+        ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
+        ("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
+        ("condition_embedder.image_embedder.norm1", "img_emb.proj.0"),
+        ("condition_embedder.image_embedder.ff.net.0.proj", "img_emb.proj.1"),
+        ("condition_embedder.image_embedder.ff.net.2", "img_emb.proj.3"),
+        ("condition_embedder.image_embedder.norm2", "img_emb.proj.4"),
+        ("scale_shift_table", "head.modulation"),
+        ("proj_out", "head.head"),
+        ("blocks.{i}.scale_shift_table", "blocks.{i}.modulation"),
+        ("blocks.{i}.norm2", "blocks.{i}.norm3"),
+        ("blocks.{i}.ffn.net.0.proj", "blocks.{i}.ffn.0"),
+        ("blocks.{i}.ffn.net.2", "blocks.{i}.ffn.2"),
+        ("blocks.{i}.attn2.add_k_proj", "blocks.{i}.cross_attn.k_img"),
+        ("blocks.{i}.attn2.add_v_proj", "blocks.{i}.cross_attn.v_img"),
+        ("blocks.{i}.attn2.norm_added_k", "blocks.{i}.cross_attn.norm_k_img"),
+    ]
+    parts = [("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"), ("norm_q", "norm_q"), ("norm_k", "norm_k")]
+    for theirs, wan in (("attn1", "self_attn"), ("attn2", "cross_attn")):
+        pairs += [(f"blocks.{{i}}.{theirs}.{a}", f"blocks.{{i}}.{wan}.{b}") for a, b in parts]
+    return pairs
+
+
+def _vae(stages: int = 4, resnets: int = 3) -> list[tuple[str, str]]:
+    """`resnets` and one upsampler a decoder stage: Wan2.1 counts them all in one row, diffusers stage by stage."""
+    places = [(f"encoder.down_blocks.{i}", f"encoder.downsamples.{i}") for i in range(stages * resnets)]
+    for stage in range(stages):
+        row = stage * (resnets + 1)
+        places += [
+            (f"decoder.up_blocks.{stage}.resnets.{r}", f"decoder.upsamples.{row + r}") for r in range(resnets)
+        ]
+        places += [(f"decoder.up_blocks.{stage}.upsamplers.0", f"decoder.upsamples.{row + resnets}")]
+    for side in ("encoder", "decoder"):
+        places += [(f"{side}.mid_block.resnets.{r}", f"{side}.middle.{2 * r}") for r in (0, 1)]
+    inside = [
+        ("norm1", "residual.0"), ("conv1", "residual.2"), ("norm2", "residual.3"), ("conv2", "residual.6"),
+        ("conv_shortcut", "shortcut"), ("resample", "resample"), ("time_conv", "time_conv"),
+    ]  # fmt: skip
+    pairs = [(f"{theirs}.{a}", f"{wan}.{b}") for theirs, wan in places for a, b in inside]
+    for side in ("encoder", "decoder"):
+        pairs += [
+            (f"{side}.mid_block.attentions.0", f"{side}.middle.1"), (f"{side}.conv_in", f"{side}.conv1"),
+            (f"{side}.norm_out", f"{side}.head.0"), (f"{side}.conv_out", f"{side}.head.2"),
+        ]  # fmt: skip
+    return [*pairs, ("quant_conv", "conv1"), ("post_quant_conv", "conv2")]
+
+
+def _umt5() -> list[tuple[str, str]]:
+    attention, ffn = "encoder.block.{i}.layer.0", "encoder.block.{i}.layer.1"
+    return [
+        ("shared", "token_embedding"),
+        *((f"{attention}.SelfAttention.{part}", f"blocks.{{i}}.attn.{part}") for part in "qkvo"),
+        (f"{attention}.SelfAttention.relative_attention_bias", "blocks.{i}.pos_embedding.embedding"),
+        (f"{attention}.layer_norm", "blocks.{i}.norm1"),
+        (f"{ffn}.DenseReluDense.wi_0", "blocks.{i}.ffn.gate.0"),
+        (f"{ffn}.DenseReluDense.wi_1", "blocks.{i}.ffn.fc1"),
+        (f"{ffn}.DenseReluDense.wo", "blocks.{i}.ffn.fc2"),
+        (f"{ffn}.layer_norm", "blocks.{i}.norm2"),
+        ("encoder.final_layer_norm", "norm"),
+    ]
+
+
+DIFFUSERS_DIT = Renaming(_dit())
+DIFFUSERS_VAE = Renaming(_vae())
+TRANSFORMERS_UMT5 = Renaming(_umt5())

@@ -1,0 +1,108 @@
+"""A tensor that lies in a file: shape and dtype are known, its numbers are read where and when they are needed."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+BLOCK_BYTES = 64 << 20
+TILE = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """Numbers to come.
+
+    load: opens the array, usually as a view of a mapped file: what is not looked at is not read, and memory goes back
+    with the view. It may be of another dtype than `dtype`; the cast is made piece by piece.
+    layers: for a tensor stacked on its first axis, what it is made of.
+    origin: its name in the file it comes from, for messages.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    load: Callable[[], np.ndarray]
+    layers: tuple["Tensor", ...] = ()
+    origin: str = ""
+
+    @classmethod
+    def of(cls, array: Any, origin: str = "") -> "Tensor":
+        """One that is in memory already."""
+        array = np.asarray(array)
+        return cls(array.shape, array.dtype, lambda: array, origin=origin)
+
+    @classmethod
+    def stack(cls, layers: Sequence["Tensor"]) -> "Tensor":
+        """Equal tensors on a new first axis. Raises ValueError naming those that differ from the first."""
+        first = layers[0]
+        odd = [f"{t.origin} {t.shape}" for t in layers if t.shape != first.shape]
+        if odd:
+            raise ValueError(f"the layers differ in shape: {first.origin} is {first.shape}, but {', '.join(odd)}")
+        dtype = functools.reduce(np.promote_types, [t.dtype for t in layers])
+        layers = tuple(t.astype(dtype) for t in layers)
+        return cls((len(layers), *first.shape), dtype, lambda: np.stack([t.read() for t in layers]), layers)
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def astype(self, dtype: Any) -> "Tensor":
+        """The same numbers rounded to dtype when they are read."""
+        dtype = np.dtype(dtype)
+        return dataclasses.replace(self, dtype=dtype, layers=tuple(t.astype(dtype) for t in self.layers))
+
+    def apply(self, layout: Callable[[np.ndarray], np.ndarray]) -> "Tensor":
+        """The tensor after a change of layout. Raises ValueError where the layout does not go with the shape."""
+        try:
+            shape = layout(np.broadcast_to(np.zeros((), np.uint8), self.shape)).shape
+        except (ValueError, IndexError) as error:
+            raise ValueError(f"{self.origin} has shape {self.shape}, which its place does not take: {error}") from error
+        return Tensor(shape, self.dtype, lambda: layout(self.load()), origin=self.origin)
+
+    def layer(self, i: int) -> "Tensor":
+        """Entry i of the first axis."""
+        if self.layers:
+            return self.layers[i]
+        return Tensor(self.shape[1:], self.dtype, lambda: self.load()[i], origin=f"{self.origin}[{i}]")
+
+    def read(self, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """The numbers in a part of the tensor (one slice an axis), or all: contiguous, and only that part is read."""
+        index = (slice(None),) * len(self.shape) if index is None else index
+        if not self.layers:
+            return cast(self.load()[index], self.dtype)
+        out = np.empty([len(range(*s.indices(n))) for s, n in zip(index, self.shape, strict=True)], self.dtype)
+        for row, layer in zip(out, self.layers[index[0]], strict=True):
+            row[...] = layer.read(index[1:])
+        return out
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The numbers in C order, in contiguous pieces of a layer or less, of about BLOCK_BYTES at most."""
+        if self.layers:
+            for layer in self.layers:
+                yield from layer.blocks()
+            return
+        rows = self.shape[0] if self.shape else 0
+        step = max(1, rows * BLOCK_BYTES // max(1, self.nbytes))
+        if rows <= step:
+            yield self.read()
+            return
+        array = self.load()
+        for start in range(0, rows, step):
+            yield cast(array[start : start + step], self.dtype)
+
+
+def cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A C-contiguous array of dtype. Transposed matrices are copied tile by tile, which the caches thank for."""
+    if array.ndim != 2 or array.flags.c_contiguous:
+        return np.ascontiguousarray(array).astype(dtype, copy=False)
+    out = np.empty(array.shape, dtype)
+    source, target = array, out
+    if array.dtype == dtype:  # numpy moves integers faster than bfloat16
+        source, target = (x.view(f"u{dtype.itemsize}") for x in (array, out))
+    for i in range(0, array.shape[0], TILE):
+        for j in range(0, array.shape[1], TILE):
+            target[i : i + TILE, j : j + TILE] = source[i : i + TILE, j : j + TILE]
+    return out

@@ -1,0 +1,212 @@
+"""PyTorch's `.pt` and `.pth` files, without PyTorch and without running what is in them.
+
+A pickle is a program. Here it may build dictionaries, lists and tensors and nothing else: the names that it looks up
+are answered from a list of ours, and a name that is not in it ends the reading. Storages stay in the file until they
+are looked at. Both formats are read: a zip of storages (since PyTorch 1.6), and the older sequence of pickles.
+"""
+
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from rcm_jax.convert.safetensors_io import mapped
+from rcm_jax.convert.tensors import Tensor
+
+STORAGES = {
+    "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16, "Float8_e4m3fnStorage": ml_dtypes.float8_e4m3fn,
+    "Float8_e5m2Storage": ml_dtypes.float8_e5m2, "LongStorage": np.int64, "IntStorage": np.int32,
+    "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
+}  # fmt: skip
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_PROTOCOL = 1001
+
+
+class Refused(ValueError):
+    """The file asks for something that only running its code could give."""
+
+
+class _Sealed:
+    """What a pickle is given may be called or kept, not changed."""
+
+    def __setstate__(self, state: object) -> None:
+        raise ValueError("a pickle wants to change the reader's own objects")
+
+
+class _Dict(OrderedDict):
+    """An OrderedDict that ignores the attributes a pickle sets on it: state dicts carry `_metadata`."""
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+class _Tensor(_Sealed, Tensor):
+    pass
+
+
+class _Storage(_Sealed):
+    """Where numbers lie: `count` of them in `path` from byte `offset`, which legacy files tell last."""
+
+    def __init__(self, path: Path, dtype: Any, count: int):
+        self.path, self.dtype, self.count, self.offset = path, np.dtype(dtype), count, -1
+
+
+class _Call(_Sealed):
+    def __init__(self, function: Callable):
+        self.function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
+
+
+def _rebuild_tensor(storage: _Storage, start: int, shape: tuple, strides: tuple, *_: object) -> Tensor:
+    shape, strides, size = tuple(shape), tuple(strides), storage.dtype.itemsize
+    count = 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    if min((start, *shape, *strides)) < 0 or start + count > storage.count:
+        raise ValueError(f"a tensor of shape {shape} lies outside of its storage of {storage.count} numbers")
+
+    def load() -> np.ndarray:
+        flat = mapped(storage.path, storage.offset + start * size, count, storage.dtype)
+        if not count:
+            return flat.reshape(shape)
+        return np.lib.stride_tricks.as_strided(flat, shape, [s * size for s in strides], writeable=False)
+
+    return _Tensor(shape, storage.dtype, load)
+
+
+_KNOWN: dict[str, Any] = {
+    "collections.OrderedDict": _Dict,
+    "torch.Size": tuple,
+    "torch._utils._rebuild_tensor": _Call(_rebuild_tensor),
+    "torch._utils._rebuild_tensor_v2": _Call(_rebuild_tensor),
+    "torch._utils._rebuild_parameter": _Call(lambda tensor, *_: tensor),
+}
+
+
+class _Reader(pickle.Unpickler):
+    """The restricted unpickler. `place` tells a new storage where it lies."""
+
+    def __init__(self, file: BinaryIO, path: Path, place: Callable[[str, _Storage], None]):
+        super().__init__(file)
+        self.path, self.place, self.storages = path, place, {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in STORAGES:
+            return name
+        if f"{module}.{name}" not in _KNOWN:
+            raise Refused(
+                f"{self.path} is refused: its pickle asks for {module}.{name}, and only tensors and plain containers "
+                "are read; nothing of it was run. Where you trust the file, save its state_dict alone with torch"
+            )
+        return _KNOWN[f"{module}.{name}"]
+
+    def persistent_load(self, identity: tuple) -> _Storage:
+        _, dtype, key, _, count, *view = identity
+        if any(view):
+            raise ValueError(f"{self.path} holds views of storages, which files of PyTorch before 0.4 have; save it anew")
+        if key not in self.storages:
+            self.storages[key] = _Storage(self.path, STORAGES[dtype], count)
+            self.place(key, self.storages[key])
+        return self.storages[key]
+
+
+def read_torch(path: Path) -> Any:
+    """What was saved: nested dictionaries with `Tensor`s at the leaves, named by their keys.
+
+    Raises Refused (a ValueError) for pickles that want to run code, and ValueError for files that are not whole.
+    """
+    try:
+        with open(path, "rb") as file:
+            is_zip = file.read(4) == b"PK\x03\x04"
+        return _read_zip(path) if is_zip else _read_legacy(path)
+    except Refused:
+        raise
+    except (
+        zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError, IndexError, AttributeError, TypeError,
+        ValueError, struct.error, OverflowError, MemoryError, RecursionError, NotImplementedError,
+    ) as error:  # fmt: skip
+        raise ValueError(f"{path} is not a whole PyTorch file: {error or type(error).__name__}") from error
+
+
+def _read_zip(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as raw:
+        entries = {info.filename: info for info in archive.infolist()}
+        programs = [name for name in entries if name.endswith("/data.pkl")]
+        if len(programs) != 1:
+            raise ValueError(f"it is a zip with {len(programs)} entries data.pkl, and a PyTorch file has one")
+        root = programs[0].removesuffix("data.pkl")
+        if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
+            raise ValueError("its numbers are big-endian")
+
+        def place(key: str, storage: _Storage) -> None:
+            info = entries[f"{root}data/{key}"]
+            if info.compress_type != zipfile.ZIP_STORED or info.file_size < storage.count * storage.dtype.itemsize:
+                raise ValueError(f"storage {key} is compressed or too short")
+            raw.seek(info.header_offset + 26)
+            name_length, extra_length = struct.unpack("<HH", raw.read(4))
+            storage.offset = info.header_offset + 30 + name_length + extra_length
+
+        with archive.open(programs[0]) as program:
+            return _Reader(program, path, place).load()
+
+
+def _read_legacy(path: Path) -> Any:
+    with open(path, "rb") as file:
+
+        def load(place: Callable[[str, _Storage], None] = lambda key, storage: None) -> tuple[Any, dict[str, _Storage]]:
+            reader = _Reader(file, path, place)
+            return reader.load(), reader.storages
+
+        if load()[0] != LEGACY_MAGIC or load()[0] != LEGACY_PROTOCOL or not load()[0].get("little_endian"):
+            raise ValueError("it begins neither as a zip nor as PyTorch's older format")
+        saved, storages = load()
+        keys, _ = load()
+        for key in keys:
+            start = file.tell()
+            count = int.from_bytes(file.read(8), "little")
+            storage = storages[key]
+            storage.offset = start + 8
+            end = start + 8 + count * storage.dtype.itemsize
+            if count != storage.count or end > path.stat().st_size:
+                raise ValueError(f"storage {key} is cut off")
+            file.seek(end)
+        if set(keys) != set(storages):
+            raise ValueError("storages are missing")
+        return saved
+
+
+def write_torch(path: Path, tensors: Mapping[str, Tensor], advance: Callable[[int], object]) -> None:
+    """A state dict as `torch.save` lays it out, streamed; `torch.load` reads it with weights_only.
+
+    The pickle is composed of its opcodes: an OrderedDict whose values are calls of `_rebuild_tensor_v2`.
+    """
+    storage_names = {np.dtype(dtype): name for name, dtype in STORAGES.items()}
+
+    def plain(value: str | int | tuple) -> bytes:
+        return pickle.dumps(value, protocol=2)[2:-1]  # without the header and the stop
+
+    empty = b"ccollections\nOrderedDict\n)R"
+    program = [b"\x80\x02", empty]
+    for i, (name, t) in enumerate(tensors.items()):
+        strides = tuple(int(np.prod(t.shape[k + 1 :], dtype=np.int64)) for k in range(len(t.shape)))
+        kind = f"ctorch\n{storage_names[t.dtype]}\n".encode()
+        count = int(np.prod(t.shape, dtype=np.int64))
+        storage = b"(" + plain("storage") + kind + plain(str(i)) + plain("cpu") + plain(count) + b"tQ"
+        rest = plain(0) + plain(t.shape) + plain(strides) + b"\x89" + empty
+        program.append(plain(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + rest + b"tRs")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        archive.writestr("archive/data.pkl", b"".join([*program, b"."]))
+        archive.writestr("archive/byteorder", "little")
+        for i, t in enumerate(tensors.values()):
+            with archive.open(f"archive/data/{i}", "w", force_zip64=True) as entry:
+                for block in t.blocks():
+                    entry.write(block.reshape(-1).view(np.uint8).data)
+                    advance(block.nbytes)
+        archive.writestr("archive/version", "3\n")
