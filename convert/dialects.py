@@ -4,22 +4,49 @@ The arrays are the same: these tables only rename. `{i}` stands for a number, an
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rcm_jax.convert.tensors import Tensor
 
 
 class Renaming:
-    """Pairs (theirs, Wan2.1's), tried in order, each the beginning of a name up to a dot or its end."""
+    """Pairs (theirs, Wan2.1's), tried in order, each the beginning of a name up to a dot or its end.
 
-    def __init__(self, pairs: Sequence[tuple[str, str]]):
+    twins: names under which a file may hold the same numbers once more, and those they must be equal to.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[str, str]], twins: Mapping[str, str] | None = None):
+        self.twins = dict(twins or {})
         self._to_wan = [_rule(theirs, wan) for theirs, wan in pairs]
         self._from_wan = [_rule(wan, theirs) for theirs, wan in pairs]
 
-    def to_wan(self, name: str) -> str:
+    def wan_name(self, name: str) -> str:
         """Wan2.1's name; a name that no pair knows stays as it is."""
         return _first(self._to_wan, name)
 
-    def from_wan(self, name: str) -> str:
-        return _first(self._from_wan, name)
+    def to_wan(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors by Wan2.1's names. Raises ValueError for two of one name, and for twins that differ."""
+        tensors = dict(tensors)
+        for twin, name in self.twins.items():
+            copy = tensors.pop(twin, None)
+            if copy is not None and not _equal(tensors.setdefault(name, copy), copy):
+                raise ValueError(f"{twin} must hold the same numbers as {name}, and does not")
+        out = {self.wan_name(name): tensor for name, tensor in tensors.items()}
+        if len(out) < len(tensors):
+            raise ValueError("weights stand under their Wan2.1 names and under others at once")
+        return out
+
+    def from_wan(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {_first(self._from_wan, name): tensor for name, tensor in tensors.items()}
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    if a is b or (a.shape, a.dtype) != (b.shape, b.dtype):
+        return a is b
+    pairs = zip(a.blocks(), b.blocks(), strict=True)
+    return all(np.array_equal(x.view(np.uint8), y.view(np.uint8)) for x, y in pairs)
 
 
 def _rule(pattern: str, replacement: str) -> tuple[re.Pattern, str]:
@@ -67,9 +94,7 @@ def _vae(stages: int = 4, resnets: int = 3) -> list[tuple[str, str]]:
     places = [(f"encoder.down_blocks.{i}", f"encoder.downsamples.{i}") for i in range(stages * resnets)]
     for stage in range(stages):
         row = stage * (resnets + 1)
-        places += [
-            (f"decoder.up_blocks.{stage}.resnets.{r}", f"decoder.upsamples.{row + r}") for r in range(resnets)
-        ]
+        places += [(f"decoder.up_blocks.{stage}.resnets.{r}", f"decoder.upsamples.{row + r}") for r in range(resnets)]
         places += [(f"decoder.up_blocks.{stage}.upsamplers.0", f"decoder.upsamples.{row + resnets}")]
     for side in ("encoder", "decoder"):
         places += [(f"{side}.mid_block.resnets.{r}", f"{side}.middle.{2 * r}") for r in (0, 1)]
@@ -103,4 +128,4 @@ def _umt5() -> list[tuple[str, str]]:
 
 DIFFUSERS_DIT = Renaming(_dit())
 DIFFUSERS_VAE = Renaming(_vae())
-TRANSFORMERS_UMT5 = Renaming(_umt5())
+TRANSFORMERS_UMT5 = Renaming(_umt5(), twins={"encoder.embed_tokens.weight": "shared.weight"})

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rcm_jax.convert.orbax_io import read_orbax
 from rcm_jax.convert.safetensors_io import read_safetensors
 from rcm_jax.convert.tensors import Tensor
 from rcm_jax.convert.torch_io import read_torch
+from rcm_jax.training.model_file import FORMAT, ORBAX_INFO
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
@@ -25,10 +27,13 @@ class Weights:
 
 
 def open_weights(path: str | Path) -> Weights:
-    """Opens a file or folder without reading a tensor. Raises FileNotFoundError, or ValueError that says what is wrong."""
+    """Opens a file or folder, no tensor read. Raises FileNotFoundError, or ValueError that says what is wrong."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder at {path}")
+    if (path / ORBAX_INFO).is_file():
+        metadata = {"format": FORMAT, "info": (path / ORBAX_INFO).read_text()}
+        return Weights(path, {"": read_orbax(path)}, metadata, {})
     files = _folder(path) if path.is_dir() else [path]
     opened = [_file(file) for file in files]
     groups, metadata = opened[0]
@@ -91,7 +96,7 @@ def _file(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
     if head.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path} is a git-lfs pointer, not the file: run `git lfs pull` where it comes from")
     if head.startswith(b"GGUF"):
-        raise ValueError(f"{path} is a GGUF file; its quantised weights are not read. Use the safetensors it comes from")
+        raise ValueError(f"{path} is a GGUF file; quantised weights are not read: use those it was made from")
     kind = "is empty" if not head else "is neither a safetensors nor a PyTorch file"
     raise ValueError(f"{path} {kind} (it begins with {head[:16]!r})")
 

@@ -41,10 +41,12 @@ def _listed(names: Sequence[str]) -> str:
     return f"[{', '.join(names)}]" if names else "none"
 
 
-def check_names(missing: Mapping[str, tuple], unused: Mapping[str, tuple]) -> None:
-    """Raises ValueError that lists every missing and every unused name with its shape: nothing is skipped."""
+def check_names(missing: Mapping[str, tuple | None], unused: Mapping[str, tuple]) -> None:
+    """Raises ValueError that lists every missing and every unused name, with its shape where it is known."""
     if missing or unused:
-        lists = (_listed([f"{k} {tuple(v)}" for k, v in sorted(names.items())]) for names in (missing, unused))
+        lists = (
+            _listed([k if v is None else f"{k} {v}" for k, v in sorted(names.items())]) for names in (missing, unused)
+        )
         raise ValueError("weights do not fit the network: missing {}; not used {}".format(*lists))
 
 
@@ -60,9 +62,9 @@ def lazy_to_ours(
     shapes = shapes or {}
     names = {row: [row.theirs.format(i=i) for i in range(num_layers if row.stacked else 1)] for row in rows}
 
-    def their_shape(row: Row) -> tuple[int, ...]:
+    def their_shape(row: Row) -> tuple[int, ...] | None:
         if row.ours not in shapes:
-            return ()
+            return None
         shape = shapes[row.ours][1:] if row.stacked else shapes[row.ours]
         return layouts[row.layout][1](np.broadcast_to(np.zeros((), np.uint8), shape)).shape
 
@@ -98,7 +100,7 @@ def lazy_to_theirs(
     layouts = LAYOUTS | dict(layouts or {})
     wanted = {row.ours for row in rows}
     check_names(
-        {name: () for name in wanted - set(flat)}, {name: flat[name].shape for name in set(flat) - wanted}
+        dict.fromkeys(wanted - set(flat)), {name: flat[name].shape for name in set(flat) - wanted}
     )  # fmt: skip
     odd = [row.ours for row in rows if row.stacked and flat[row.ours].shape[0] != num_layers]
     if odd:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,8 +46,12 @@ class Tensor:
         return cls((len(layers), *first.shape), dtype, lambda: np.stack([t.read() for t in layers]), layers)
 
     @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.size * self.dtype.itemsize
 
     def astype(self, dtype: Any) -> "Tensor":
         """The same numbers rounded to dtype when they are read."""
@@ -78,26 +82,29 @@ class Tensor:
             row[...] = layer.read(index[1:])
         return out
 
+    @property
+    def block_rows(self) -> int:
+        """How many entries of the first axis make a block: one layer, or what fits BLOCK_BYTES."""
+        return 1 if self.layers else max(1, self.shape[0] * BLOCK_BYTES // max(1, self.nbytes))
+
     def blocks(self) -> Iterator[np.ndarray]:
         """The numbers in C order, in contiguous pieces of a layer or less, of about BLOCK_BYTES at most."""
         if self.layers:
             for layer in self.layers:
                 yield from layer.blocks()
             return
-        rows = self.shape[0] if self.shape else 0
-        step = max(1, rows * BLOCK_BYTES // max(1, self.nbytes))
-        if rows <= step:
+        if not self.shape or self.block_rows >= self.shape[0]:
             yield self.read()
             return
         array = self.load()
-        for start in range(0, rows, step):
-            yield cast(array[start : start + step], self.dtype)
+        for start in range(0, self.shape[0], self.block_rows):
+            yield cast(array[start : start + self.block_rows], self.dtype)
 
 
 def cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """A C-contiguous array of dtype. Transposed matrices are copied tile by tile, which the caches thank for."""
     if array.ndim != 2 or array.flags.c_contiguous:
-        return np.ascontiguousarray(array).astype(dtype, copy=False)
+        return np.asarray(array, order="C").astype(dtype, order="C", copy=False)
     out = np.empty(array.shape, dtype)
     source, target = array, out
     if array.dtype == dtype:  # numpy moves integers faster than bfloat16
@@ -106,3 +113,7 @@ def cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
         for j in range(0, array.shape[1], TILE):
             target[i : i + TILE, j : j + TILE] = source[i : i + TILE, j : j + TILE]
     return out
+
+
+def total_bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())

@@ -8,6 +8,7 @@ are looked at. Both formats are read: a zip of storages (since PyTorch 1.6), and
 import pickle
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +26,11 @@ STORAGES = {
     "Float8_e5m2Storage": ml_dtypes.float8_e5m2, "LongStorage": np.int64, "IntStorage": np.int32,
     "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
 }  # fmt: skip
+# what zipfile and pickle raise over damaged bytes
+DAMAGE = (
+    zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, EOFError, LookupError, AttributeError, TypeError,
+    ValueError, struct.error, ArithmeticError, MemoryError, RuntimeError,
+)  # fmt: skip
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 
@@ -110,7 +116,7 @@ class _Reader(pickle.Unpickler):
     def persistent_load(self, identity: tuple) -> _Storage:
         _, dtype, key, _, count, *view = identity
         if any(view):
-            raise ValueError(f"{self.path} holds views of storages, which files of PyTorch before 0.4 have; save it anew")
+            raise ValueError(f"{self.path} holds views of storages, as PyTorch before 0.4 wrote them")
         if key not in self.storages:
             self.storages[key] = _Storage(self.path, STORAGES[dtype], count)
             self.place(key, self.storages[key])
@@ -122,16 +128,13 @@ def read_torch(path: Path) -> Any:
 
     Raises Refused (a ValueError) for pickles that want to run code, and ValueError for files that are not whole.
     """
+    with open(path, "rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
     try:
-        with open(path, "rb") as file:
-            is_zip = file.read(4) == b"PK\x03\x04"
         return _read_zip(path) if is_zip else _read_legacy(path)
     except Refused:
         raise
-    except (
-        zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError, IndexError, AttributeError, TypeError,
-        ValueError, struct.error, OverflowError, MemoryError, RecursionError, NotImplementedError,
-    ) as error:  # fmt: skip
+    except (*DAMAGE, OSError) as error:
         raise ValueError(f"{path} is not a whole PyTorch file: {error or type(error).__name__}") from error
 
 

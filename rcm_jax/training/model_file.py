@@ -1,15 +1,20 @@
-"""One network in one file: safetensors, our parameter names, and in the metadata all that sampling needs.
+"""One network in one file: safetensors, our parameter names, and in the metadata all that its use needs.
 
-The file opens with any safetensors reader; `convert` takes its weights to Wan2.1's names.
+The file opens with any safetensors reader; `convert` takes its weights to Wan2.1's names. `convert` can also write the
+same as a checkpoint folder of Orbax, which is read here too.
 """
 
 import dataclasses
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -19,20 +24,58 @@ from rcm_jax.types import Params
 from rcm_jax.wan.config import DiTConfig
 
 FORMAT = "rcm_jax/1"
+ORBAX_INFO, ORBAX_PARAMS = "model.json", "params"  # what a checkpoint folder of one network holds
 BUILTIN_TEACHER = Path(__file__).parents[1] / "data" / "toy_teacher.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
-    """What a file holds. kind: a `teacher` is sampled as an ODE with guidance, a `student` in one to four steps."""
+    """What a file holds.
 
-    model: DiTConfig
+    kind: a `teacher` is sampled as an ODE with guidance, a `student` in one to four steps; other networks have their
+    name there. world: `toy`, or `wan` for the published networks. latent_shape: (T, H, W) that a DiT was made for,
+    empty for other networks.
+    """
+
+    model: Any
     kind: str
     world: str
-    latent_shape: tuple[int, int, int]
+    latent_shape: tuple[int, ...] = ()
     sigma_max: float = 80.0
     guidance: float = 5.0
     note: str = ""
+
+    @property
+    def network(self) -> str:
+        """The name of the network in NETWORKS."""
+        return "dit" if self.kind in ("teacher", "student") else self.kind
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+
+def info_from_json(text: str) -> ModelInfo:
+    """The inverse of `ModelInfo.to_json`. Raises ValueError for a kind of network that this version does not have."""
+    info = ModelInfo(**json.loads(text))
+    if info.network not in NETWORKS:
+        raise ValueError(f"the file holds a network of kind {info.kind!r}; this version has {sorted(NETWORKS)}")
+    config = NETWORKS[info.network].config(**info.model)
+    return dataclasses.replace(info, model=config, latent_shape=tuple(info.latent_shape))
+
+
+class Network(NamedTuple):
+    """A kind of network: the class of its config, and its parameters' shapes and dtypes, nothing allocated."""
+
+    config: type
+    abstract_params: Callable[[Any], Params]
+
+
+NETWORKS = {"dit": Network(DiTConfig, abstract_params)}
+
+
+def abstract_network(config: Any) -> Params:
+    """Shapes and dtypes of the parameters of any network, by its config."""
+    return next(n.abstract_params(config) for n in NETWORKS.values() if isinstance(config, n.config))
 
 
 def save_model(path: str | Path, params: Params, info: ModelInfo, *, dtype: str = "float32") -> Path:
@@ -42,7 +85,7 @@ def save_model(path: str | Path, params: Params, info: ModelInfo, *, dtype: str 
     flat = {"/".join(k): np.asarray(v).astype(dtype) for k, v in flatten_dict(params).items()}
     unfinished = path.with_name(path.name + ".tmp")
     try:
-        save_file(flat, unfinished, {"format": FORMAT, "info": json.dumps(dataclasses.asdict(info))})
+        save_file(flat, unfinished, {"format": FORMAT, "info": info.to_json()})
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -50,8 +93,11 @@ def save_model(path: str | Path, params: Params, info: ModelInfo, *, dtype: str 
 
 
 def read_info(path: str | Path) -> ModelInfo:
-    """The metadata alone. Raises FileNotFoundError, or ValueError for a file that is not one of ours."""
+    """The metadata alone, of a file or a checkpoint folder. Raises FileNotFoundError, or ValueError for what is not
+    one of ours."""
     path = Path(path)
+    if (path / ORBAX_INFO).is_file():
+        return info_from_json((path / ORBAX_INFO).read_text())
     if not path.is_file():
         raise FileNotFoundError(f"no model file at {path}")
     try:
@@ -61,30 +107,38 @@ def read_info(path: str | Path) -> ModelInfo:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} was not written by rcm_jax (format {metadata.get('format')!r}, expected {FORMAT!r})")
-    values = json.loads(metadata["info"])
-    values["model"] = DiTConfig(**values["model"])
-    values["latent_shape"] = tuple(values["latent_shape"])
-    return ModelInfo(**values)
+    return info_from_json(metadata["info"])
 
 
-def load_model(path: str | Path, expect: DiTConfig | None = None) -> tuple[Params, ModelInfo]:
-    """Parameters (float32) and info. With `expect`, raises ValueError listing every parameter that does not fit it."""
-    info = read_info(path)
+def load_model(path: str | Path, expect: Any = None, *, dtype: str | None = "float32") -> tuple[Params, ModelInfo]:
+    """Parameters and info of a model file or checkpoint folder; floats become `dtype`, or stay as they are for None.
+
+    With `expect`, a network's config, raises ValueError listing every parameter that does not fit it.
+    """
+    path, info = Path(path), read_info(path)
+    expect = info.model if expect is None else expect
+    if path.is_dir():
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            folder = (path / ORBAX_PARAMS).absolute()
+            found = checkpointer.metadata(folder).item_metadata.tree
+            check_fit({"/".join(k): v.shape for k, v in flatten_dict(found).items()}, expect, path)
+            return jax.tree.map(lambda x: jnp.asarray(x, dtype), checkpointer.restore(folder)), info
     with safe_open(path, "numpy") as file:
-        flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    check_fit(flat, info.model if expect is None else expect, path)
-    return unflatten_dict({tuple(k.split("/")): jnp.asarray(v, jnp.float32) for k, v in flat.items()}), info
+        names = file.keys()
+        check_fit({name: tuple(file.get_slice(name).get_shape()) for name in names}, expect, path)
+        flat = {tuple(name.split("/")): jnp.asarray(file.get_tensor(name), dtype) for name in names}
+    return unflatten_dict(flat), info
 
 
-def check_fit(flat: dict[str, np.ndarray], config: DiTConfig, source: str | Path) -> None:
+def check_fit(found: Mapping[str, tuple[int, ...]], config: Any, source: str | Path) -> None:
     """Raises ValueError that lists each missing, extra and differently shaped parameter."""
-    wanted = {"/".join(k): v.shape for k, v in flatten_dict(abstract_params(config)).items()}
-    problems = [f"{k}: missing, the config has {wanted[k]}" for k in sorted(set(wanted) - set(flat))]
-    problems += [f"{k}: {flat[k].shape} in the file, not in the config" for k in sorted(set(flat) - set(wanted))]
+    wanted = {"/".join(k): v.shape for k, v in flatten_dict(abstract_network(config)).items()}
+    problems = [f"{k}: missing, the config has {wanted[k]}" for k in sorted(set(wanted) - set(found))]
+    problems += [f"{k}: {tuple(found[k])} in the file, not in the config" for k in sorted(set(found) - set(wanted))]
     problems += [
-        f"{k}: {flat[k].shape} in the file, {wanted[k]} in the config"
-        for k in sorted(set(flat) & set(wanted))
-        if tuple(flat[k].shape) != tuple(wanted[k])
+        f"{k}: {tuple(found[k])} in the file, {wanted[k]} in the config"
+        for k in sorted(set(found) & set(wanted))
+        if tuple(found[k]) != tuple(wanted[k])
     ]
     if problems:
         raise ValueError(f"the weights in {source} do not fit the config:\n  " + "\n  ".join(problems))

@@ -1,0 +1,5 @@
+"""python -m rcm_jax.convert SOURCE OUT"""
+
+from rcm_jax.convert.commands import main
+
+main()

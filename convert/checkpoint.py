@@ -1,0 +1,206 @@
+"""Recognises what a file or folder holds and gives it Wan2.1's names, whatever it was named."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rcm_jax.convert.files import Weights, open_weights
+from rcm_jax.convert.networks import MODELS, NETWORKS, Network, with_dtype
+from rcm_jax.convert.table import lazy_to_ours, lazy_to_theirs
+from rcm_jax.convert.tensors import Tensor, total_bytes
+from rcm_jax.training.model_file import FORMAT, ModelInfo, info_from_json
+
+# which of several copies of a network in one file is meant: averaged weights first
+PREFERRED = ("generator_ema", "net_ema", "ema", "generator", "net", "model")
+NOT_SIZES = ("dtype", "round_time_to", "remat", "unroll", "attention", "eps")
+WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod", "module")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """One network of a file. tensors: by Wan2.1's names. aside: what else is in the file, entry -> number of tensors.
+
+    dialect: "wan", "rcm" (patch embedding as a Linear), "diffusers", "transformers" or "rcm_jax". info: of our own
+    files, else None.
+    """
+
+    path: Path
+    entry: str
+    network: Network
+    dialect: str
+    config: Any
+    tensors: Mapping[str, Tensor]
+    aside: Mapping[str, int]
+    info: ModelInfo | None = None
+
+    @property
+    def distilled(self) -> bool:
+        """Whether it is named as few-step students are: rCM's `net`, Self-Forcing's `generator`."""
+        return self.dialect == "rcm" or any(part.startswith(("generator", "net")) for part in self.entry.split("."))
+
+    def ours(self) -> dict[str, Tensor]:
+        """By our names, stacked. Raises ValueError that lists all that is missing, unused or misshapen."""
+        n, c = self.network, self.config
+        try:
+            return lazy_to_ours(n.rows(c), self.tensors, n.num_layers(c), n.layouts(c), n.shapes(c))
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from error
+
+    def wan(self, dtype: str = "keep") -> dict[str, Tensor]:
+        """By Wan2.1's names and in its layouts, checked as `ours`. dtype: see `networks.with_dtype`."""
+        n, c = self.network, self.config
+        return lazy_to_theirs(n.rows(c), with_dtype(self.ours(), dtype, n), n.num_layers(c), n.layouts(c))
+
+    def mapping(self, ours: Mapping[str, Tensor]) -> list[str]:
+        """A line for every tensor of the file and its place in `ours`."""
+        lines = []
+        for row in self.network.rows(self.config):
+            target = ours[row.ours]
+            for i in range(self.network.num_layers(self.config) if row.stacked else 1):
+                t = self.tensors[row.theirs.format(i=i)]
+                place = f"{row.ours}[{i}] {target.shape[1:]}" if row.stacked else f"{row.ours} {target.shape}"
+                lines.append(f"{t.origin} {t.shape} {t.dtype} -> {place} {target.dtype}")
+        return lines
+
+    def __str__(self) -> str:
+        names = {
+            "wan": "Wan2.1 names", "rcm": "rCM names (Linear patch embedding)", "diffusers": "diffusers names",
+            "transformers": "transformers names", "rcm_jax": "our own file",
+        }  # fmt: skip
+        same = [name for name, (network, c) in MODELS.items() if network is self.network]
+        known = [name for name in same if not differences(MODELS[name][1], self.config)]
+        dtypes = sorted({str(t.dtype) for t in self.tensors.values()})
+        size = total_bytes(self.tensors) / 1e9
+        parts = [
+            f"{self.path}: {self.network.title}",
+            f"size of {' or '.join(known)}" if known else short(self.config),
+            names[self.dialect],
+            *([f"entry {self.entry}"] if self.entry else []),
+            f"{len(self.tensors)} tensors, {'+'.join(dtypes)}, {size:.2f} GB",
+        ]
+        aside = ", ".join(f"{k or 'rest'} ({n})" for k, n in self.aside.items())
+        return ", ".join(parts) + (f"; left aside: {aside}" if aside else "")
+
+
+def short(config: Any) -> str:
+    """The sizes of a config in one line."""
+    return " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items() if k not in NOT_SIZES and v is not None)
+
+
+def differences(wanted: Any, found: Any) -> list[str]:
+    """Sizes in which two configs of one network differ; how a network is computed is not a size."""
+    a, b = dataclasses.asdict(wanted), dataclasses.asdict(found)
+    return [f"{k}={b[k]} instead of {a[k]}" for k in a if k not in NOT_SIZES and a[k] != b[k]]
+
+
+def open_checkpoint(
+    path: str | Path, *, entry: str | None = None, model: str | None = None, num_heads: int | None = None
+) -> Checkpoint:
+    """Finds the network in a file or folder; reads names and shapes only.
+
+    entry: which of several copies; without it the first of PREFERRED. model: one of MODELS that it must be. num_heads:
+    where heads are not 128 wide and no config.json says so. Raises ValueError for a file without a known network, and
+    for a network that is not `model`.
+    """
+    weights = open_weights(path)
+    wanted = MODELS[model] if model else None
+    found = _ours(weights) if weights.metadata.get("format") == FORMAT else None
+    if found is None:
+        found = _foreign(weights, entry, wanted and wanted[0], num_heads)
+    if wanted and wanted[0] is not found.network:
+        raise ValueError(f"{path} is a {found.network.title}, not a {wanted[0].title} ({model})")
+    if wanted and (differ := differences(wanted[1], found.config)):
+        raise ValueError(f"{path} is not of the size of {model}: {', '.join(differ)}")
+    return found
+
+
+def _ours(weights: Weights) -> Checkpoint:
+    info = info_from_json(weights.metadata["info"])
+    network = next(n for n in NETWORKS if n.name == info.network)
+    config = info.model
+    flat = lazy_to_theirs(network.rows(config), weights.groups[""], network.num_layers(config), network.layouts(config))
+    return Checkpoint(weights.path, "", network, "rcm_jax", config, flat, {}, info)
+
+
+def _foreign(weights: Weights, entry: str | None, network: Network | None, num_heads: int | None) -> Checkpoint:
+    candidates = [c for c in _candidates(weights) if entry is None or entry in (c.name, *c.name.split("."))]
+    if network and any(c.network is network for c in candidates):
+        candidates = [c for c in candidates if c.network is network]
+    if not candidates:
+        raise ValueError(_nothing(weights, entry))
+    best = min(c.rank for c in candidates)
+    chosen = [c for c in candidates if c.rank == best]
+    if len(chosen) > 1 or len({c.network.name for c in candidates}) > 1:
+        names = [c.name for c in candidates]
+        raise ValueError(f"{weights.path} has several networks: choose with --entry from {names}")
+    (found,) = chosen
+    tensors, dialect = found.tensors(), found.dialect
+    if dialect == "wan" and len(tensors.get("patch_embedding.weight", Tensor.of(0)).shape) == 2:
+        dialect = "rcm"
+    try:
+        config = found.network.read_config({k: t.shape for k, t in tensors.items()}, weights.config, num_heads)
+    except ValueError as error:
+        raise ValueError(f"{weights.path}: {error}") from error
+    return Checkpoint(weights.path, found.name, found.network, dialect, config, tensors, found.aside(weights))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Candidate:
+    """A network seen in a group of tensors, under a prefix of their names."""
+
+    network: Network
+    dialect: str
+    group: str
+    prefix: str
+    members: Mapping[str, Tensor]
+
+    @property
+    def name(self) -> str:
+        return ".".join(part for part in (self.group, self.prefix.rstrip(".")) if part)
+
+    @property
+    def rank(self) -> int:
+        parts = self.name.split(".")
+        return min((i for i, name in enumerate(PREFERRED) if name in parts), default=len(PREFERRED) + bool(self.name))
+
+    def tensors(self) -> dict[str, Tensor]:
+        renaming = self.network.renamings.get(self.dialect)
+        own = {name[len(self.prefix) :]: t for name, t in self.members.items() if name.startswith(self.prefix)}
+        return renaming.to_wan(own) if renaming else own
+
+    def aside(self, weights: Weights) -> dict[str, int]:
+        counts = {group: len(tensors) for group, tensors in weights.groups.items() if group != self.group}
+        rest: dict[str, int] = {}
+        for name in self.members:
+            if not name.startswith(self.prefix):
+                rest[name.split(".")[0]] = rest.get(name.split(".")[0], 0) + 1
+        return counts | rest
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _candidates(weights: Weights) -> list[_Candidate]:
+    out = []
+    for group, tensors in weights.groups.items():
+        members = {_unwrapped(name): tensor for name, tensor in tensors.items()}
+        for network in NETWORKS:
+            for dialect, signs in network.signs.items():
+                prefixes = {
+                    name.removesuffix(sign) for sign in signs for name in members if f".{name}".endswith(f".{sign}")
+                }
+                out += [_Candidate(network, dialect, group, prefix, members) for prefix in sorted(prefixes)]
+    return out
+
+
+def _nothing(weights: Weights, entry: str | None) -> str:
+    names = [name for tensors in weights.groups.values() for name in tensors]
+    if entry is not None:
+        return f"{weights.path} has no network under {entry!r}; it has {[c.name for c in _candidates(weights)]}"
+    if any(".lora_" in name for name in names):
+        return f"{weights.path} is a LoRA, not a network: add it to its base with `merge BASE OUT --lora FILE`"
+    titles = ", ".join(network.title for network in NETWORKS)
+    sample = ", ".join(names[:4]) or "none"
+    return f"{weights.path} holds no network known here ({titles}): its {len(names)} tensors begin with {sample}"

@@ -1,0 +1,168 @@
+"""Converts networks between the files of the PyTorch world and ours.
+
+  python -m rcm_jax.convert SOURCE OUT                      to our model file (or, with --format orbax, a checkpoint)
+  python -m rcm_jax.convert export SOURCE OUT --to wan      back: wan, rcm, diffusers or transformers
+  python -m rcm_jax.convert merge BASE OUT --student S --reference R     base + scale · (student - reference)
+  python -m rcm_jax.convert merge BASE OUT --lora FILE                   base + scale · LoRA
+
+SOURCE is a .safetensors, .pt or .pth file or a folder of them (sharded, diffusers', ours). What is in it is recognised
+and said in one line. Of several copies of a network, averaged weights come first: {preferred}; --entry chooses.
+Pickles are read without being run, and without PyTorch. Memory holds one layer at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rcm_jax.cli import one_line_errors
+
+if TYPE_CHECKING:
+    from rcm_jax.convert.checkpoint import Checkpoint
+    from rcm_jax.training.model_file import ModelInfo
+
+WAN_LATENTS = (20, 60, 104)  # 77 frames of 832 x 480, what the published students are trained on
+
+
+def _common(p: argparse.ArgumentParser) -> None:
+    from rcm_jax.convert.networks import DTYPES, MODELS
+
+    p.add_argument("source", metavar="SOURCE", help="file or folder to read")
+    p.add_argument("out", metavar="OUT", type=Path, help="what to write")
+    p.add_argument("--dtype", choices=DTYPES, default="keep", help="of the weights written; with bfloat16, parts that "
+                   "are computed with in float32 stay float32 (default: as they are)")  # fmt: skip
+    p.add_argument("--entry", help="which copy of the network, e.g. generator or net_ema, where there are several")
+    p.add_argument("--model", choices=MODELS, help="fail unless SOURCE is this network in this size")
+    p.add_argument("--num_heads", type=int, help="attention heads, where they are not 128 wide and no config.json says")
+    p.add_argument("--dry_run", action="store_true", help="print what would go where, and write nothing")
+    p.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
+
+
+def _for_ours(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--kind", choices=("teacher", "student"),
+        help="how a DiT is sampled: a teacher with guidance in many steps, a student in 1 to 4 (default: student for "
+        "files of rCM and Self-Forcing, and after merging one)",
+    )  # fmt: skip
+    p.add_argument(
+        "--round_time_to", choices=("none", "bfloat16"),
+        help="rounding of the time before its embedding (default: bfloat16 for students of rCM, trained so)",
+    )  # fmt: skip
+
+
+def parser(command: str) -> argparse.ArgumentParser:
+    from rcm_jax.convert.checkpoint import PREFERRED
+    from rcm_jax.convert.export import TARGETS
+
+    p = argparse.ArgumentParser(
+        prog="python -m rcm_jax.convert" + ("" if command == "convert" else f" {command}"),
+        description=__doc__.format(preferred=", ".join(PREFERRED)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _common(p)
+    if command != "export":
+        _for_ours(p)
+    formats = ("safetensors", "orbax")
+    if command == "convert":
+        p.add_argument("--format", dest="to", choices=formats, default="safetensors", help="default: %(default)s")
+    else:
+        targets, default = (TARGETS, "wan") if command == "export" else ((*formats, *TARGETS), "safetensors")
+        p.add_argument("--to", choices=targets, default=default, help="whose names and layout (default: %(default)s)")
+    if command == "merge":
+        p.add_argument("--student", help="network whose difference from --reference is added")
+        p.add_argument("--reference", help="what the student was distilled from")
+        p.add_argument("--lora", action="append", default=[], help="LoRA file to add; may be given several times")
+        p.add_argument("--scale", type=float, default=1.0, help="factor of what is added (default 1)")
+        p.add_argument("--keep", metavar="PATTERN", help="tensors that stay the base's, e.g. patch_embedding")
+    return p
+
+
+def merge(args: argparse.Namespace, base: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
+    """The network that `merge` makes, and the one that tells how it is sampled."""
+    from rcm_jax.convert.checkpoint import open_checkpoint
+    from rcm_jax.convert.merge import add_difference, add_lora
+
+    if bool(args.student) != bool(args.reference) or not (args.student or args.lora):
+        raise ValueError("give --student and --reference together, or --lora")
+    network, like = base, base
+    if args.student:
+        like, reference = (open_checkpoint(path, num_heads=args.num_heads) for path in (args.student, args.reference))
+        print(like, reference, sep="\n")
+        network = add_difference(network, like, reference, scale=args.scale, keep=args.keep)
+    for path in args.lora:
+        network = add_lora(network, path, scale=args.scale)
+    return network, like
+
+
+def info_for(network: Checkpoint, like: Checkpoint, args: argparse.Namespace) -> ModelInfo:
+    """What our file will say of a network; how it is sampled is taken from `like` and the flags."""
+    from rcm_jax.training.model_file import ModelInfo
+
+    config, kind = network.config, network.network.name
+    if kind != "dit":
+        return ModelInfo(config, kind, "wan")
+    known = like.info or ModelInfo(like.config, "student" if like.distilled else "teacher", "wan", WAN_LATENTS)
+    if args.kind:
+        known = dataclasses.replace(known, kind=args.kind)
+    rounding = known.model.round_time_to
+    if args.round_time_to:
+        rounding = None if args.round_time_to == "none" else args.round_time_to
+    elif like.dialect == "rcm" and known.kind == "student":
+        rounding = "bfloat16"
+    return dataclasses.replace(known, model=dataclasses.replace(config, round_time_to=rounding))
+
+
+def run(command: str, args: argparse.Namespace) -> None:
+    from rcm_jax.convert.checkpoint import open_checkpoint
+    from rcm_jax.convert.export import export, their_tensors
+    from rcm_jax.convert.networks import with_dtype
+    from rcm_jax.convert.output import write_model
+
+    source = open_checkpoint(args.source, entry=args.entry, model=args.model, num_heads=args.num_heads)
+    print(source)
+    source, like = merge(args, source) if command == "merge" else (source, source)
+    ours = args.to in ("safetensors", "orbax")
+    tensors = with_dtype(source.ours(), args.dtype, source.network) if ours else None
+    if args.dry_run:
+        theirs = {} if ours else their_tensors(source, args.to, args.dtype)
+        lines = [f"{t.origin} -> {name} {t.shape} {t.dtype}" for name, t in theirs.items()]
+        print(*(source.mapping(tensors) if ours else lines), sep="\n")
+        return
+    if ours:
+        write_model(args.out, tensors, info_for(source, like, args), format=args.to, overwrite=args.overwrite)
+    else:
+        export(source, args.out, args.to, dtype=args.dtype, overwrite=args.overwrite)
+    print(f"wrote {args.out}")
+
+
+@contextlib.contextmanager
+def tidy_when_stopped() -> Iterator[None]:
+    """A signal unwinds the command, so that what it has half written goes; exit code 128 + the signal's number."""
+    previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a long --dry_run has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command; installed as rcm-convert."""
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)  # Orbax tells of its own plans
+    argv = sys.argv[1:] if argv is None else argv
+    command = argv[0] if argv and argv[0] in ("export", "merge") else "convert"
+    args = parser(command).parse_args(argv[command != "convert" :])
+    with one_line_errors(), tidy_when_stopped():
+        run(command, args)

@@ -1,0 +1,49 @@
+"""Networks on their way back: Wan2.1's files, rCM's, and the folders of diffusers and transformers."""
+
+import json
+from pathlib import Path
+
+from rcm_jax.convert.checkpoint import Checkpoint
+from rcm_jax.convert.output import progress, unfinished
+from rcm_jax.convert.safetensors_io import write_safetensors
+from rcm_jax.convert.tensors import Tensor, total_bytes
+from rcm_jax.convert.torch_io import write_torch
+
+TARGETS = ("wan", "rcm", "diffusers", "transformers")
+
+
+def their_tensors(source: Checkpoint, target: str, dtype: str = "keep") -> dict[str, Tensor]:
+    """The network by the names and in the layouts of `target`. Raises ValueError where that has no such network."""
+    tensors, network = source.wan(dtype), source.network
+    if target == "wan":
+        return tensors
+    if target == "rcm" and network.name == "dit":
+        flat = {"patch_embedding.weight": tensors["patch_embedding.weight"].apply(lambda x: x.reshape(len(x), -1))}
+        return {f"net.{name}": tensor for name, tensor in (tensors | flat).items()}
+    if target == network.library[0]:
+        return network.renamings[target].from_wan(tensors)
+    valid = ["wan", *(["rcm"] if network.name == "dit" else []), network.library[0]]
+    raise ValueError(f"{target!r} has no {network.title}; export it to one of {valid}")
+
+
+def export(source: Checkpoint, path: Path, target: str, *, dtype: str = "keep", overwrite: bool = False) -> None:
+    """Writes a `.safetensors`, `.pt` or `.pth` file for "wan" and "rcm", else the folder that `from_pretrained` takes.
+
+    Raises ValueError for what `target` does not have and for another suffix, and as `output.unfinished`.
+    """
+    tensors = their_tensors(source, target, dtype)
+    in_folder = target in ("diffusers", "transformers")
+    if in_folder == bool(path.suffix in (".safetensors", ".pt", ".pth")):
+        place = "a folder" if in_folder else "a .safetensors, .pt or .pth file"
+        raise ValueError(f"{path}: the {target} form is {place}")
+    size = total_bytes(tensors)
+    with unfinished(path, size, overwrite=overwrite) as new, progress(path.name, size) as advance:
+        if in_folder:
+            _, name, config = source.network.library
+            new.mkdir()
+            (new / "config.json").write_text(json.dumps(config(source.config), indent=2) + "\n")
+            write_safetensors(new / name, tensors, {"format": "pt"}, advance)
+        elif path.suffix == ".safetensors":
+            write_safetensors(new, tensors, {"format": "pt"}, advance)
+        else:
+            write_torch(new, tensors, advance)

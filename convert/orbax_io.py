@@ -1,0 +1,68 @@
+"""Our checkpoint folder: model.json with the info, params/ with the weights as Orbax keeps them.
+
+Orbax takes arrays whole, and a stacked leaf of a large network alone may be larger than memory. So Orbax lays out the
+checkpoint, with one chunk a layer, and the numbers are put into its arrays afterwards, chunk by chunk.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from flax.traverse_util import unflatten_dict
+
+from rcm_jax.convert.tensors import Tensor
+from rcm_jax.training.model_file import ORBAX_INFO, ORBAX_PARAMS, ModelInfo
+
+
+class _EmptyArrays(ocp.type_handlers.NumpyHandler):
+    """Makes the arrays of unread tensors and writes nothing into them."""
+
+    async def _open_and_write(self, value: Tensor, tspec: dict[str, Any], ts_context: ts.Context) -> None:
+        tspec["metadata"]["chunks"] = [min(value.block_rows, value.shape[0]), *value.shape[1:]]
+        await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
+
+
+def _array(folder: Path) -> ts.TensorStore:
+    place = {"driver": "file", "path": str(folder)}
+    return ts.open({"driver": "zarr", "kvstore": place, "store_data_equal_to_fill_value": True}).result()
+
+
+def read_orbax(folder: Path) -> dict[str, Tensor]:
+    """The parameters of a folder that `write_orbax` made, by our names, unread."""
+
+    def tensor(name: str, path: Path) -> Tensor:
+        store = _array(path)
+        dtype = store.dtype.numpy_dtype
+        whole = Tensor(store.shape, dtype, lambda: store.read().result(), origin=name)
+        if store.chunk_layout.read_chunk.shape[0] > 1:
+            return whole
+        rows = [Tensor(store.shape[1:], dtype, lambda i=i: store[i].read().result()) for i in range(store.shape[0])]
+        return dataclasses.replace(whole, layers=tuple(rows))
+
+    arrays = sorted(path.parent for path in (folder / ORBAX_PARAMS).glob("*/.zarray"))
+    return {path.name.replace(".", "/"): tensor(path.name.replace(".", "/"), path) for path in arrays}
+
+
+def write_orbax(folder: Path, tensors: Mapping[str, Tensor], info: ModelInfo, advance: Callable[[int], object]) -> None:
+    """Makes the folder. `model_file.load_model` reads it, and so does Orbax's own checkpointer."""
+    folder.mkdir()
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (Tensor, _EmptyArrays()), (jax.Array, ocp.type_handlers.ArrayHandler())
+    )
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_ocdbt=False, use_zarr3=False)
+    tree = unflatten_dict({tuple(name.split("/")): tensor for name, tensor in tensors.items()})
+    params = (folder / ORBAX_PARAMS).absolute()
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(params, args=ocp.args.PyTreeSave(tree))
+    for name, tensor in tensors.items():
+        store = _array(params / name.replace("/", "."))
+        for start in range(0, tensor.shape[0], tensor.block_rows):
+            rows = slice(start, min(start + tensor.block_rows, tensor.shape[0]))
+            numbers = tensor.read((rows, *[slice(None)] * (len(tensor.shape) - 1)))
+            store[rows].write(numbers).result()
+            advance(numbers.nbytes)
+    (folder / ORBAX_INFO).write_text(info.to_json())

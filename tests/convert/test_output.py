@@ -1,0 +1,145 @@
+"""What is written is whole or is not there, and what was there stays until it is."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rcm_jax.convert.output import unfinished, write_model
+from rcm_jax.convert.tensors import Tensor
+from rcm_jax.training.model_file import ModelInfo, load_model
+from tests.convert.tiny import T2V
+
+INFO = ModelInfo(T2V, "teacher", "wan")
+
+
+def breaking(*_):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("format", ["safetensors", "orbax"])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_failure_leaves_what_was_there(tmp_path, format, there):
+    path = tmp_path / "out"
+    if there:
+        path.write_text("mine")
+    tensors = {"a": Tensor.of(np.ones(3)), "b": Tensor((4,), np.dtype(np.float32), breaking)}
+    with pytest.raises(OSError, match="cannot write .*out: No space left on device"):
+        write_model(path, tensors, INFO, format=format, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == (["out"] if there else [])
+    assert not there or path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("old", ["file", "folder"])
+@pytest.mark.parametrize("new", ["file", "folder"])
+def test_overwriting_replaces_files_and_folders(tmp_path, old, new):
+    def make(path: Path, kind: str) -> None:
+        if kind == "folder":
+            path.mkdir()
+            (path / "config.json").touch()
+        else:
+            path.write_text(kind)
+
+    make(tmp_path / "out", old)
+    with (
+        pytest.raises(FileExistsError, match="is there already; --overwrite"),
+        unfinished(tmp_path / "out", 0, overwrite=False),
+    ):
+        pytest.fail("reached")
+    with unfinished(tmp_path / "out", 0, overwrite=True) as path:
+        make(path, new)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out").is_dir() == (new == "folder")
+
+
+def test_other_folders_are_not_replaced(tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.txt").write_text("mine")
+    with (
+        pytest.raises(FileExistsError, match="not one of a network"),
+        unfinished(tmp_path / "work", 0, overwrite=True),
+    ):
+        pytest.fail("reached")
+    assert (tmp_path / "work" / "thesis.txt").read_text() == "mine"
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for path in (tmp_path / "file" / "out", Path("/proc/out")):
+        with pytest.raises(OSError, match=f"cannot write {path}"), unfinished(path, 0, overwrite=False) as new:
+            new.write_text("x")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_disk_too_small_is_known_before_anything_is_written(tmp_path):
+    huge = Tensor((1 << 60,), np.dtype(np.float32), breaking)
+    with pytest.raises(OSError, match=r"has .* GB left, and out takes 4611686018.43 GB"):
+        write_model(tmp_path / "out", {"a": huge}, INFO)
+    assert not list(tmp_path.iterdir())
+
+
+# a gigabyte that takes no room on the disk, to be stopped in the midst of
+SLOW = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from rcm_jax.convert import commands, output, tensors
+from rcm_jax.training.model_file import ModelInfo
+from tests.convert.tiny import T2V
+
+def load():
+    print("writing", flush=True)
+    time.sleep(60)
+
+with commands.tidy_when_stopped():
+    parts = {"a": tensors.Tensor.of(np.ones(3)), "b": tensors.Tensor((4,), np.dtype(np.float32), load)}
+    output.write_model(Path(sys.argv[1]), parts, ModelInfo(T2V, "teacher", "wan"), overwrite=True)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_stopped_conversion_leaves_no_half_file(tmp_path, number, code):
+    path = tmp_path / "out.safetensors"
+    path.write_text("mine")
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(path)], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": "."}
+    )
+    assert child.stdout.readline() == "writing\n"
+    child.send_signal(number)
+    assert child.wait(30) == code
+    child.stdout.close()
+    assert path.read_text() == "mine"
+    left = [p.name for p in tmp_path.iterdir()]
+    assert left == ["out.safetensors"] if number != signal.SIGKILL else "out.safetensors" in left
+
+
+def test_what_a_kill_left_is_no_hindrance(tmp_path):
+    (tmp_path / "out.tmp").mkdir()
+    (tmp_path / "out.tmp" / "half").write_text("x")
+    with unfinished(tmp_path / "out", 0, overwrite=False) as path:
+        path.write_text("whole")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_both_formats_load_as_one(tmp_path):
+    from rcm_jax.convert.networks import NETWORKS
+
+    rng = np.random.default_rng(0)
+    flat = {k: rng.normal(size=s).astype(np.float32) for k, s in NETWORKS[0].shapes(T2V).items()}
+    flat["head/out/bias"] = np.zeros_like(flat["head/out/bias"])  # which Orbax need not store
+    start = time.monotonic()
+    for format in ("safetensors", "orbax"):
+        write_model(tmp_path / format, {k: Tensor.of(v) for k, v in flat.items()}, INFO, format=format)
+        params, info = load_model(tmp_path / format)
+        assert info == INFO
+        for name, array in flat.items():
+            leaf = params
+            for part in name.split("/"):
+                leaf = leaf[part]
+            np.testing.assert_array_equal(leaf, array)
+    assert time.monotonic() - start < 60
