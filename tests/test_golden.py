@@ -24,7 +24,8 @@ def check(*paths):
     )  # fmt: skip
 
 
-LEFT_OUT = {"clip_visual"}  # its only case takes 0.9 MB of the 8: run the checker on it where the code changes
+# no room for a case of theirs in 8 MB: run the checker on one where their code changes
+LEFT_OUT = {"clip_visual", "umt5"}
 
 
 def test_every_checker_has_a_case_and_the_set_is_small():
