@@ -97,9 +97,9 @@ def dense(mask: KeyRuns | None, queries: int, keys: int) -> Bool[Array, "S K"]:
 def run_table(mask: KeyRuns) -> np.ndarray:
     """int32 [chunks, runs, 2]: (start, end) of each chunk's runs, padded with the empty run (0, 0).
 
-    `runs` is the largest number that any chunk has. Concrete: it may be read while tracing.
+    `runs` is the largest number that any chunk has, at least 1. Concrete: it may be read while tracing.
     """
-    width = max((len(chunk) for chunk in mask.runs), default=0)
+    width = max([1, *(len(chunk) for chunk in mask.runs)])
     rows = [[*chunk, *[(0, 0)] * (width - len(chunk))] for chunk in mask.runs]
     return np.asarray(rows, np.int32).reshape(len(rows), width, 2)
 

@@ -80,6 +80,16 @@ def trig_noisy(x0: Latents, noise: Latents, theta: Time) -> Latents:
     return jnp.cos(theta) * x0 + jnp.sin(theta) * noise
 
 
+def rf_denoiser(velocity: Velocity) -> Callable[[Latents, Time], Latents]:
+    """(x_t, t) -> x0 = x_t - t v of a velocity network."""
+
+    def x0(x: Latents, t: Time) -> Latents:
+        v = velocity(x, t)
+        return x - expand(t, x) * v.astype(jnp.promote_types(v.dtype, jnp.float32))
+
+    return x0
+
+
 # --- an RF network seen from TrigFlow -------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcm_jax.convert.dit import from_wan, to_wan
-from rcm_jax.flow import guided, trig_denoiser, trig_velocity
+from rcm_jax.flow import guided, rf_to_trig, trig_denoiser, trig_velocity
 from rcm_jax.losses.consistency import dcm_loss, dcm_times, rf_scm_loss, scm_loss
 from rcm_jax.losses.distribution import critic_loss, dmd_loss, fixed_simulation_times, simulate, simulation_times
 from rcm_jax.types import Velocity
@@ -21,10 +21,10 @@ Loss = Callable[[Callable[[dict], Velocity]], tuple[jax.Array, dict]]
 class Setting:
     """What all losses of a case share: the networks bound to the texts, and the inputs channels-last."""
 
-    def __init__(self, case: Case):
+    def __init__(self, case: Case, guidance: float):
         self.case, self.config = case, dit_config(case.config)
         self.dit = DiT(self.config)
-        self.guidance = case.config["guidance"]
+        self.guidance = guidance
         latents = {k: v for k, v in case.inputs.items() if v.ndim == 5}
         self.latents = {k: jnp.asarray(channels_last(v)) for k, v in latents.items()}
 
@@ -75,7 +75,7 @@ def _warmup(config: dict) -> float:
 
 
 def _scm(case: Case) -> list[Check]:
-    s = Setting(case)
+    s = Setting(case, case.config["guidance"])
     teacher = trig_velocity(s.teacher())
 
     def loss(student):
@@ -88,12 +88,15 @@ def _scm(case: Case) -> list[Check]:
 
 
 def _dcm(case: Case) -> list[Check]:
-    s, config = Setting(case), case.config
+    s, config = Setting(case, case.config["guidance"]), case.config
     teacher = trig_velocity(s.teacher())
     u = s.time("rand_u") * (1 - config["dcm_skip"] / config["dcm_total_steps"])
-    times = dcm_times(
-        u.astype(jnp.float32), total_steps=config["dcm_total_steps"], skip=config["dcm_skip"], shift=config["dcm_shift"]
-    )
+    times = rf_to_trig(
+        dcm_times(
+            u.astype(jnp.float32), total_steps=config["dcm_total_steps"], skip=config["dcm_skip"],
+            shift=config["dcm_shift"],
+        )
+    )  # fmt: skip
 
     def loss(student):
         values, terms = dcm_loss(
@@ -125,7 +128,7 @@ def _simulation_terms(s: Setting, student: Velocity, video: jax.Array) -> dict:
 
 
 def _dmd(case: Case) -> list[Check]:
-    s = Setting(case)
+    s = Setting(case, case.config["guidance"])
     teacher, fake = trig_denoiser(s.teacher()), trig_denoiser(s.network(s.params("fake_score")))
     times, noises, n = _simulation(s)
     frozen = s.network(s.params("student"))
@@ -140,7 +143,7 @@ def _dmd(case: Case) -> list[Check]:
 
 
 def _critic(case: Case) -> list[Check]:
-    s = Setting(case)
+    s = Setting(case, case.config["guidance"])
     student = s.network(s.params("student"))
     times, noises, n = _simulation(s)
     video = trig_denoiser(student)(*simulate(trig_denoiser(student), s.latents["init_noise"], times, noises, n))
@@ -153,7 +156,7 @@ def _critic(case: Case) -> list[Check]:
 
 
 def loss_rcm_rf_scm(case: Case) -> list[Check]:
-    s = Setting(case)
+    s = Setting(case, case.config["guidance"])
     teacher = s.teacher()
 
     def loss(student):

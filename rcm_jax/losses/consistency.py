@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float
 
-from rcm_jax.flow import expand, rf_noisy, rf_to_trig, shift_time, trig_noisy
+from rcm_jax.flow import expand, rf_noisy, shift_time, trig_noisy
 from rcm_jax.types import Latents, Time, Velocity
 
 Network = Callable[[Latents, Time], Latents]
@@ -106,9 +106,9 @@ def rf_scm_loss(
 
 
 def dcm_times(u: Time, *, total_steps: int, skip: int, shift: float) -> Float[Array, "k+1 B"]:
-    """TrigFlow times theta_0 > … > theta_k of a dCM step: shift(1 - u - j/N) for j = 0..k, u in [0, 1 - k/N]."""
+    """RF times t_0 > … > t_k of a dCM step: shift(1 - u - j/N) for j = 0..k, u in [0, 1 - k/N]."""
     j = jnp.arange(skip + 1, dtype=u.dtype)[:, None]
-    return rf_to_trig(shift_time(1 - (u[None] + j / total_steps), shift))
+    return shift_time(1 - (u[None] + j / total_steps), shift)
 
 
 def dcm_loss(
@@ -119,13 +119,15 @@ def dcm_loss(
     times: Float[Array, "k+1 B"],
     *,
     scale: float = 100.0,
+    noisy: Callable[[Latents, Latents, Time], Latents] = trig_noisy,
 ) -> tuple[Float[Array, " B"], Terms]:
     """Discrete consistency: student is (z, theta) -> x0, teacher (guided) is (z, theta) -> F.
 
     The teacher walks theta_0 → theta_k by Euler steps z ← z - (theta_j - theta_{j+1}) F;
     loss = scale · ‖x0_student(z_0, theta_0) - sg x0_student(z_k, theta_k)‖².
+    With `noisy=rf_noisy` the same in rectified flow: RF times, and a teacher (x_t, t) -> v.
     """
-    z = trig_noisy(x0, noise, times[0])
+    z = noisy(x0, noise, times[0])
     prediction = student(z, times[0])
     z_k = z
     for theta, theta_next in zip(times[:-1], times[1:], strict=True):

@@ -51,15 +51,22 @@ def simulate(
 
 
 def dmd_loss(
-    x0: Latents, fake: Denoiser, teacher: Denoiser, noise: Latents, theta: Time
+    x0: Latents,
+    fake: Denoiser,
+    teacher: Denoiser,
+    noise: Latents,
+    theta: Time,
+    *,
+    noisy: Callable[[Latents, Latents, Time], Latents] = trig_noisy,
 ) -> tuple[Float[Array, " B"], Terms]:
     """‖x0 - sg(x0 - d)‖² with d = (x0_fake - x0_teacher)/w, w = max(mean|x0 - x0_teacher|, 1e-5) per sample.
 
     x0 is the student's video, with gradient; fake and teacher (guided) are (z, theta) -> x0, asked at x0 noised to
     theta. The gradient in x0 is 2 d. Samples with a non-finite element have zero loss and gradient.
+    With `noisy=rf_noisy` the same in rectified flow, theta being RF time.
     """
     video = stop_gradient(x0)
-    z = trig_noisy(video, noise, theta)
+    z = noisy(video, noise, theta)
     x0_fake, x0_teacher = stop_gradient(fake(z, theta)), stop_gradient(teacher(z, theta))
     weight = jnp.abs(video - x0_teacher).mean(axis=tuple(range(1, x0.ndim)))
     weight = jnp.maximum(weight, 1e-5)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from rcm_jax.chunks import ChunkPattern
+from rcm_jax.chunks import ChunkPattern, Spans
 from rcm_jax.flow import shift_time, unshift_time
 from rcm_jax.types import Latents, Params
 from rcm_jax.wan.causal import CausalDiT, ChunkIndex
@@ -228,11 +228,11 @@ def condition_on_image(
     return _with_caches(branches, _each(branches, x, t, lambda *at: network.append(params, *at, 0)))
 
 
-def _groups(network: CausalDiT, schedule: RolloutSchedule, first: int, count: int) -> list[tuple[int, int]]:
-    """Ranges of chunks that one scan can make: equal size, times and context."""
-    kinds = [(network.pattern.first if i == 0 else network.pattern.rest, schedule.chunk(i)) for i in range(count)]
-    cuts = [i for i in range(first, count) if i == first or kinds[i] != kinds[i - 1]]
-    return list(zip(cuts, (*cuts[1:], count), strict=True))
+def equal_chunks(schedule: RolloutSchedule, spans: Spans, first: int) -> list[tuple[int, int]]:
+    """Ranges of chunks, from `first` on, that one scan can make: equal size, times and context."""
+    kinds = [(b - a, schedule.chunk(i)) for i, (a, b) in enumerate(spans)]
+    cuts = [i for i in range(first, len(spans)) if i == first or kinds[i] != kinds[i - 1]]
+    return list(zip(cuts, (*cuts[1:], len(spans)), strict=True))
 
 
 def rollout(
@@ -260,7 +260,7 @@ def rollout(
         branches = condition_on_image(network, params, branches, image, noises(0, 1)[0], schedule)
         parts.append(image)
 
-    for start, end in _groups(network, schedule, 0 if image is None else 1, len(spans)):
+    for start, end in equal_chunks(schedule, spans, 0 if image is None else 1):
         size = spans[start][1] - spans[start][0]
         times, noisy = schedule.chunk(start)
 

@@ -65,7 +65,7 @@ def consistency_term(
         u = jax.random.uniform(key_time, batch) * (1 - method.dcm_skip / method.dcm_total_steps)
         times = dcm_times(u, total_steps=method.dcm_total_steps, skip=method.dcm_skip, shift=method.dcm_shift)
         loss, terms = dcm_loss(
-            trig_denoiser(student), trig_velocity(teacher), x0, noise, times, scale=method.consistency_scale
+            trig_denoiser(student), trig_velocity(teacher), x0, noise, rf_to_trig(times), scale=method.consistency_scale
         )
     else:
         t = method.p_G.build().sample(key_time, batch)

@@ -50,6 +50,7 @@ CASES = {  # queries, keys, width of q and k, width of v, mask
     "window and sink": (90, 90, 32, 32, WINDOW_AND_SINK),
     "rows without keys": (50, 50, 32, 16, BLIND_ROWS),
     "rows without keys, kv_len": (50, 50, 32, 16, KeyRuns(BLIND_ROWS.query_ends, BLIND_ROWS.runs, kv_len=17)),
+    "no row sees a key": (20, 30, 32, 32, KeyRuns((5, 20), ((), ()))),
     "teacher forcing, kv_len": (80, 80, 32, 32, KeyRuns(TEACHER_FORCING.query_ends, TEACHER_FORCING.runs, kv_len=64)),
     "cache": (12, 100, 32, 32, KeyRuns(kv_len=37)),
     "cache that ends with a tile": (12, 100, 32, 32, KeyRuns(kv_len=64)),

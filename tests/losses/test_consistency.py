@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax.flow import expand, rf_noisy, trig_noisy
+from rcm_jax.flow import expand, rf_noisy, rf_to_trig, trig_noisy
 from rcm_jax.losses import consistency
 from rcm_jax.losses.consistency import consistency_loss, dcm_loss, dcm_times, rf_scm_loss, scm_loss
 
@@ -35,7 +35,7 @@ def test_exact_consistency_function_has_no_tangent():
     assert loss.max() < 1e-6
     loss, terms = rf_scm_loss(point_v, point_v, X0, NOISE, jnp.array([0.2, 0.5, 0.9]), warmup=1.0)
     np.testing.assert_allclose(terms["g_pre_norm"], jnp.zeros(SHAPE), atol=2e-5)
-    times = dcm_times(jnp.array([0.1, 0.5, 0.8]), total_steps=48, skip=1, shift=5.0)
+    times = rf_to_trig(dcm_times(jnp.array([0.1, 0.5, 0.8]), total_steps=48, skip=1, shift=5.0))
     loss, _ = dcm_loss(lambda z, t: X0 + 0 * z, point_F, X0, NOISE, times)
     assert loss.max() == 0
 
@@ -99,7 +99,7 @@ def test_normalised_loss_value():
 
 
 def test_dcm_walks_the_teacher_backwards():
-    times = dcm_times(jnp.array([0.0, 0.5, 0.9]), total_steps=48, skip=2, shift=5.0)
+    times = rf_to_trig(dcm_times(jnp.array([0.0, 0.5, 0.9]), total_steps=48, skip=2, shift=5.0))
     assert times.shape == (3, 3)
     assert (jnp.diff(times, axis=0) < 0).all()
     np.testing.assert_allclose(times[0, 0], np.pi / 2, rtol=1e-6)
@@ -119,7 +119,7 @@ def test_dcm_walks_the_teacher_backwards():
 
 def test_dcm_gradient_goes_through_the_first_prediction_alone():
     w = jnp.array([0.7, 1.3])
-    times = dcm_times(jnp.array([0.1, 0.5, 0.8]), total_steps=48, skip=1, shift=5.0)
+    times = rf_to_trig(dcm_times(jnp.array([0.1, 0.5, 0.8]), total_steps=48, skip=1, shift=5.0))
     grad = jax.grad(lambda w: dcm_loss(network(w), point_F, X0, NOISE, times)[0].sum())(w)
     _, terms = dcm_loss(network(w), point_F, X0, NOISE, times)
     _, pull = jax.vjp(lambda w: network(w)(terms["xt"], times[0]), w)

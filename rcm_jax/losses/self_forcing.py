@@ -1,0 +1,169 @@
+"""Self forcing (arXiv 2506.08009): the student's own causal rollout, differentiable in its parameters.
+
+Every chunk is sampled with the student's sampler on the cache of its own earlier chunks. The gradient goes through each
+chunk's last step alone, context and earlier steps are detached: so `dmd_loss` of this video is `sf_dmd`.
+
+With `replay`, nothing of the rollout is kept for the backward pass but every chunk's last input and the one cache of
+the end, of which chunk i sees the part before it. The backward pass runs the last steps again, chunk by chunk: the
+same gradient with the memory of one chunk.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.lax import stop_gradient
+from jaxtyping import Array, Float, Int
+
+from rcm_jax.chunks import Spans
+from rcm_jax.sampling.rollout import Noises, RolloutSchedule, equal_chunks
+from rcm_jax.types import Latents, Params
+from rcm_jax.wan.causal import CausalDiT, ChunkIndex
+from rcm_jax.wan.dit import KeyValues
+
+
+def self_rollout(
+    network: CausalDiT,
+    params: Params,
+    text: Float[Array, "B L D"],
+    noises: Noises,
+    schedule: RolloutSchedule,
+    num_steps: Int[Array, ""] | int,
+    *,
+    frames: int,
+    replay: bool = False,
+) -> tuple[Latents, Latents]:
+    """(video, input of every chunk's last step), both [B, T, H, W, C]; only the video carries a gradient.
+
+    num_steps: how many steps are simulated, may be traced; a chunk with fewer in the schedule runs all of its own.
+        A chunk that stops before its last step still gives its context at the time of its last: noised, under noisy
+        context, as it is otherwise.
+    noises: one for each step of the longest chunk, then one for the context.
+
+    Raises ValueError for a window, under which the last cache would not hold what the first chunks saw.
+    """
+    if network.window is not None:
+        raise ValueError(f"self forcing needs the whole past in the cache; {network.window=} must be None")
+    spans = network.pattern.spans(frames)
+    schedule.check_chunks(len(spans))
+    run = _replayed if replay else _plain
+    draws = _draw(network, noises, spans)
+    return run(network, schedule, spans, params, text, draws, jnp.asarray(num_steps, jnp.int32))
+
+
+def _draw(network: CausalDiT, noises: Noises, spans: Spans) -> Float[Array, "n B T H W C"]:
+    """All chunks' noises along the frames, so that the rollout is a function of arrays."""
+    return jnp.concatenate([noises(i, b - a) for i, (a, b) in enumerate(spans)], axis=2)
+
+
+def _last_step(
+    network: CausalDiT, params: Params, prompt: KeyValues, cache: KeyValues, x: Latents, t: Array, chunk: ChunkIndex
+) -> Latents:
+    """The clean chunk, which is what carries the gradient."""
+    v = network.denoise(params, x, jnp.broadcast_to(t, x.shape[:1]), prompt, cache, chunk)
+    return x - t * v.astype(x.dtype)
+
+
+def _inputs(
+    network: CausalDiT, schedule: RolloutSchedule, spans: Spans, params: Params, prompt: KeyValues, draws: Array,
+    num_steps: Array, emit,
+):  # fmt: skip
+    """Rolls out without gradient: what emit(x, t, x0, cache, chunk) makes of the chunks, [chunks, …] a group of equal
+    chunks, and the cache of the end."""
+    cache = network.init_cache(draws.shape[1])
+    outputs = []
+    for start, end in equal_chunks(schedule, spans, 0):
+        a, b = spans[start]
+        times, noisy = schedule.chunk(start)
+        own = draws[:, :, a : spans[end - 1][1]]
+        own = jnp.moveaxis(own.reshape(*own.shape[:2], end - start, b - a, *own.shape[3:]), 2, 0)
+        t_table = jnp.asarray(np.asarray(times), jnp.promote_types(draws.dtype, jnp.result_type(float)))
+        most = len(times) - 1
+        steps = jnp.minimum(num_steps, most)
+
+        def body(cache, inputs, t_table=t_table, steps=steps, noisy=noisy, most=most):
+            chunk, eps = inputs
+            step = partial(_last_step, network, params, prompt, cache, chunk=chunk)
+
+            def earlier(i, x):
+                t_next = t_table[i + 1]
+                return (1 - t_next) * step(x=x, t=t_table[i]) + t_next * eps[i + 1]
+
+            x = jax.lax.fori_loop(0, steps - 1, earlier, (t_table[0] * eps[0]).astype(t_table.dtype))
+            t = t_table[steps - 1]
+            x0 = step(x=x, t=t)
+            context, t_context = x0, jnp.zeros_like(t)
+            if noisy:
+                t_context = t_table[most - 1]
+                noised = (1 - t_context) * x0 + t_context * eps[-1]
+                context = jnp.where(steps == most, x, noised)
+            out = emit(x, t, x0, cache, chunk)
+            times_B = jnp.broadcast_to(t_context, x.shape[:1])
+            return network.append(params, context, times_B, prompt, cache, chunk), out
+
+        cache, out = jax.lax.scan(body, cache, (jnp.arange(start, end), own))
+        outputs.append(out)
+    return outputs, cache
+
+
+def _joined(outputs: list[Array]) -> Latents:
+    """[chunks, B, t, …] of every group to [B, T, …]."""
+    return jnp.concatenate(
+        [jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]) for x in outputs], axis=1
+    )  # fmt: skip
+
+
+def _plain(network, schedule, spans, params, text, draws, num_steps) -> tuple[Latents, Latents]:
+    fixed = stop_gradient(params)
+    prompt = network.prompt(params, text)
+
+    def emit(x, t, x0, cache, chunk):
+        del x0
+        return _last_step(network, params, prompt, cache, x, t, chunk), x
+
+    outputs, _ = _inputs(network, schedule, spans, fixed, stop_gradient(prompt), draws, num_steps, emit)
+    videos, inputs = zip(*outputs, strict=True)
+    return _joined(videos), stop_gradient(_joined(inputs))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _replayed(network, schedule, spans, params, text, draws, num_steps) -> tuple[Latents, Latents]:
+    return _replayed_forward(network, schedule, spans, params, text, draws, num_steps)[0]
+
+
+def _replayed_forward(network, schedule, spans, params, text, draws, num_steps):
+    prompt = network.prompt(params, text)
+
+    def emit(x, t, x0, cache, chunk):
+        del cache, chunk
+        return x0, x, t
+
+    outputs, cache = _inputs(network, schedule, spans, params, prompt, draws, num_steps, emit)
+    videos, inputs, times = zip(*outputs, strict=True)
+    residuals = (params, text, draws, num_steps, cache, inputs, times)
+    return (_joined(videos), _joined(inputs)), residuals
+
+
+def _replayed_backward(network, schedule, spans, residuals, cotangents):
+    params, text, draws, num_steps, cache, inputs, times = residuals
+    d_video, _ = cotangents
+    prompt, prompt_vjp = jax.vjp(network.prompt, params, text)
+    total = jax.tree.map(jnp.zeros_like, (params, prompt))
+    for (start, end), x, t in zip(equal_chunks(schedule, spans, 0), inputs, times, strict=True):
+        a, b = spans[start]
+        d = d_video[:, a : spans[end - 1][1]]
+        d = jnp.moveaxis(d.reshape(d.shape[0], end - start, b - a, *d.shape[2:]), 1, 0)
+
+        def body(total, of_chunk):
+            chunk, x, t, d = of_chunk
+            _, vjp = jax.vjp(lambda p, q: _last_step(network, p, q, cache, x, t, chunk), params, prompt)
+            return jax.tree.map(jnp.add, total, vjp(d)), None
+
+        total, _ = jax.lax.scan(body, total, (jnp.arange(start, end), x, t, d))
+    d_params, d_text = prompt_vjp(total[1])
+    d_params = jax.tree.map(jnp.add, total[0], d_params)
+    return d_params, d_text, jnp.zeros_like(draws), np.zeros(num_steps.shape, jax.dtypes.float0)
+
+
+_replayed.defvjp(_replayed_forward, _replayed_backward)
