@@ -43,19 +43,19 @@ class Checkpoint:
         """By our names, stacked. Raises ValueError that lists all that is missing, unused or misshapen."""
         n, c = self.network, self.config
         try:
-            return lazy_to_ours(n.rows(c), self.tensors, n.num_layers(c), n.layouts(c), n.shapes(c))
+            return lazy_to_ours(n.table.rows(c), self.tensors, n.num_layers(c), n.table.layouts(c), n.shapes(c))
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from error
 
     def wan(self, dtype: str = "keep") -> dict[str, Tensor]:
         """By Wan2.1's names and in its layouts, checked as `ours`. dtype: see `networks.with_dtype`."""
         n, c = self.network, self.config
-        return lazy_to_theirs(n.rows(c), with_dtype(self.ours(), dtype, n), n.num_layers(c), n.layouts(c))
+        return lazy_to_theirs(n.table.rows(c), with_dtype(self.ours(), dtype, n), n.num_layers(c), n.table.layouts(c))
 
     def mapping(self, ours: Mapping[str, Tensor]) -> list[str]:
         """A line for every tensor of the file and its place in `ours`."""
         lines = []
-        for row in self.network.rows(self.config):
+        for row in self.network.table.rows(self.config):
             target = ours[row.ours]
             for i in range(self.network.num_layers(self.config) if row.stacked else 1):
                 t = self.tensors[row.theirs.format(i=i)]
@@ -119,7 +119,8 @@ def _ours(weights: Weights) -> Checkpoint:
     info = info_from_json(weights.metadata["info"])
     network = next(n for n in NETWORKS if n.name == info.network)
     config = info.model
-    flat = lazy_to_theirs(network.rows(config), weights.groups[""], network.num_layers(config), network.layouts(config))
+    layers, layouts = network.num_layers(config), network.table.layouts(config)
+    flat = lazy_to_theirs(network.table.rows(config), weights.groups[""], layers, layouts)
     return Checkpoint(weights.path, "", network, "rcm_jax", config, flat, {}, info)
 
 
@@ -142,7 +143,11 @@ def _foreign(weights: Weights, entry: str | None, network: Network | None, num_h
         config = found.network.read_config({k: t.shape for k, t in tensors.items()}, weights.config, num_heads)
     except ValueError as error:
         raise ValueError(f"{weights.path}: {error}") from error
-    return Checkpoint(weights.path, found.name, found.network, dialect, config, tensors, found.aside(weights))
+    used = {name: t for name, t in tensors.items() if not name.startswith(found.network.dropped(config))}
+    aside = found.aside(weights)
+    if len(used) < len(tensors):
+        aside["what Wan does not use"] = len(tensors) - len(used)
+    return Checkpoint(weights.path, found.name, found.network, dialect, config, used, aside)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -126,6 +126,39 @@ def _umt5() -> list[tuple[str, str]]:
     ]
 
 
+class ClipNames(Renaming):
+    """transformers keeps q, k and v apart, and its embeddings without leading axes. There is no way back."""
+
+    def to_wan(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        out = super().to_wan(tensors)
+        for name, axes in (("visual.cls_embedding", 2), ("visual.pos_embedding", 1)):
+            if name in out:
+                out[name] = out[name].apply(lambda x, axes=axes: x[(None,) * axes])
+        for q in [name for name in out if ".attn.q." in name]:
+            parts = [q, q.replace(".attn.q.", ".attn.k."), q.replace(".attn.q.", ".attn.v.")]
+            if all(part in out for part in parts):
+                out[q.replace(".attn.q.", ".attn.to_qkv.")] = Tensor.concatenate([out.pop(part) for part in parts])
+        return out
+
+
+def _clip() -> list[tuple[str, str]]:
+    theirs, wan = "encoder.layers.{i}", "visual.transformer.{i}"
+    return [
+        ("embeddings.class_embedding", "visual.cls_embedding"),
+        ("embeddings.patch_embedding", "visual.patch_embedding"),
+        ("embeddings.position_embedding.weight", "visual.pos_embedding"),
+        ("pre_layrnorm", "visual.pre_norm"),
+        ("post_layernorm", "visual.post_norm"),
+        *((f"{theirs}.self_attn.{part}_proj", f"{wan}.attn.{part}") for part in "qkv"),
+        (f"{theirs}.self_attn.out_proj", f"{wan}.attn.proj"),
+        (f"{theirs}.layer_norm1", f"{wan}.norm1"),
+        (f"{theirs}.layer_norm2", f"{wan}.norm2"),
+        (f"{theirs}.mlp.fc1", f"{wan}.mlp.0"),
+        (f"{theirs}.mlp.fc2", f"{wan}.mlp.2"),
+    ]
+
+
 DIFFUSERS_DIT = Renaming(_dit())
 DIFFUSERS_VAE = Renaming(_vae())
 TRANSFORMERS_UMT5 = Renaming(_umt5(), twins={"encoder.embed_tokens.weight": "shared.weight"})
+TRANSFORMERS_CLIP = ClipNames(_clip())

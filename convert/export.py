@@ -14,15 +14,18 @@ TARGETS = ("wan", "rcm", "diffusers", "transformers")
 
 def their_tensors(source: Checkpoint, target: str, dtype: str = "keep") -> dict[str, Tensor]:
     """The network by the names and in the layouts of `target`. Raises ValueError where that has no such network."""
-    tensors, network = source.wan(dtype), source.network
+    network = source.network
+    if network.library is None:
+        raise ValueError(f"our {network.title} lacks what Wan does not use of it: take the file that it was made from")
+    tensors = source.wan(dtype)
     if target == "wan":
         return tensors
     if target == "rcm" and network.name == "dit":
         flat = {"patch_embedding.weight": tensors["patch_embedding.weight"].apply(lambda x: x.reshape(len(x), -1))}
         return {f"net.{name}": tensor for name, tensor in (tensors | flat).items()}
-    if target == network.library[0]:
+    if target == network.library.dialect:
         return network.renamings[target].from_wan(tensors)
-    valid = ["wan", *(["rcm"] if network.name == "dit" else []), network.library[0]]
+    valid = ["wan", *(["rcm"] if network.name == "dit" else []), network.library.dialect]
     raise ValueError(f"{target!r} has no {network.title}; export it to one of {valid}")
 
 
@@ -31,7 +34,7 @@ def export(source: Checkpoint, path: Path, target: str, *, dtype: str = "keep", 
 
     Raises ValueError for what `target` does not have and for another suffix, and as `output.unfinished`.
     """
-    tensors = their_tensors(source, target, dtype)
+    tensors, library = their_tensors(source, target, dtype), source.network.library
     in_folder = target in ("diffusers", "transformers")
     if in_folder == bool(path.suffix in (".safetensors", ".pt", ".pth")):
         place = "a folder" if in_folder else "a .safetensors, .pt or .pth file"
@@ -39,10 +42,9 @@ def export(source: Checkpoint, path: Path, target: str, *, dtype: str = "keep", 
     size = total_bytes(tensors)
     with unfinished(path, size, overwrite=overwrite) as new, progress(path.name, size) as advance:
         if in_folder:
-            _, name, config = source.network.library
             new.mkdir()
-            (new / "config.json").write_text(json.dumps(config(source.config), indent=2) + "\n")
-            write_safetensors(new / name, tensors, {"format": "pt"}, advance)
+            (new / "config.json").write_text(json.dumps(library.config(source.config), indent=2) + "\n")
+            write_safetensors(new / library.file, tensors, {"format": "pt"}, advance)
         elif path.suffix == ".safetensors":
             write_safetensors(new, tensors, {"format": "pt"}, advance)
         else:

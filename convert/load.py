@@ -8,6 +8,15 @@ from rcm_jax.convert.networks import with_dtype
 from rcm_jax.types import Params
 
 
+def load_params(source: Checkpoint, *, dtype: str = "keep") -> Params:
+    """The network's parameters on the default device, leaf by leaf. dtype: see `networks.with_dtype`.
+
+    Raises ValueError listing what does not fit the network.
+    """
+    flat = with_dtype(source.ours(), dtype, source.network)
+    return unflatten_dict({tuple(name.split("/")): jax.device_put(tensor.read()) for name, tensor in flat.items()})
+
+
 def load_sharded(source: Checkpoint, shardings: Params, *, dtype: str = "keep") -> Params:
     """The network's parameters as jax Arrays on a mesh, leaf by leaf; every device reads its own slice of the file.
 

@@ -45,6 +45,14 @@ class Tensor:
         layers = tuple(t.astype(dtype) for t in layers)
         return cls((len(layers), *first.shape), dtype, lambda: np.stack([t.read() for t in layers]), layers)
 
+    @classmethod
+    def concatenate(cls, parts: Sequence["Tensor"]) -> "Tensor":
+        """Tensors end to end on the first axis, which are read together."""
+        shape = (sum(t.shape[0] for t in parts), *parts[0].shape[1:])
+        dtype = functools.reduce(np.promote_types, [t.dtype for t in parts])
+        origin = " + ".join(t.origin for t in parts)
+        return cls(shape, dtype, lambda: np.concatenate([t.read() for t in parts]), origin=origin)
+
     @property
     def size(self) -> int:
         return math.prod(self.shape)

@@ -21,7 +21,10 @@ from safetensors.numpy import save_file
 
 from rcm_jax.training.state import abstract_params
 from rcm_jax.types import Params
-from rcm_jax.wan.config import DiTConfig
+from rcm_jax.wan.clip import CLIP
+from rcm_jax.wan.config import CLIPConfig, DiTConfig, UMT5Config, VAEConfig
+from rcm_jax.wan.umt5 import UMT5
+from rcm_jax.wan.vae import VAE
 
 FORMAT = "rcm_jax/1"
 ORBAX_INFO, ORBAX_PARAMS = "model.json", "params"  # what a checkpoint folder of one network holds
@@ -70,7 +73,22 @@ class Network(NamedTuple):
     abstract_params: Callable[[Any], Params]
 
 
-NETWORKS = {"dit": Network(DiTConfig, abstract_params)}
+def _umt5(config: UMT5Config) -> Params:
+    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return jax.eval_shape(UMT5(config).init, jax.random.key(0), ids, ids)["params"]
+
+
+def _clip(config: CLIPConfig) -> Params:
+    image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
+    return jax.eval_shape(CLIP(config).init, jax.random.key(0), image)["params"]
+
+
+NETWORKS = {
+    "dit": Network(DiTConfig, abstract_params),
+    "vae": Network(VAEConfig, lambda config: jax.eval_shape(VAE(config).init, jax.random.key(0))),
+    "umt5": Network(UMT5Config, _umt5),
+    "clip": Network(CLIPConfig, _clip),
+}
 
 
 def abstract_network(config: Any) -> Params:

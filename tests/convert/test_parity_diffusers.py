@@ -1,0 +1,142 @@
+"""Against the installed diffusers: networks go both ways and give the same numbers there and here."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from rcm_jax.convert.checkpoint import open_checkpoint
+from rcm_jax.convert.export import export
+from rcm_jax.convert.load import load_params
+from rcm_jax.convert.output import write_model
+from rcm_jax.training.model_file import ModelInfo, load_model
+from rcm_jax.wan.config import DiTConfig
+from rcm_jax.wan.dit import DiT
+from rcm_jax.wan.vae import VAE
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.slow
+
+RNG = np.random.default_rng(0)
+LATENTS = RNG.normal(size=(2, 3, 4, 6, 16)).astype(np.float32)
+TIMES = np.array([3.0, 40.5], np.float32)  # diffusers takes sinusoids of float32 angles, which are off at 1000
+TEXT = RNG.normal(size=(2, 512, 40)).astype(np.float32)
+IMAGE = RNG.normal(size=(2, 257, 24)).astype(np.float32)
+VIDEO = RNG.uniform(-1, 1, (1, 9, 32, 48, 3)).astype(np.float32)
+VAE_SIZES = dict(base_dim=8, z_dim=4, latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 2.0, 0.5, 1.0])
+
+
+def dit(image: bool, heads: int = 4):
+    """diffusers' own, every weight random."""
+    sizes = dict(
+        num_attention_heads=heads, attention_head_dim=12, in_channels=16, out_channels=16, text_dim=40, freq_dim=32,
+        ffn_dim=96, num_layers=2, image_dim=24 if image else None, added_kv_proj_dim=12 * heads if image else None,
+    )  # fmt: skip
+    return randomised(diffusers.WanTransformer3DModel(**sizes))
+
+
+def randomised(model):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            scale = 0.6 / parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else 0.3
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale + (parameter.ndim == 1) * 0.5)
+    return model.eval()
+
+
+def first(x: np.ndarray) -> "torch.Tensor":
+    """Channels to the front."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
+
+
+def last(x: "torch.Tensor") -> np.ndarray:
+    return np.moveaxis(x.detach().numpy(), 1, -1)
+
+
+def their_velocity(model, image: bool) -> np.ndarray:
+    tokens = {"encoder_hidden_states_image": torch.from_numpy(IMAGE)} if image else {}
+    with torch.no_grad():
+        v = model(first(LATENTS), torch.from_numpy(TIMES), torch.from_numpy(TEXT), return_dict=False, **tokens)[0]
+    return last(v)
+
+
+def our_velocity(params, config: DiTConfig, image: bool) -> np.ndarray:
+    network = DiT(dataclasses.replace(config, dtype="float32"))
+    return np.asarray(network.apply({"params": params}, LATENTS, TIMES, TEXT, IMAGE if image else None))
+
+
+def assert_equal(ours: np.ndarray, theirs: np.ndarray, tolerance: float = 1e-5) -> None:
+    assert ours.shape == theirs.shape
+    assert np.linalg.norm(ours - theirs) <= tolerance * np.linalg.norm(theirs)
+
+
+@pytest.mark.parametrize("image", [False, True], ids=["t2v", "i2v"])
+@pytest.mark.parametrize("shards", ["10GB", "100KB"])
+def test_dit_from_diffusers(tmp_path, image, shards):
+    model = dit(image)
+    model.save_pretrained(tmp_path, max_shard_size=shards)
+    assert (shards == "100KB") == bool(list(tmp_path.glob("*.index.json")))
+    source = open_checkpoint(tmp_path)
+    assert (source.dialect, source.config.num_heads) == ("diffusers", 4)
+    assert_equal(our_velocity(load_params(source), source.config, image), their_velocity(model, image))
+
+
+@pytest.mark.parametrize("image", [False, True], ids=["t2v", "i2v"])
+def test_dit_to_diffusers(tmp_path, image):
+    dit(image).save_pretrained(tmp_path / "theirs")
+    source = open_checkpoint(tmp_path / "theirs")
+    shifted = {name: tensor.apply(lambda x: x[..., ::-1]) for name, tensor in source.ours().items()}
+    write_model(tmp_path / "ours", shifted, ModelInfo(source.config, "student", "wan"))
+    export(open_checkpoint(tmp_path / "ours"), tmp_path / "back", "diffusers")
+    model, info = diffusers.WanTransformer3DModel.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(info.values()), info
+    params, info = load_model(tmp_path / "ours")
+    assert_equal(our_velocity(params, info.model, image), their_velocity(model, image))
+
+
+def test_torch_reads_what_is_exported_and_we_read_what_it_saves(tmp_path):
+    dit(False).save_pretrained(tmp_path / "theirs")
+    source = open_checkpoint(tmp_path / "theirs")
+    export(source, tmp_path / "wan.pth", "wan", dtype="bfloat16")
+    state = torch.load(tmp_path / "wan.pth", weights_only=True, mmap=True)
+    again = {f"net.{name}": value for name, value in state.items()}
+    for new in (True, False):
+        torch.save({"model": again, "step": 3}, tmp_path / "again.pt", _use_new_zipfile_serialization=new)
+        back = open_checkpoint(tmp_path / "again.pt", num_heads=4)
+        assert back.entry == "model.net"
+        for name, tensor in source.wan("bfloat16").items():
+            np.testing.assert_array_equal(back.tensors[name].read(), tensor.read(), strict=True)
+            assert str(state[name].dtype) == f"torch.{tensor.dtype}"
+
+
+def their_vae(model) -> tuple[np.ndarray, np.ndarray]:
+    with torch.no_grad():
+        latents = model.encode(first(VIDEO)).latent_dist.mode()
+        return last(latents), last(model.decode(latents).sample)
+
+
+def our_vae(params, config) -> tuple[np.ndarray, np.ndarray]:
+    """diffusers leaves the normalisation of latents to its pipeline."""
+    vae = VAE(config)
+    latents = np.asarray(vae.encode(params, VIDEO))
+    raw = latents * np.float32(config.std) + np.float32(config.mean)
+    return raw, np.clip(vae.decode(params, latents), -1, 1)
+
+
+def test_vae_both_ways(tmp_path):
+    model = randomised(diffusers.AutoencoderKLWan(**VAE_SIZES))
+    model.save_pretrained(tmp_path / "theirs")
+    source = open_checkpoint(tmp_path / "theirs")
+    assert (source.dialect, source.config.mean, source.config.dim) == ("diffusers", (0.1, -0.2, 0.3, 0.0), 8)
+    params = load_params(source)
+    for ours, theirs in zip(our_vae(params, source.config), their_vae(model), strict=True):
+        assert_equal(ours, theirs)
+
+    write_model(tmp_path / "ours", source.ours(), ModelInfo(source.config, "vae", "wan"))
+    export(open_checkpoint(tmp_path / "ours"), tmp_path / "back", "diffusers")
+    again, info = diffusers.AutoencoderKLWan.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(info.values()), info
+    jax.tree.map(np.testing.assert_array_equal, their_vae(again), their_vae(model))
+    assert again.config.latents_std == VAE_SIZES["latents_std"]
