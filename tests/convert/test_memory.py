@@ -1,0 +1,78 @@
+"""Converting a file takes far less memory than the file, whatever goes in and whatever comes out."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rcm_jax.convert.networks import MODELS
+from rcm_jax.convert.table import lazy_to_theirs
+from rcm_jax.convert.tensors import Tensor
+from rcm_jax.wan.config import DiTConfig
+
+CONFIG = DiTConfig(dim=1024, ffn_dim=6144, num_heads=8, num_layers=16)
+
+# what the process takes at its largest, beyond what it takes when it begins
+CHILD = """
+import sys
+from pathlib import Path
+from rcm_jax.convert import checkpoint, commands, export, output
+
+def kilobytes(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+
+before = kilobytes("VmRSS:")
+Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+commands.main(sys.argv[1:])
+print("peak", kilobytes("VmHWM:") - before)
+"""
+
+
+def hollow_file(path, config) -> int:
+    """A safetensors file in Wan2.1's names and in bfloat16, all zeros, which takes no room on the disk."""
+    network = MODELS["t2v-14B"][0]
+    flat = {name: Tensor(shape, None, None) for name, shape in network.shapes(config).items()}
+    wan = lazy_to_theirs(network.table.rows(config), flat, config.num_layers, network.table.layouts(config))
+    header, end = {}, 0
+    for name, tensor in wan.items():
+        size = 2 * math.prod(tensor.shape)
+        header[name] = {"dtype": "BF16", "shape": tensor.shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return end
+
+
+def peak(*argv) -> int:
+    """Bytes above what the imports take."""
+    result = subprocess.run(
+        [sys.executable, "-c", CHILD, *map(str, argv)], capture_output=True, text=True, timeout=600, check=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": "."},
+    )  # fmt: skip
+    return 1024 * int(result.stdout.split("peak")[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
+@pytest.mark.parametrize(
+    ("words", "out"),
+    [
+        ([], ["out", "--dtype", "float32"]),
+        ([], ["out", "--format", "orbax"]),
+        (["export"], ["out.pt"]),
+    ],
+)
+def test_memory_stays_far_below_the_file(tmp_path, words, out):
+    source = tmp_path / "hollow.safetensors"
+    size = hollow_file(source, CONFIG)
+    assert size > 600e6
+    assert peak(*words, source, tmp_path / out[0], *out[1:]) < 0.3 * size
+    written = tmp_path / out[0]
+    assert written.exists()
+    shutil.rmtree(written) if written.is_dir() else written.unlink()  # pytest keeps its folders for a while
