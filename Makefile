@@ -29,7 +29,7 @@ test: lint goldens
 	$(PY) -m pytest -q
 
 test-full: lint goldens
-	$(PY) -m pip install -q --disable-pip-version-check -e '.[offline]'
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[offline,parity]'
 	$(PY) -m pytest -q --full
 
 clean:

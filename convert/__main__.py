@@ -2,4 +2,5 @@
 
 from rcm_jax.convert.commands import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -120,7 +120,10 @@ def _ours(weights: Weights) -> Checkpoint:
     network = next(n for n in NETWORKS if n.name == info.network)
     config = info.model
     layers, layouts = network.num_layers(config), network.table.layouts(config)
-    flat = lazy_to_theirs(network.table.rows(config), weights.groups[""], layers, layouts)
+    try:
+        flat = lazy_to_theirs(network.table.rows(config), weights.groups[""], layers, layouts)
+    except ValueError as error:
+        raise ValueError(f"{weights.path}: {error}") from error
     return Checkpoint(weights.path, "", network, "rcm_jax", config, flat, {}, info)
 
 
@@ -191,6 +194,8 @@ def _candidates(weights: Weights) -> list[_Candidate]:
     out = []
     for group, tensors in weights.groups.items():
         members = {_unwrapped(name): tensor for name, tensor in tensors.items()}
+        if len(members) < len(tensors):
+            raise ValueError(f"{weights.path} has tensors with and without a wrapper's name, otherwise called the same")
         for network in NETWORKS:
             for dialect, signs in network.signs.items():
                 prefixes = {

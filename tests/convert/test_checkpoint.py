@@ -100,6 +100,12 @@ def test_copies_that_no_preference_orders_are_asked_about(tmp_path, wan):
         open_checkpoint(save(tmp_path / "x.safetensors", both), num_heads=4)
 
 
+def test_a_name_with_and_without_its_wrapper(tmp_path, wan):
+    twice = wan | {"_orig_mod.head.head.bias": wan["head.head.bias"]}
+    with pytest.raises(ValueError, match="with and without a wrapper"):
+        open_checkpoint(save(tmp_path / "x.pt", twice), num_heads=4)
+
+
 def test_heads_are_told_by_config_json_or_are_128_wide(tmp_path, wan):
     theirs = {"_class_name": "WanTransformer3DModel", "num_attention_heads": 8}
     assert open_checkpoint(save(tmp_path / "a" / "x.safetensors", wan, config=theirs)).config.num_heads == 8
