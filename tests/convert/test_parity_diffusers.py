@@ -14,6 +14,7 @@ from rcm_jax.training.model_file import ModelInfo, load_model
 from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.dit import DiT
 from rcm_jax.wan.vae import VAE
+from tests.convert.parity import assert_equal, randomised
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -37,15 +38,6 @@ def dit(image: bool, heads: int = 4):
     return randomised(diffusers.WanTransformer3DModel(**sizes))
 
 
-def randomised(model):
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            scale = 0.6 / parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else 0.3
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale + (parameter.ndim == 1) * 0.5)
-    return model.eval()
-
-
 def first(x: np.ndarray) -> "torch.Tensor":
     """Channels to the front."""
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
@@ -65,11 +57,6 @@ def their_velocity(model, image: bool) -> np.ndarray:
 def our_velocity(params, config: DiTConfig, image: bool) -> np.ndarray:
     network = DiT(dataclasses.replace(config, dtype="float32"))
     return np.asarray(network.apply({"params": params}, LATENTS, TIMES, TEXT, IMAGE if image else None))
-
-
-def assert_equal(ours: np.ndarray, theirs: np.ndarray, tolerance: float = 1e-5) -> None:
-    assert ours.shape == theirs.shape
-    assert np.linalg.norm(ours - theirs) <= tolerance * np.linalg.norm(theirs)
 
 
 @pytest.mark.parametrize("image", [False, True], ids=["t2v", "i2v"])

@@ -12,7 +12,7 @@ from rcm_jax.convert.output import write_model
 from rcm_jax.training.model_file import ModelInfo
 from rcm_jax.wan.clip import CLIP
 from rcm_jax.wan.umt5 import UMT5
-from tests.convert.test_parity_diffusers import assert_equal, randomised
+from tests.convert.parity import assert_equal, randomised
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
