@@ -21,6 +21,38 @@ def get_config() -> ConfigDict:
     return from_model(WAN_1_3B, "teacher.safetensors")
 
 
+def _causal_presets() -> dict[str, dict]:
+    four = (15 / 16, 5 / 6, 5 / 8)
+    return {
+        "4step": {"steps_per_chunk": (4,), "middle": (four,)},
+        "2step": {"steps_per_chunk": (4, 2), "middle": (four, (5 / 6,))},
+        "2step_noisy_ctx": {"steps_per_chunk": (4, 2), "middle": (four, (5 / 8,)), "noisy_context_from": 1},
+        "1step": {"steps_per_chunk": (4, 1), "middle": (four, ())},
+    }
+
+
+def wan_1_3b_causal(argument: str) -> ConfigDict:
+    """What the causal recipes of the 1.3B share: 81 frames of 832 x 480 under the published settings.
+
+    argument: a chunk pattern and a step preset, "c3-3,2step_noisy_ctx"; either may be left out (c1-1, 4step).
+    """
+    presets = _causal_presets()
+    words = [word for word in argument.split(",") if word]
+    unknown = [word for word in words if word not in presets and not word.startswith("c")]
+    if unknown or len(words) > 2:
+        raise ValueError(f"argument {argument!r} must be a chunk pattern and one of {list(presets)}, as in c3-3,2step")
+    config = from_model(WAN_1_3B, "wan2.1_t2v_1.3b.safetensors")
+    config.causal.pattern = next((word for word in words if word not in presets), "c1-1")
+    config.causal.update(presets[next((word for word in words if word in presets), "4step")])
+    config.data.update({"name": "shards", "batch_size": 64, "latent_shape": (21, 60, 104)})
+    config.mesh.sequence = 4
+    config.method.guidance = 3.0
+    config.sigma_max = 1600.0
+    config.steps = 100_000
+    config.checkpoint_every = 500
+    return config
+
+
 def run_config(config: ConfigDict) -> RunConfig:
     """Raises ValueError or TypeError naming the setting that is wrong."""
     return RunConfig.from_dict(config.to_dict())

@@ -23,3 +23,11 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
         if "slow" in item.keywords and not config.getoption("--full"):
             item.add_marker(pytest.mark.skip(reason="a slow proof: make test-full"))
+
+
+@pytest.fixture(scope="module")
+def compile_fast():
+    """For tests that spend their time in the compiler: unoptimised code is as right."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

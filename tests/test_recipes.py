@@ -50,6 +50,37 @@ def test_published_defaults(name, want):
     assert (c.ema_rate, c.model.dtype, m.max_simulation_steps) == (0.1, "bfloat16", 4)
 
 
+@pytest.mark.parametrize(
+    ("name", "want"),
+    [
+        ("tf", dict(lr=1e-5, betas=(0.9, 0.999), p_G=("uniform_shift", 5.0), sequence=1)),
+        ("df", dict(lr=1e-5, betas=(0.9, 0.999), p_G=("uniform_shift", 5.0), sequence=1)),
+        ("tf_dcm", dict(lr=2e-6, betas=(0.0, 0.999), dcm=("dcm", 48, 1, 3.0), guidance=3.0, sequence=4)),
+        ("tf_scm", dict(lr=2e-6, betas=(0.0, 0.999), p_G=("lognormal", -0.8, 1.6), guidance=3.0, warmup=1000)),
+        ("sf_dmd", dict(lr=2e-6, lr_fake=4e-7, betas=(0.0, 0.999), p_D=("uniform_shift", 5.0), frequency=6)),
+    ],
+)
+def test_published_causal_defaults(name, want):
+    c = recipe(f"wan_1_3b_causal_{name}")
+    m, o = c.method, c.optimizer
+    p_G = ("lognormal", m.p_G.mean, m.p_G.std) if m.p_G.name == "lognormal" else (m.p_G.name, m.p_G.shift)
+    got = dict(
+        lr=o.lr, lr_fake=o.lr_fake, betas=(o.b1, o.b2), p_G=p_G, p_D=(m.p_D.name, m.p_D.shift), guidance=m.guidance,
+        dcm=(m.consistency, m.dcm_total_steps, m.dcm_skip, m.dcm_shift), warmup=m.tangent_warmup,
+        frequency=m.student_update_freq, sequence=c.mesh.sequence,
+    )  # fmt: skip
+    assert {key: got[key] for key in want} == want
+    assert (c.data.latent_shape, c.sigma_max, c.causal.score_guidance) == ((21, 60, 104), 1600.0, 5.0)
+
+
+def test_causal_recipes_take_a_pattern_and_a_preset():
+    module = importlib.import_module("rcm_jax.configs.wan_1_3b_causal_sf_dmd")
+    c = run_config(module.get_config("c3-3,2step_noisy_ctx")).causal
+    assert (c.pattern, c.steps_per_chunk, c.middle[1], c.noisy_context_from) == ("c3-3", (4, 2), (5 / 8,), 1)
+    with pytest.raises(ValueError, match="argument 'c3-3,3step' must be a chunk pattern and one of"):
+        module.get_config("c3-3,3step")
+
+
 def test_every_large_parameter_is_sharded():
     """On 8 devices the state of the 1.3B takes an eighth, but for the small tables that are everywhere."""
     state = abstract_state(recipe("wan_1_3b_rcm"))

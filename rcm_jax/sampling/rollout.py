@@ -11,6 +11,7 @@ as an ODE:             x <- x - (t - t') v  with guidance, on two caches
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -95,7 +96,7 @@ def few_step_schedule(
     for n, times in zip(steps, middle_by_entry, strict=True):
         if len(times) != n - 1:
             raise ValueError(f"{n} steps need {n - 1} middle times, not {len(times)}: {tuple(times)}")
-    first = sigma_max / (sigma_max + 1)
+    first = 1.0 if math.isinf(sigma_max) else sigma_max / (sigma_max + 1)
     return RolloutSchedule(tuple((first, *map(float, times), 0.0) for times in middle_by_entry), noisy_context_from)
 
 

@@ -2,8 +2,13 @@
 
 import dataclasses
 
+from rcm_jax.chunks import ChunkPattern
 from rcm_jax.flow import LogNormal, TimeSampler, UniformShift
+from rcm_jax.losses.forcing import DF_TIMES, WEIGHTINGS
+from rcm_jax.sampling.rollout import RolloutSchedule, few_step_schedule
+from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.config import DiTConfig
+from rcm_jax.wan.dit import DiT
 
 CONSISTENCY = ("scm", "rf_scm", "dcm")
 
@@ -79,6 +84,55 @@ class MethodConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CausalConfig:
+    """Training of a causal network (Causal-rCM, arXiv 2606.25473). An empty `pattern` trains a bidirectional one.
+
+    Under a pattern such as "c1-4", method "diffusion" is teacher forcing (`forcing` "tf") or diffusion forcing ("df",
+    times of the chunks by `df_times`); the consistency losses are teacher-forced, in rectified flow (rf_scm, dcm); and
+    distribution matching is self forcing: `score_teacher` of the run is its bidirectional teacher, under
+    `score_guidance`. `replay` recomputes the rollout's last steps chunk by chunk: less memory, the same gradient.
+
+    steps_per_chunk, middle: the sampler that is distilled for, as in `few_step_schedule`; noisy_context_from: the chunk
+    from which on context is seen at the chunk's last time, -1 for never. window and sink count chunks, window 0: all.
+    """
+
+    pattern: str = ""
+    window: int = 0
+    sink: int = 0
+    forcing: str = "tf"
+    df_times: str = "independent"
+    weighting: str = "none"
+    steps_per_chunk: tuple[int, ...] = (4,)
+    middle: tuple[tuple[float, ...], ...] = ()
+    noisy_context_from: int = -1
+    score_guidance: float = 5.0
+    replay: bool = True
+
+    def __post_init__(self):
+        object.__setattr__(self, "steps_per_chunk", tuple(self.steps_per_chunk))
+        object.__setattr__(self, "middle", tuple(tuple(times) for times in self.middle))
+        if self.forcing not in ("tf", "df"):
+            raise ValueError(f"causal.forcing={self.forcing!r} is unknown; use 'tf' or 'df'")
+        if self.df_times not in DF_TIMES:
+            raise ValueError(f"causal.df_times={self.df_times!r} must be one of {DF_TIMES}")
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(f"causal.weighting={self.weighting!r} must be one of {WEIGHTINGS}")
+        self.schedule(1600.0)  # its errors
+
+    def schedule(self, sigma_max: float) -> RolloutSchedule:
+        """How the student is sampled, from noise of sigma_max; math.inf starts at t = 1, as training does."""
+        return few_step_schedule(
+            self.steps_per_chunk, middle_by_entry=self.middle or None, sigma_max=sigma_max,
+            noisy_context_from=None if self.noisy_context_from < 0 else self.noisy_context_from,
+        )  # fmt: skip
+
+    def network(self, dit: DiT, latent_shape: tuple[int, int, int]) -> CausalDiT:
+        """The causal network for videos of that size."""
+        pattern, window = ChunkPattern.parse(self.pattern), self.window or None
+        return CausalDiT(dit, pattern, latent_shape[0], latent_shape[1:], window, self.sink)
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with float32 masters. `b1` 0 keeps no first moment. `decay_updates` > 0 adds a cosine fall to zero.
 
@@ -133,14 +187,21 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Everything a run depends on. Equal configs and seeds give equal numbers."""
+    """Everything a run depends on. Equal configs and seeds give equal numbers.
+
+    teacher: weights of the teacher, which student and fake score start from. Causal training may start the student
+    from others, `init`; and self forcing takes its scores, and starts the fake score, from `score_teacher`.
+    """
 
     model: DiTConfig
     method: MethodConfig = MethodConfig()
+    causal: CausalConfig = CausalConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
     mesh: MeshConfig = MeshConfig()
     teacher: str = ""
+    init: str = ""
+    score_teacher: str = ""
     seed: int = 0
     steps: int = 1000
     grad_accumulation: int = 1
@@ -164,6 +225,26 @@ class RunConfig:
             )
         if self.method.name == "distill" and not self.teacher:
             raise ValueError("teacher is empty: give the path of the teacher's weights, or 'toy' for the built-in one")
+        if self.causal.pattern:
+            self._check_causal()
+
+    def _check_causal(self):
+        method, frames = self.method, self.data.latent_shape[0]
+        chunks = len(ChunkPattern.parse(self.causal.pattern).spans(frames))
+        if method.uses_consistency and method.consistency == "scm":
+            raise ValueError(
+                "causal training is in rectified flow: use consistency 'rf_scm' or 'dcm' in place of 'scm'"
+            )
+        if method.uses_dmd and not self.score_teacher:
+            raise ValueError("self forcing needs score_teacher: the weights of a bidirectional teacher")
+        if method.uses_dmd and self.causal.window:
+            raise ValueError(f"self forcing keeps the whole past: causal.window={self.causal.window} must be 0")
+        if method.uses_dmd and method.max_simulation_steps != max(self.causal.steps_per_chunk):
+            raise ValueError(
+                f"method.max_simulation_steps={method.max_simulation_steps} must be the most of "
+                f"causal.steps_per_chunk={self.causal.steps_per_chunk}"
+            )
+        self.causal.schedule(1600.0).check_chunks(chunks)
 
     @classmethod
     def from_dict(cls, values: dict) -> "RunConfig":
@@ -173,7 +254,13 @@ class RunConfig:
         for name in ("p_G", "p_D"):
             if name in method:
                 method[name] = TimeSamplerConfig(**method[name])
-        parts = {"model": DiTConfig, "optimizer": OptimizerConfig, "data": DataConfig, "mesh": MeshConfig}
+        parts = {
+            "model": DiTConfig,
+            "causal": CausalConfig,
+            "optimizer": OptimizerConfig,
+            "data": DataConfig,
+            "mesh": MeshConfig,
+        }
         built = {key: part(**values[key]) for key, part in parts.items() if key in values}
         return cls(**(values | built | {"method": MethodConfig(**method)}))
 

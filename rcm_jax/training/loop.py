@@ -60,12 +60,14 @@ class _StopSignal:
             signal.signal(number, handler)
 
 
-def open_state(config: RunConfig, teacher: Params | None, mesh, checkpoints: Checkpoints | None) -> TrainState:
+def open_state(config: RunConfig, weights: dict[str, Params], mesh, checkpoints: Checkpoints | None) -> TrainState:
     """The newest checkpoint's state, or the first one, sharded over the mesh."""
     shardings = state_shardings(mesh, abstract_state(config))
     latest = checkpoints.latest() if checkpoints else None
     if latest is None:
-        return jax.jit(lambda teacher: init_state(config, teacher), out_shardings=shardings)(teacher)
+        start = weights.get("init", weights.get("teacher"))
+        first = jax.jit(lambda start, fake: init_state(config, start, fake), out_shardings=shardings)
+        return first(start, weights.get("score_teacher"))
     return checkpoints.restore(latest, abstract_like(abstract_state(config), shardings))
 
 
@@ -74,15 +76,16 @@ def train(
     source: Source,
     workdir: str | Path | None = None,
     *,
-    teacher: Params | None = None,
+    weights: dict[str, Params] | None = None,
     devices: list | None = None,
     on_samples: Callable[[int, TrainState], None] | None = None,
     progress: str = "train",
 ) -> TrainState:
     """Trains from the newest checkpoint of `workdir`, or from the start, to `config.steps`; returns the last state.
 
-    teacher: the frozen teacher's parameters, from which student and fake score start. Method "diffusion" only starts
-        from them, or from random weights where it is None.
+    weights: parameters by what they are for, as the config names their files: `teacher`, from which student and fake
+        score start (method "diffusion" only starts from it, or without one from random weights); `init`, from which
+        the student starts instead; `score_teacher`, which scores self forcing and starts its fake score.
     workdir: metrics and checkpoints go here; None keeps nothing on disk.
     on_samples: called as (step, state) every `config.sample_every` steps.
     Raises Interrupted after SIGTERM or SIGINT, with the state saved; ValueError where the workdir is another run's.
@@ -99,9 +102,11 @@ def train(
             f"divisible by the {samples} devices of (data, fsdp)"
         )
     with jax.set_mesh(mesh):
-        state = open_state(config, teacher, mesh, checkpoints)
+        weights = weights or {}
+        state = open_state(config, weights, mesh, checkpoints)
         start = int(state.step)
-        teacher = {} if teacher is None else jax.device_put(teacher, state_shardings(mesh, teacher))
+        teachers = {name: params for name, params in weights.items() if name != "init"}
+        teachers = jax.device_put(teachers, state_shardings(mesh, teachers))
         steps = make_steps(config, jnp.asarray(source.null_text), sharded_attention(mesh))
         sharding = batch_sharding(mesh)
         if workdir is not None:
@@ -110,7 +115,7 @@ def train(
         with _StopSignal() as stop, bar:
             for step, batch in zip(range(start, config.steps), batches(source, start, config.steps), strict=True):
                 name = step_name(config.method, step)
-                state, metrics = steps[name](state, teacher, jax.device_put(batch, sharding))
+                state, metrics = steps[name](state, teachers, jax.device_put(batch, sharding))
                 bar.update()
                 done, last = step + 1, step + 1 == config.steps
                 if writer:

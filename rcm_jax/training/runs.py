@@ -39,9 +39,8 @@ def train_recipe(config: RunConfig, workdir: str | Path, *, progress: str = "tra
 
     Raises ValueError for a teacher whose shapes do not fit the config (listing what differs), and what `train` raises.
     """
-    teacher = None
-    if config.teacher:
-        teacher, _ = load_model(find_model(config.teacher), expect=config.model)
+    files = {"teacher": config.teacher, "init": config.init, "score_teacher": config.score_teacher}
+    weights = {name: load_model(find_model(file), expect=config.model)[0] for name, file in files.items() if file}
     source = make_source(config.data, config.seed)
     info = model_info(config)
     world = open_world(info.world)
@@ -55,7 +54,7 @@ def train_recipe(config: RunConfig, workdir: str | Path, *, progress: str = "tra
         frames = to_uint8(enlarge(grid(videos[None]), 8))
         write_video(workdir / "samples" / f"{step:07d}.mp4", frames, world.fps)
 
-    state = train(config, source, workdir, teacher=teacher, on_samples=preview, progress=progress)
+    state = train(config, source, workdir, weights=weights, on_samples=preview, progress=progress)
     return save_model(workdir / f"{info.kind}.safetensors", jax.device_get(state.ema), info)
 
 
@@ -68,6 +67,7 @@ def plan(config: RunConfig, devices: int = 0) -> str:
         "student": state.student, "ema": state.ema, "student optimiser": state.student_opt,
         "fake score": state.fake_score, "fake optimiser": state.fake_opt,
         "teacher": state.student if config.teacher else None,
+        "score teacher": state.student if config.score_teacher else None,
     }  # fmt: skip
     count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(state.student))
     tokens = int(np.prod(config.model.grid(config.data.latent_shape)))

@@ -46,15 +46,16 @@ def abstract_params(model: DiTConfig) -> Params:
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
-def init_state(config: RunConfig, teacher: Params | None) -> TrainState:
-    """The state before step 0. Student, EMA and fake score start as the teacher; without one, from random weights."""
-    student = init_params(config.model, jax.random.key(config.seed)) if teacher is None else teacher
+def init_state(config: RunConfig, start: Params | None, fake: Params | None = None) -> TrainState:
+    """The state before step 0: the student and its average start as `start`, or from random weights; the fake score
+    as `fake`, or as the student."""
+    student = init_params(config.model, jax.random.key(config.seed)) if start is None else start
 
     def copy(params: Params) -> Params:  # buffers are donated, so no two may be the same
         return jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
 
     student = copy(student)
-    fake = copy(student) if config.method.uses_dmd else None
+    fake = copy(student if fake is None else fake) if config.method.uses_dmd else None
     o = config.optimizer
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -19,13 +19,7 @@ from tests.benchmarks import abstract_gpu
 SMALL = Tiles(16, 32)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_fast():
-    """Interpreted kernels spend their time in the compiler, and unoptimised code is as right."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 BLOCKS_CAUSAL = KeyRuns((15, 30, 45), (((0, 15),), ((0, 30),), ((0, 45),)))
 # clean frames see clean ones up to their own; noisy frames see clean ones before their own, and themselves

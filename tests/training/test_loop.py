@@ -39,7 +39,9 @@ class Watched(RandomSource):
 
 
 def run(config, workdir, teacher, source=None):
-    return train(config, source or RandomSource(config), workdir, teacher=teacher, devices=DEVICE, progress="")
+    return train(
+        config, source or RandomSource(config), workdir, weights={"teacher": teacher}, devices=DEVICE, progress=""
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path, teacher):
 def test_batches_that_do_not_divide_over_the_devices(teacher):
     config = tiny_run(grad_accumulation=4)
     with pytest.raises(ValueError, match=r"batch_size=8 over grad_accumulation=4 must be divisible by the 8 devices"):
-        train(config, RandomSource(config), teacher=teacher, progress="")
+        train(config, RandomSource(config), weights={"teacher": teacher}, progress="")
 
 
 @pytest.mark.slow

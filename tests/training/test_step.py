@@ -31,7 +31,7 @@ def one_step(config: RunConfig, name: str, teacher, batch=None):
     batch = source.batch(0) if batch is None else batch
     before = init_state(config, teacher)
     kept = jax.tree.map(jnp.copy, before)
-    after, metrics = make_steps(config, source.null_text)[name](before, teacher, batch)
+    after, metrics = make_steps(config, source.null_text)[name](before, {"teacher": teacher}, batch)
     return kept, after, metrics
 
 
@@ -102,14 +102,16 @@ def test_accumulation_is_the_mean_over_the_cuts():
 
 def test_accumulated_run_trains(teacher):
     config = tiny_run(grad_accumulation=2, steps=3)
-    state = train(config, RandomSource(config), teacher=teacher, devices=jax.devices()[:1], progress="")
+    state = train(config, RandomSource(config), weights={"teacher": teacher}, devices=jax.devices()[:1], progress="")
     assert moved(init_state(config, teacher).student, state.student)
 
 
 @pytest.fixture(scope="module")
 def alone(teacher):
     """Seven steps of the alternation, critic included, on one device."""
-    return train(tiny_run(), RandomSource(tiny_run()), teacher=teacher, devices=jax.devices()[:1], progress="")
+    return train(
+        tiny_run(), RandomSource(tiny_run()), weights={"teacher": teacher}, devices=jax.devices()[:1], progress=""
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,7 @@ def alone(teacher):
 def test_a_mesh_gives_the_numbers_of_one_device(teacher, alone, mesh):
     """The same seven steps over eight devices, parameters sharded."""
     config = tiny_run(mesh=mesh)
-    many = train(config, RandomSource(config), teacher=teacher, progress="")
+    many = train(config, RandomSource(config), weights={"teacher": teacher}, progress="")
     kernel = many.student["blocks"]["self_attn"]["q"]["kernel"]
     assert kernel.addressable_shards[0].data.shape[1] == kernel.shape[1] // mesh["fsdp"]
     for name in ("student", "ema", "fake_score", "student_opt", "fake_opt"):

@@ -1,0 +1,108 @@
+"""Every causal method takes its steps: what it should move moves, the rest stands still."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from rcm_jax.parallel import make_mesh, sharded_attention
+from rcm_jax.training.config import CausalConfig
+from rcm_jax.training.state import init_params, init_state
+from rcm_jax.training.step import make_steps
+from tests.tiny import MODEL, RandomSource, tiny_run
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+METHODS = {
+    "tf": (dict(name="diffusion"), {}),
+    "df": (dict(name="diffusion"), dict(forcing="df", df_times="fopp", weighting="gaussian_bell")),
+    "tf_scm": (dict(consistency="rf_scm", dmd_scale=0.0), {}),
+    "tf_dcm, noisy context": (dict(consistency="dcm", dmd_scale=0.0, dcm_shift=3.0), dict(noisy_context_from=1)),
+    "sf_dmd": (dict(consistency="", tangent_warmup=0, max_simulation_steps=2), dict(steps_per_chunk=(2, 1))),
+    "tf_scm_sf_dmd": (
+        dict(consistency="rf_scm", max_simulation_steps=2),
+        dict(steps_per_chunk=(2,), noisy_context_from=1, replay=False),
+    ),
+}
+
+
+def run_config(name, pattern="c1-2", frames=3, **changes):
+    method, causal = METHODS[name]
+    config = tiny_run(method=method, causal=CausalConfig(pattern=pattern, **causal), score_teacher="given", **changes)
+    data = dataclasses.replace(config.data, latent_shape=(frames, 4, 4), batch_size=2)
+    return dataclasses.replace(config, data=data)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    def network(seed):
+        params = init_params(MODEL, jax.random.key(seed))
+        return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size + seed), x.shape), params)
+
+    return {"teacher": network(0), "score_teacher": network(1)}
+
+
+def moved(a, b):
+    return {k for k in a if any(np.any(np.asarray(x) != np.asarray(y)) for x, y in
+                                zip(jax.tree.leaves(a[k]), jax.tree.leaves(b[k]), strict=True))}  # fmt: skip
+
+
+def one_step(config, step, weights, **kwargs):
+    source = RandomSource(config)
+    before = init_state(config, weights["teacher"], weights["score_teacher"])
+    state = jax.tree.map(lambda x: x.copy(), before)
+    after, metrics = make_steps(config, source.null_text, **kwargs)[step](state, weights, source.batch(0))
+    return before, after, metrics
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains(name, weights):
+    config = run_config(name)
+    step = "diffusion" if config.method.name == "diffusion" else "student_dmd" if config.method.uses_dmd else "student"
+    before, after, metrics = one_step(config, step, weights)
+    assert moved(before.student, after.student) == set(before.student)
+    assert metrics["skipped_updates"] == 0
+    assert all(np.isfinite(v) for v in metrics.values())
+    if config.method.uses_dmd:
+        assert not moved(before.fake_score, after.fake_score)
+        assert not moved(before.fake_score, weights["score_teacher"])  # where it starts
+
+
+def test_the_critic_moves_the_fake_score_alone(weights):
+    before, after, metrics = one_step(run_config("sf_dmd"), "critic", weights)
+    assert moved(before.fake_score, after.fake_score) == set(before.fake_score)
+    assert not moved(before.student, after.student)
+    assert metrics["masked"] == 0
+
+
+@pytest.mark.parametrize("name", ["tf_scm", "sf_dmd"])
+def test_a_mesh_gives_the_numbers_of_one_device(name, weights):
+    """Sequences cut over two devices: masks over exchanged heads, and a cache that queries of a part look into."""
+    config = run_config(name)
+    step = "student_dmd" if config.method.uses_dmd else "student"
+    _, alone, _ = one_step(config, step, weights)
+    mesh = make_mesh(1, 1, 2, devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        _, cut, _ = one_step(config, step, weights, attend=sharded_attention(mesh))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), alone.ema, cut.ema)
+
+
+def test_configs_that_cannot_be():
+    with pytest.raises(ValueError, match="c1-4 does not fit 3 latent frames"):
+        run_config("tf", pattern="c1-4")
+    with pytest.raises(ValueError, match="self forcing needs score_teacher"):
+        dataclasses.replace(run_config("sf_dmd"), score_teacher="")
+    good = run_config("sf_dmd")
+    for causal, message in (
+        (dict(pattern="c1-2", window=1, steps_per_chunk=(2, 1)), "causal.window=1 must be 0"),
+        (dict(pattern="c1-2"), "max_simulation_steps=2 must be the most of"),
+        (dict(pattern="c1-2", steps_per_chunk=(2,), noisy_context_from=2), "noisy_context_from=2 is beyond"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(good, causal=CausalConfig(**causal))
+    with pytest.raises(ValueError, match="use consistency 'rf_scm' or 'dcm'"):
+        dataclasses.replace(good, method=dataclasses.replace(good.method, consistency="scm"))
+    for wrong in (dict(forcing="sf"), dict(df_times="random"), dict(weighting="bell"), dict(steps_per_chunk=(5,))):
+        with pytest.raises(ValueError, match="must be|unknown"):
+            CausalConfig(**wrong)
