@@ -137,10 +137,9 @@ def load_model(path: str | Path, expect: Any = None, *, dtype: str | None = "flo
     expect = info.model if expect is None else expect
     if path.is_dir():
         with ocp.PyTreeCheckpointer() as checkpointer:
-            folder = (path / ORBAX_PARAMS).absolute()
-            found = checkpointer.metadata(folder).item_metadata.tree
-            check_fit({"/".join(k): v.shape for k, v in flatten_dict(found).items()}, expect, path)
-            return jax.tree.map(lambda x: jnp.asarray(x, dtype), checkpointer.restore(folder)), info
+            params = checkpointer.restore((path / ORBAX_PARAMS).absolute())
+        check_fit({"/".join(k): v.shape for k, v in flatten_dict(params).items()}, expect, path)
+        return jax.tree.map(lambda x: jnp.asarray(x, dtype), params), info
     with safe_open(path, "numpy") as file:
         names = file.keys()
         check_fit({name: tuple(file.get_slice(name).get_shape()) for name in names}, expect, path)
