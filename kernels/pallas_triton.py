@@ -350,7 +350,7 @@ class _Walk:
             every = (first + self.stay.size <= self.kv_len).astype(jnp.int32)
             return lo, lo + every * (split - lo), lo + some * (hi - lo)  # (a select of plain ints does not lower)
         full = self.kv_len // self.block
-        hi = jnp.clip(pl.cdiv(self.kv_len, self.block), lo, hi)
+        hi = jnp.clip((self.kv_len + self.block - 1) // self.block, lo, hi)
         return lo, jnp.clip(full, lo, jnp.minimum(split, hi)), hi
 
     def scores(self, stay: Array, moving: Array, rows: _Rows, arith: _Arithmetic, masked: bool) -> Array:

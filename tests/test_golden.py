@@ -74,8 +74,10 @@ def test_another_network_fails(tmp_path):
 
 
 @pytest.mark.parametrize("backend", ["reference", "pallas_triton"])
-def test_the_tangent_of_the_network_through_every_backend(backend):
-    result = check("--attention", backend, *GOLDENS.glob("dit_jvp*.safetensors"))
+def test_the_network_through_every_backend(backend):
+    """Its tangent, its causal masks and cache, and the tangent under a mask."""
+    files = [*GOLDENS.glob("dit_jvp*.safetensors"), *GOLDENS.glob("dit_causal*.safetensors")]
+    result = check("--attention", backend, *files)
     assert result.returncode == 0, result.stdout
 
 
