@@ -1,8 +1,9 @@
 """Video that plays before it is finished: frames chunk by chunk, as soon as each chunk is decoded.
 
     frames = stream(network, params, text, noises, schedule, decode)
-    for part in frames: …                # [B, frames of a chunk, H, W, 3]
-    frames.send(another_text)            # instead of next(): the prompt of all chunks not yet begun
+    for part in frames:              # [B, frames of a chunk, H, W, 3]
+        ...
+        frames.send(another_text)    # the prompt of all chunks not yet begun; the next one has
 
 The same chunk step as `rollout`, compiled once for each kind of chunk, and the same numbers. The next chunk is on its
 way when a chunk's frames are fetched. With a window a stream has no end. Closing it (or a reader that goes away) frees
@@ -10,6 +11,7 @@ the cache at once.
 """
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Generator, Iterable
 from typing import NamedTuple
@@ -21,39 +23,60 @@ from jaxtyping import Array, Float, PyTree
 
 from rcm_jax.sampling.rollout import (
     Branch,
-    Branches,
     Noises,
     RolloutSchedule,
+    Times,
     condition_on_image,
     open_branches,
     sample_chunk,
 )
-from rcm_jax.types import Latents, Params, Video
+from rcm_jax.types import Latents, Params, Text, Video
 from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import KeyValues
 
 Frames = Float[np.ndarray, "B F H W 3"]
 Decode = Callable[[Latents, PyTree | None], tuple[Video, PyTree]]  # (a chunk, state; None at first) -> frames, state
+Caches = tuple[KeyValues, ...]  # one, and under guidance the unconditional one
 
 
-@functools.partial(jax.jit, static_argnames=("network", "schedule", "kind"), donate_argnames="caches")
+# The caches travel apart from the prompts' keys: they alone are donated, so that a device holds each of them once.
+
+
+@functools.partial(jax.jit, static_argnames=("network", "schedule"))
+def _open(
+    network: CausalDiT, params: Params, text: Text, null_text: Array | None, schedule: RolloutSchedule
+) -> tuple[tuple[KeyValues, ...], Caches]:
+    branches = open_branches(network, params, text, null_text, schedule)
+    return tuple(b.prompt for b in branches), tuple(b.cache for b in branches)
+
+
+@functools.partial(jax.jit, static_argnames=("network", "schedule"), donate_argnames="caches")
+def _condition(
+    network: CausalDiT, schedule: RolloutSchedule, params: Params, prompts: tuple[KeyValues, ...], caches: Caches,
+    image: Latents, noise: Latents,
+) -> Caches:  # fmt: skip
+    branches = tuple(map(Branch, prompts, caches))
+    return tuple(b.cache for b in condition_on_image(network, params, branches, image, noise, schedule))
+
+
+@functools.partial(
+    jax.jit, static_argnames=("network", "times", "noisy_context", "ode", "guidance"), donate_argnames="caches"
+)
 def _sample(
-    network: CausalDiT, schedule: RolloutSchedule, kind: int, params: Params, prompts: tuple[KeyValues, ...],
-    caches: tuple[KeyValues, ...], chunk: Array, noises: Array,
-) -> tuple[Latents, tuple[KeyValues, ...]]:  # fmt: skip
-    """One chunk with the times of chunk `kind`, and the caches with its keys: in place, where the device can."""
-    times, noisy = schedule.chunk(kind)
-    branches = tuple(Branch(*of) for of in zip(prompts, caches, strict=True))
+    network: CausalDiT, params: Params, prompts: tuple[KeyValues, ...], caches: Caches, chunk: Array, noises: Array, *,
+    times: Times, noisy_context: bool, ode: bool, guidance: float,
+) -> tuple[Latents, Caches]:  # fmt: skip
+    """One chunk, and the caches with its keys: in place, where the device can."""
     x, branches = sample_chunk(
-        network, params, branches, chunk, noises, times, noisy_context=noisy, ode=schedule.ode,
-        guidance=schedule.guidance,
+        network, params, tuple(map(Branch, prompts, caches)), chunk, noises, times, noisy_context=noisy_context,
+        ode=ode, guidance=guidance,
     )  # fmt: skip
     return x, tuple(b.cache for b in branches)
 
 
-_open = jax.jit(open_branches, static_argnames=("network", "schedule"))
-_condition = jax.jit(condition_on_image, static_argnames=("network", "schedule"))
-_prompt = jax.jit(lambda network, params, text: network.prompt(params, text), static_argnames="network")
+@functools.partial(jax.jit, static_argnames="network")
+def _prompt(network: CausalDiT, params: Params, text: Text) -> KeyValues:
+    return network.prompt(params, text)
 
 
 def stream(
@@ -67,59 +90,59 @@ def stream(
     chunks: int | None = None,
     null_text: Float[Array, "L D"] | None = None,
     image: Latents | None = None,
-) -> Generator[Frames, Float[Array, "B L D"] | None, None]:
-    """Yields frames in [-1, 1], a chunk at a time. `send` a text in place of `next` to change the prompt.
+) -> Generator[Frames | None, Float[Array, "B L D"] | None, None]:
+    """Yields frames, a chunk at a time. `send` a text to change the prompt; this gives None, the loop goes on.
 
-    chunks: how many; None fills the cache, or never ends with a window. `image` [B, 1, H, W, C] is chunk 0.
-    Raises ValueError, before anything is sampled, for more chunks than a cache without a window holds.
+    chunks: how many; None fills the cache, or never ends with a window. `image` [B, 1, H, W, C] is chunk 0. `decode`
+    should return before its frames are there, as what is under jit does, and may keep a state from chunk to chunk.
+    Raises ValueError, before anything is sampled, for what `rollout` refuses.
     """
     room = len(network.pattern.spans(network.frames))
-    if network.window is None and chunks is not None and chunks > room:
+    if chunks is not None and chunks < 1:
+        raise ValueError(f"{chunks=} must be at least 1")
+    if network.window is None and (chunks or 0) > room:
         raise ValueError(
             f"{chunks=} do not fit a cache of {network.frames} latent frames ({room} chunks); give a window"
         )
     last = room if network.window is None and chunks is None else chunks
     if last is not None:
         schedule.check_chunks(last)
-    return _stream(network, params, text, noises, schedule, decode, last, null_text, image)
-
-
-def _stream(network, params, text, noises, schedule, decode, last, null_text, image):
     draw = jax.jit(noises, static_argnums=1)
-    branches: Branches = _open(network, params, text, null_text, schedule)
-    prompts, caches = [b.prompt for b in branches], tuple(b.cache for b in branches)
-    state = None
+    prompts, caches = _open(network, params, text, null_text, schedule)
+    if image is not None:
+        caches = _condition(network, schedule, params, prompts, caches, image, draw(0, 1)[0])
 
-    def begin(index: int) -> Video:
-        """Dispatches a chunk and its decoding; nothing is waited for."""
-        nonlocal caches, state
+    def sample(index: int, prompts: tuple[KeyValues, ...], caches: Caches) -> tuple[Latents, Caches]:
+        """Dispatches a chunk; nothing is waited for."""
         if index == 0 and image is not None:
-            filled = _condition(network, params, branches, image, draw(0, 1)[0], schedule)
-            x, caches = image, tuple(b.cache for b in filled)
-        else:
-            chunk, frames = jnp.int32(index), network.pattern.rest if index else network.pattern.first
-            kind = min(index, _settled(schedule))
-            x, caches = _sample(network, schedule, kind, params, tuple(prompts), caches, chunk, draw(chunk, frames))
-        frames, state = decode(x, state)
-        return frames
+            return image, caches
+        chunk, frames = jnp.int32(index), network.pattern.rest if index else network.pattern.first
+        times, noisy = schedule.chunk(index)
+        return _sample(
+            network, params, prompts, caches, chunk, draw(chunk, frames), times=times, noisy_context=noisy,
+            ode=schedule.ode, guidance=schedule.guidance,
+        )  # fmt: skip
 
+    return _stream(sample, functools.partial(_prompt, network, params), decode, prompts, caches, last)
+
+
+def _stream(sample, prompt, decode: Decode, prompts: tuple[KeyValues, ...], caches: Caches, last: int | None):
+    """The generator; it alone holds the caches, so that they end with it."""
+    coming = state = None
     try:
-        coming, index = begin(0), 0
-        while coming is not None:
-            ready, index = coming, index + 1
-            coming = begin(index) if last is None or index < last else None
-            new_text = yield np.asarray(ready)
-            while new_text is not None:
-                prompts[0] = _prompt(network, params, new_text)
-                new_text = yield np.empty((0,))  # what `send` itself returns
+        for index in itertools.chain(itertools.count() if last is None else range(last), (None,)):
+            ready = coming
+            if index is not None:
+                x, caches = sample(index, prompts, caches)
+                coming, state = decode(x, state)
+            if ready is not None:
+                text = yield np.asarray(ready)
+                while text is not None:
+                    prompts = (prompt(text), *prompts[1:])
+                    text = yield None
     finally:
-        for leaf in jax.tree.leaves((caches, prompts, state)):
+        for leaf in jax.tree.leaves(caches):
             leaf.delete()
-
-
-def _settled(schedule: RolloutSchedule) -> int:
-    """The first chunk from which on all are sampled alike."""
-    return max(len(schedule.times) - 1, schedule.noisy_context_from or 0, 1)
 
 
 # --- how fast -------------------------------------------------------------------------------------------------------
@@ -138,21 +161,24 @@ class Profile(NamedTuple):
 
     @property
     def chunk(self) -> float:
-        """Median seconds between chunks."""
+        """Median seconds between chunks; NaN for a single one."""
         return float(np.median(np.diff(self.seconds))) if len(self.seconds) > 1 else float("nan")
 
     @property
     def rate(self) -> float:
-        """Frames a second after the first chunk."""
+        """Frames a second after the first chunk; NaN for a single one."""
         if len(self.seconds) < 2:
             return float("nan")
         return sum(self.frames[1:]) / (self.seconds[-1] - self.seconds[0])
 
 
-def profile(parts: Iterable[Frames]) -> tuple[list[Frames], Profile]:
-    """Runs a stream to its end: its parts, and when each came."""
+def profile(
+    make: Callable[[], Iterable[Frames]], each: Callable[[Frames], object] = lambda part: None
+) -> tuple[list[Frames], Profile]:
+    """Makes a stream and runs it to its end, with `each` called on its parts: the parts, and when each came."""
     start, out, seconds = time.perf_counter(), [], []
-    for part in parts:
-        out.append(part)
+    for part in make():
         seconds.append(time.perf_counter() - start)
+        out.append(part)
+        each(part)
     return out, Profile(tuple(seconds), tuple(part.shape[1] for part in out))

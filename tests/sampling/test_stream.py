@@ -1,0 +1,167 @@
+"""A stream gives the rollout's numbers, takes prompts on the way, and leaves nothing on the device."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcm_jax.chunks import ChunkPattern
+from rcm_jax.sampling.rollout import chunk_noises, few_step_schedule, ode_schedule, open_branches, rollout, sample_chunk
+from rcm_jax.sampling.stream import Profile, profile, stream
+from rcm_jax.training.state import init_params
+from rcm_jax.wan.causal import CausalDiT
+from rcm_jax.wan.dit import DiT
+from tests.tiny import MODEL as TINY
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+MODEL = dataclasses.replace(TINY, remat=False)
+SIZE = (4, 4)
+TEXT, OTHER = jax.random.normal(jax.random.key(3), (2, 2, 5, MODEL.text_dim))
+NULL = jax.random.normal(jax.random.key(4), (5, MODEL.text_dim))
+IMAGE = jax.random.normal(jax.random.key(8), (2, 1, *SIZE, MODEL.in_channels))
+NOISES = chunk_noises(5, jnp.arange(2), 3, (*SIZE, MODEL.in_channels))
+SCHEDULE = few_step_schedule([2])
+
+
+@pytest.fixture(scope="module")
+def params():
+    params = init_params(MODEL, jax.random.key(0))
+    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+
+
+def network(pattern="c1-2", frames=5, window=None, sink=0):
+    return CausalDiT(DiT(MODEL), ChunkPattern.parse(pattern), frames, SIZE, window, sink)
+
+
+@jax.jit
+def running_sum(latents, state):
+    """A decoder that needs its state: "frames" are the latents summed over all time so far."""
+    total = jnp.cumsum(latents[..., :3], axis=1) + (0 if state is None else state)
+    return total, total[:, -1:]
+
+
+def streamed(causal, params, schedule=SCHEDULE, decode=running_sum, **kwargs):
+    return stream(causal, params, TEXT, NOISES, schedule, decode, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("causal", "schedule", "frames", "image"),
+    [
+        (network("c1-2"), few_step_schedule([3, 2], middle=(0.9, 0.6), noisy_context_from=1), 5, None),
+        (network("c1-2", window=2), SCHEDULE, 11, None),
+        (network("c1-1", 3, window=2, sink=1), SCHEDULE, 8, None),
+        (network("c2-2", 4), ode_schedule(2, guidance=2.0), 4, None),
+        (network("c1-2"), few_step_schedule([2], noisy_context_from=0), 5, IMAGE),
+    ],
+    ids=["another first chunk", "past the horizon", "with a sink", "guided ODE", "image first"],
+)
+def test_a_stream_is_the_rollout(params, causal, schedule, frames, image):
+    def whole(params):
+        latents = rollout(causal, params, TEXT, NOISES, schedule, frames=frames, null_text=NULL, image=image)
+        return running_sum(latents, None)[0]
+
+    spans = causal.pattern.spans(frames)
+    parts = list(streamed(causal, params, schedule, chunks=len(spans), null_text=NULL, image=image))
+    assert [part.shape[1] for part in parts] == [b - a for a, b in spans]
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), jax.jit(whole)(params), atol=2e-5)
+
+
+def test_a_prompt_changes_the_chunks_not_yet_begun(params):
+    causal, latents_as_frames = network("c1-1", 3, window=2), lambda x, _: (x, None)
+    frames = streamed(causal, params, decode=latents_as_frames, chunks=5)
+    parts = [next(frames), next(frames)]
+    assert frames.send(OTHER) is None  # chunk 2 is on its way
+    parts += list(frames)
+    assert len(parts) == 5
+
+    def loop(params):
+        (branch,) = open_branches(causal, params, TEXT, None, SCHEDULE)
+        branches, out = (branch,), []
+        for i in range(5):
+            if i == 3:
+                branches = (dataclasses.replace(branches[0], prompt=causal.prompt(params, OTHER)),)
+            x, branches = sample_chunk(causal, params, branches, i, NOISES(i, 1), SCHEDULE.times[0])
+            out.append(x)
+        return out
+
+    for part, want in zip(parts, jax.jit(loop)(params), strict=True):
+        np.testing.assert_allclose(part, want, atol=2e-5)
+    same = list(streamed(causal, params, decode=latents_as_frames, chunks=5))
+    np.testing.assert_array_equal(parts[:3], same[:3])
+    assert np.abs(parts[3] - same[3]).max() > 1e-2
+
+
+def test_a_prompt_sent_after_the_last_chunk_is_not_an_error(params):
+    frames = streamed(network(), params, chunks=1)
+    for _ in frames:
+        assert frames.send(OTHER) is None
+
+
+def caches(causal):
+    """The buffers on the devices that have a cache's shape."""
+    shape = causal.init_cache(2).k.shape
+    return [x for x in jax.live_arrays() if x.shape == shape]
+
+
+def test_a_reader_that_goes_away_frees_the_cache(params):
+    causal = network("c1-2", window=2)
+    frames = streamed(causal, params)
+    next(frames)
+    assert len(caches(causal)) == 2  # one of keys, one of values, though chunks were sampled on them
+    frames.close()
+    assert not caches(causal)
+
+    for i, _ in enumerate(streamed(causal, params, image=IMAGE)):  # without an end
+        assert len(caches(causal)) == 2
+        if i == 3:
+            break
+    assert not caches(causal)
+
+    def broken(latents, state):
+        raise RuntimeError("the decoder broke")
+
+    with pytest.raises(RuntimeError, match="the decoder broke") as kept:  # the traceback keeps the frames alive
+        next(streamed(causal, params, decode=broken))
+    assert kept.tb is not None
+    assert not caches(causal)
+
+
+def test_what_the_caller_gave_is_left_alone(params):
+    whole = jax.tree.leaves((params, TEXT, NULL, IMAGE))
+    list(streamed(network(), params, ode_schedule(2, guidance=2.0), null_text=NULL, image=IMAGE))
+    assert not any(x.is_deleted() for x in whole)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"chunks": 4}, r"chunks=4 do not fit a cache of 5 latent frames \(3 chunks\); give a window"),
+        ({"chunks": 0}, "chunks=0 must be at least 1"),
+        (
+            {"schedule": few_step_schedule([2], noisy_context_from=3)},
+            "noisy_context_from=3 is beyond the last chunk, 2",
+        ),
+        ({"schedule": few_step_schedule([2] * 4)}, "times for 4 chunks; the video has 3"),
+        ({"schedule": ode_schedule(2, guidance=2.0)}, "needs the unconditional text"),
+        ({"image": jnp.tile(IMAGE, (1, 2, 1, 1, 1))}, "an image is a first chunk of 1 latent frame"),
+    ],
+)
+def test_what_cannot_be_streamed_is_said_at_once(params, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        streamed(network(), params, **kwargs)
+
+
+def test_profile(params):
+    seen, clock = [], itertools.count()
+    parts, times = profile(lambda: streamed(network(), params), lambda part: seen.append(next(clock)))
+    assert times.frames == (1, 2, 2)
+    assert len(parts) == len(seen) == 3
+    assert 0 < times.first <= times.seconds[1] <= times.seconds[2]
+    known = Profile((0.5, 0.7, 1.0), (1, 4, 4))
+    assert known.first == 0.5
+    assert known.chunk == pytest.approx(0.25)
+    assert known.rate == pytest.approx(16.0)
+    assert np.isnan(Profile((0.5,), (1,)).rate)
