@@ -13,6 +13,7 @@ with 95% bootstrap intervals.
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,21 +74,23 @@ class Table:
 
 
 def sample_row(path: str | Path, prompts: list[str], seeds: list[int], *, num_steps: int, label: str) -> np.ndarray:
-    """A network's videos: a student's few-step sampler, or Euler for a teacher."""
+    """A network's videos: a student's few-step sampler, or Euler for a teacher; by rollout if it is causal."""
     from rcm_jax.data.world import open_world
     from rcm_jax.sampling.generate import SamplerConfig, generate
+    from rcm_jax.sampling.generate_causal import generate_causal
     from rcm_jax.training.model_file import find_model, load_model
+    from rcm_jax.training.runs import causal_network, causal_schedule
 
     params, info = load_model(find_model(path))
-    if info.kind == "student":
-        sampler = SamplerConfig("few_step", num_steps, sigma_max=info.sigma_max)
+    if info.causal:
+        schedule = causal_schedule(info, num_steps)
+        videos = partial(generate_causal, params, causal_network(info), schedule=schedule)
     else:
-        sampler = SamplerConfig("euler", num_steps, guidance=info.guidance)
-    return np.concatenate([
-        generate(params, info.model, open_world(info.world), prompts, latent_shape=info.latent_shape, sampler=sampler,
-                 seed=seed, progress=label)
-        for seed in seeds
-    ])  # fmt: skip
+        student = info.kind == "student"
+        sampler = SamplerConfig("few_step" if student else "euler", num_steps, info.sigma_max, info.guidance)
+        videos = partial(generate, params, info.model, latent_shape=info.latent_shape, sampler=sampler)
+    world = open_world(info.world)
+    return np.concatenate([videos(world=world, prompts=prompts, seed=seed, progress=label) for seed in seeds])
 
 
 def students(specs: list[str]) -> dict[str, list[str]]:

@@ -28,7 +28,10 @@ from rcm_jax.wan.vae import VAE
 
 FORMAT = "rcm_jax/1"
 ORBAX_INFO, ORBAX_PARAMS = "model.json", "params"  # what a checkpoint folder of one network holds
-BUILTIN_TEACHER = Path(__file__).parents[1] / "data" / "toy_teacher.safetensors"
+BUILTIN = {
+    name: Path(__file__).parents[1] / "data" / file
+    for name, file in {"toy": "toy_teacher.safetensors", "toy_causal": "toy_causal_student.safetensors"}.items()
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,7 @@ class ModelInfo:
 
     kind: a `teacher` is sampled as an ODE with guidance, a `student` in one to four steps; other networks have their
     name there. world: `toy`, or `wan` for the published networks. latent_shape: (T, H, W) that a DiT was made for,
-    empty for other networks.
+    empty for other networks. causal: the settings of `CausalConfig` that sampling a causal DiT needs, else empty.
     """
 
     model: Any
@@ -47,6 +50,7 @@ class ModelInfo:
     sigma_max: float = 80.0
     guidance: float = 5.0
     note: str = ""
+    causal: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def network(self) -> str:
@@ -162,5 +166,9 @@ def check_fit(found: Mapping[str, tuple[int, ...]], config: Any, source: str | P
 
 
 def find_model(name: str | Path) -> Path:
-    """`toy` is the built-in world's teacher, which comes with the package; anything else is a path."""
-    return BUILTIN_TEACHER if str(name) == "toy" else Path(name)
+    """`toy` is the built-in world's teacher, `toy_causal` its causal student; they come with the package. Anything else
+    is a path. Raises FileNotFoundError where the package lacks the file."""
+    path = BUILTIN.get(str(name))
+    if path is not None and not path.is_file():
+        raise FileNotFoundError(f"this copy of the package has no {path.name}, which {str(name)!r} stands for: {path}")
+    return path or Path(name)

@@ -1,5 +1,7 @@
 """Whole runs from a config: opens data and teacher, trains, leaves the weights; or plans one without allocating."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import jax
@@ -9,29 +11,57 @@ from rcm_jax.data.source import make_source
 from rcm_jax.data.world import open_world
 from rcm_jax.parallel import abstract_mesh, bytes_per_device
 from rcm_jax.sampling.generate import SamplerConfig, generate
+from rcm_jax.sampling.generate_causal import generate_causal
+from rcm_jax.sampling.rollout import RolloutSchedule, few_step_schedule, ode_schedule
 from rcm_jax.sampling.video import enlarge, grid, to_uint8, write_video
-from rcm_jax.training.config import RunConfig
+from rcm_jax.training.config import CausalConfig, RunConfig
 from rcm_jax.training.loop import train
 from rcm_jax.training.model_file import ModelInfo, find_model, load_model, save_model
 from rcm_jax.training.state import TrainState, abstract_state
+from rcm_jax.wan.causal import CausalDiT
+from rcm_jax.wan.dit import DiT
 
 PREVIEW_PROMPTS = ("a red circle moving left", "a blue square moving up", "a green diamond moving right")
+
+
+CAUSAL_FIELDS = ("pattern", "window", "sink", "steps_per_chunk", "middle", "noisy_context_from")
 
 
 def model_info(config: RunConfig, note: str = "") -> ModelInfo:
     """What the run's weights need to be sampled from."""
     kind = "teacher" if config.method.name == "diffusion" else "student"
+    causal = {name: getattr(config.causal, name) for name in CAUSAL_FIELDS} if config.causal.pattern else {}
     return ModelInfo(
         model=config.model, kind=kind, world=config.data.name, latent_shape=config.data.latent_shape,
         sigma_max=config.sigma_max, guidance=config.method.guidance, note=note,
+        causal=json.loads(json.dumps(causal)),  # as it will be read
     )  # fmt: skip
 
 
 def sampler_for(info: ModelInfo) -> SamplerConfig:
-    """How a model file's network is sampled unless the user says otherwise."""
+    """How a model file's network is sampled unless the user says otherwise. Raises ValueError for a causal one."""
+    if info.causal:
+        raise ValueError(f"the network is causal ({info.causal['pattern']}): use python -m rcm_jax.sample_causal")
     if info.kind == "student":
         return SamplerConfig("few_step", 4, sigma_max=info.sigma_max)
     return SamplerConfig("unipc", 50, guidance=info.guidance)
+
+
+def causal_network(info: ModelInfo) -> CausalDiT:
+    """The network of a causal model file."""
+    return CausalConfig(**info.causal).network(DiT(info.model), info.latent_shape)
+
+
+def causal_schedule(info: ModelInfo, num_steps: int | None = None) -> RolloutSchedule:
+    """How a causal model file's network is sampled: a teacher in 50 Euler steps with guidance, a student as it was
+    trained. Another `num_steps` is for all chunks alike, between a student's published middle times."""
+    causal = CausalConfig(**info.causal)
+    if info.kind != "student":
+        return ode_schedule(num_steps or 50, guidance=info.guidance, sigma_max=info.sigma_max)
+    own = causal.schedule(info.sigma_max)
+    if num_steps in (None, causal.steps_per_chunk[-1]):
+        return own
+    return dataclasses.replace(own, times=few_step_schedule([num_steps], sigma_max=info.sigma_max).times)
 
 
 def train_recipe(config: RunConfig, workdir: str | Path, *, progress: str = "train") -> Path:
@@ -47,10 +77,16 @@ def train_recipe(config: RunConfig, workdir: str | Path, *, progress: str = "tra
     workdir = Path(workdir)
 
     def preview(step: int, state: TrainState) -> None:
-        videos = generate(
-            state.ema, config.model, world, PREVIEW_PROMPTS, latent_shape=config.data.latent_shape,
-            sampler=sampler_for(info), seed=config.seed,
-        )  # fmt: skip
+        if info.causal:
+            videos = generate_causal(
+                state.ema, causal_network(info), world, PREVIEW_PROMPTS, schedule=causal_schedule(info),
+                seed=config.seed,
+            )  # fmt: skip
+        else:
+            videos = generate(
+                state.ema, config.model, world, PREVIEW_PROMPTS, latent_shape=config.data.latent_shape,
+                sampler=sampler_for(info), seed=config.seed,
+            )  # fmt: skip
         frames = to_uint8(enlarge(grid(videos[None]), 8))
         write_video(workdir / "samples" / f"{step:07d}.mp4", frames, world.fps)
 

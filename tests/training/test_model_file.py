@@ -1,13 +1,15 @@
 """Model files: whole, self-describing, and checked before use."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rcm_jax.training.model_file import ModelInfo, load_model, read_info, save_model
+from rcm_jax.training import model_file
+from rcm_jax.training.model_file import ModelInfo, find_model, load_model, read_info, save_model
 from rcm_jax.training.state import init_params
 from tests.tiny import MODEL
 
@@ -25,6 +27,22 @@ def test_round_trip(tmp_path, params):
     assert info == INFO
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     assert [p.name for p in path.parent.iterdir()] == ["m.safetensors"]
+
+
+def test_files_written_before_causal_networks_load(tmp_path, params):
+    metadata = json.loads(INFO.to_json())
+    assert metadata.pop("causal") == {}
+    flat = {"/".join(p.key for p in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    save_file(flat, tmp_path / "old.safetensors", {"format": model_file.FORMAT, "info": json.dumps(metadata)})
+    assert load_model(tmp_path / "old.safetensors")[1] == INFO
+
+
+def test_names_of_files_in_the_package(tmp_path, monkeypatch):
+    assert read_info(find_model("toy")).kind == "teacher"
+    assert find_model("some/where.safetensors") == find_model("some") / "where.safetensors"
+    monkeypatch.setitem(model_file.BUILTIN, "toy_causal", tmp_path / "toy_causal_student.safetensors")
+    with pytest.raises(FileNotFoundError, match="no toy_causal_student.safetensors, which 'toy_causal' stands for"):
+        find_model("toy_causal")
 
 
 def test_half_precision_on_disk_is_float32_in_memory(tmp_path, params):
