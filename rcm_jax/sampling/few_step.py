@@ -48,6 +48,7 @@ def sample_few_step(
     num_steps: int = 4,
     sigma_max: float = 80.0,
     middle: Sequence[float] = MIDDLE,
+    loop: Callable = jax.lax.scan,
 ) -> Latents:
     """Draws latents from a distilled student: `num_steps` network calls in rectified-flow form.
 
@@ -56,6 +57,7 @@ def sample_few_step(
     key: draws the noise between the steps; step i's depends on the key and on i alone.
     step_noises: that noise itself instead, num_steps - 1 arrays like `noise` (one more, for the step to t = 0, is
         let through and not used). One of the two is needed when num_steps > 1.
+    loop: runs the steps, with scan's arguments; a loop of the host calls `velocity` with numbers for t.
     Raises ValueError for a wrong `num_steps`, for both or neither source of noise, and for a wrong count of noises.
     """
     times = few_step_times(num_steps, sigma_max, middle)
@@ -65,7 +67,7 @@ def sample_few_step(
     def denoise(x: Latents, t: Time) -> Latents:
         return x - expand(t, x) * velocity(x, t).astype(x.dtype)
 
-    return _alternate(denoise, rf_noisy, t[0] * x, t, eps)
+    return _alternate(denoise, rf_noisy, t[0] * x, t, eps, loop)
 
 
 def sample_few_step_trig(
@@ -121,12 +123,13 @@ def _alternate(
     x: Latents,
     times: Float[Array, " n+1"],
     noises: Float[Array, "n B T H W C"],
+    loop: Callable = jax.lax.scan,
 ) -> Latents:
-    """x <- renoise(denoise(x, t), eps', t') down the list of times; a scan, so that the network is compiled once."""
+    """x <- renoise(denoise(x, t), eps', t') down the list of times; a scan compiles the network once."""
 
     def step(x: Latents, inputs: tuple[Array, Array, Latents]) -> tuple[Latents, None]:
         t, t_next, eps = inputs
         x0 = denoise(x, jnp.broadcast_to(t, x.shape[:1]))
         return renoise(x0, eps, t_next), None
 
-    return jax.lax.scan(step, x, (times[:-1], times[1:], noises))[0]
+    return loop(step, x, (times[:-1], times[1:], noises))[0]

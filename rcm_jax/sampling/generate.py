@@ -5,7 +5,7 @@ Video i of a seed is the same whatever it is batched with, since its noise comes
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from rcm_jax.data.world import World
 from rcm_jax.sampling.few_step import few_step_times, sample_few_step
 from rcm_jax.sampling.ode import rcm_times, sample_ode, wan_times
-from rcm_jax.types import Latents, Params
+from rcm_jax.types import Latents, Params, Velocity
 from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.dit import DiT, guided_velocity, velocity
 
@@ -37,6 +37,11 @@ class SamplerConfig:
     guidance: float = 5.0
     shift: float = 5.0
 
+    @property
+    def noises(self) -> int:
+        """How many arrays of noise a video takes: a student's sampler draws fresh noise at every step."""
+        return self.num_steps if self.name == "few_step" else 1
+
     def __post_init__(self):
         if self.name not in SAMPLERS:
             raise ValueError(f"sampler {self.name!r} is unknown; use one of {SAMPLERS}")
@@ -52,24 +57,34 @@ def draw_noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Flo
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
-def sample_latents(
-    params: Params, text: Array, null_text: Array, noise: Array, *, model: DiTConfig, sampler: SamplerConfig
+def run_sampler(
+    sampler: SamplerConfig, network: Velocity, noise: Float[Array, "B n T H W C"], loop: Callable = jax.lax.scan
 ) -> Latents:
-    """Latents of one batch. noise [B, n, T, H, W, C]: the start, then one for each further few-step step."""
-    dit = DiT(model)
+    """Latents of one batch from a velocity, guided where it should be. noise: the start, then one for each further
+    few-step step. `loop` runs the steps: see `sample_few_step`."""
     if sampler.name == "few_step":
-        network = velocity(dit, params, text)
         return sample_few_step(
             network, noise[:, 0], step_noises=jnp.moveaxis(noise[:, 1:], 1, 0), num_steps=sampler.num_steps,
-            sigma_max=sampler.sigma_max,
+            sigma_max=sampler.sigma_max, loop=loop,
         )  # fmt: skip
-    network = guided_velocity(dit, params, text, null_text, sampler.guidance)
     solver = sampler.name.removeprefix("wan_")
     if sampler.name.startswith("wan_"):
         schedule = wan_times(sampler.num_steps, sampler.shift, solver=solver)
     else:
         schedule = rcm_times(sampler.num_steps, sampler.shift)
-    return sample_ode(network, noise[:, 0], schedule=schedule, solver=solver)
+    return sample_ode(network, noise[:, 0], schedule=schedule, solver=solver, loop=loop)
+
+
+def sample_latents(
+    params: Params, text: Array, null_text: Array, noise: Array, *, model: DiTConfig, sampler: SamplerConfig
+) -> Latents:
+    """Latents of one batch. noise [B, n, T, H, W, C] as in `run_sampler`."""
+    dit = DiT(model)
+    if sampler.name == "few_step":
+        network = velocity(dit, params, text)
+    else:
+        network = guided_velocity(dit, params, text, null_text, sampler.guidance)
+    return run_sampler(sampler, network, noise)
 
 
 _sample_latents = jax.jit(sample_latents, static_argnames=("model", "sampler"))
@@ -93,8 +108,7 @@ def generate(
     """
     text = world.encode_text(prompts)
     size = min(batch_size, len(prompts))
-    count = sampler.num_steps if sampler.name == "few_step" else 1
-    shape = (count, *latent_shape, model.in_channels)
+    shape = (sampler.noises, *latent_shape, model.out_channels)
     videos = []
     starts = range(0, len(prompts), size)
     for start in tqdm(starts, desc=progress, unit="batch", disable=not progress, leave=False):

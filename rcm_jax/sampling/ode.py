@@ -179,7 +179,13 @@ def _solver(name: str) -> Callable[[np.ndarray], Weights]:
 
 
 def sample_ode(
-    velocity: Velocity, noise: Latents, *, schedule: Schedule, solver: str = "unipc", trajectory: bool = False
+    velocity: Velocity,
+    noise: Latents,
+    *,
+    schedule: Schedule,
+    solver: str = "unipc",
+    trajectory: bool = False,
+    loop: Callable = jax.lax.scan,
 ) -> Latents | Float[Array, "n+1 B T H W C"]:
     """Integrates dx = v(x, t) dt from noise along a schedule: one network call a step.
 
@@ -189,6 +195,7 @@ def sample_ode(
     solver: "euler", "unipc" or "dpm++"; another name raises ValueError.
     trajectory: also gives the states on the way: [n+1, B, T, H, W, C], noise first, before any later correction,
         which is how the network sees them.
+    loop: runs the steps, with scan's arguments; a loop of the host calls `velocity` with numbers for t.
     """
     weights = _solver(solver)(np.array(schedule.sigmas))
     x = noise.astype(jnp.promote_types(noise.dtype, jnp.float32))
@@ -203,5 +210,5 @@ def sample_ode(
         return (x_next, x, d0, d1), x_next if trajectory else None
 
     # The history does not exist yet: any finite arrays serve, as the first rows give them weight 0.
-    (final, *_), states = jax.lax.scan(step, (x, x, x, x), table)
+    (final, *_), states = loop(step, (x, x, x, x), table)
     return jnp.concatenate([x[None], states]) if trajectory else final

@@ -223,13 +223,16 @@ class VAE:
 
     def encode(self, params: Params, video: Video) -> Latents:
         """The mean of the latents, each channel normalised, float32. Not for inside jit: see `encode_chunk`."""
+        return jnp.concatenate(list(self.stream_latents(params, video)), axis=1)
+
+    def stream_latents(self, params: Params, video: Video) -> Iterator[Latents]:
+        """`encode`, one latent frame after the other."""
         self._check(video.shape, first=True)
         ends = range(1, video.shape[1] + self.config.time, self.config.time)
-        parts, state = [], None
+        state = None
         for start, end in zip((0, *ends), ends, strict=False):
-            part, state = _encode_chunk(self, params, video[:, start:end], state)
-            parts.append(part)
-        return jnp.concatenate(parts, axis=1)
+            latents, state = _encode_chunk(self, params, video[:, start:end], state)
+            yield latents
 
     def decode(self, params: Params, latents: Latents) -> Video:
         """The video, float32, not clipped: values may leave [-1, 1]. Not for inside jit: see `decode_chunk`."""

@@ -1,0 +1,78 @@
+"""Sizes of videos: the published resolutions, and that of an image to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+RESOLUTIONS: dict[str, dict[str, tuple[int, int]]] = {  # (width, height)
+    "480p": {"1:1": (640, 640), "4:3": (640, 480), "3:4": (480, 640), "16:9": (832, 480), "9:16": (480, 832)},
+    "720p": {"1:1": (960, 960), "4:3": (960, 720), "3:4": (720, 960), "16:9": (1280, 720), "9:16": (720, 1280)},
+}
+
+
+def table_size(resolution: str, aspect_ratio: str) -> tuple[int, int]:
+    """(width, height). Raises ValueError that lists the table for what is not in it."""
+    try:
+        return RESOLUTIONS[resolution][aspect_ratio]
+    except KeyError:
+        table = "; ".join(
+            f"{name}: " + ", ".join(f"{ratio} {w}x{h}" for ratio, (w, h) in sizes.items())
+            for name, sizes in RESOLUTIONS.items()
+        )
+        raise ValueError(f"--resolution {resolution} --aspect_ratio {aspect_ratio} is not one of {table}") from None
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "832x480" as (width, height)."""
+    parts = text.split("x")
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+        raise ValueError(f"--size {text} must be WIDTHxHEIGHT, like 832x480")
+    return int(parts[0]), int(parts[1])
+
+
+def adapted_size(image: tuple[int, int], area: int, step: int) -> tuple[int, int]:
+    """The (width, height) in multiples of `step` with the proportions of an image and about `area` pixels."""
+    width, height = image
+    ratio = (width / height) ** 0.5
+    return tuple(max(1, round(area**0.5 * side / step)) * step for side in (ratio, 1 / ratio))
+
+
+def latent_shape(size: tuple[int, int], num_frames: int, *, space: int, time: int, patch: int) -> tuple[int, int, int]:
+    """(T, H, W) of the latents of a video. Raises ValueError for a size or a number of frames that has none."""
+    width, height = size
+    step = space * patch
+    if width < step or height < step or width % step or height % step:
+        raise ValueError(f"a video of {width}x{height} is not possible: both must be multiples of {step}")
+    if num_frames < 1 or (num_frames - 1) % time:
+        below = max(num_frames - 1, 0) // time * time + 1
+        raise ValueError(f"--num_frames {num_frames} must be {time}k + 1: use {below} or {below + time}")
+    return (num_frames - 1) // time + 1, height // space, width // space
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """An image in RGB, upright. Raises FileNotFoundError, or ValueError for what is not an image."""
+    from PIL import Image, ImageOps
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no image at {path}")
+    try:
+        with Image.open(path) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises over other files and damaged ones
+        raise ValueError(f"{path} is not an image that can be read: {error}") from error
+
+
+def pixels(image: Image.Image, size: tuple[int, int] | None = None) -> Float[np.ndarray, "H W 3"]:
+    """In [-1, 1], resized to `size` (width, height) if given: bilinear and antialiased, as in rCM."""
+    from PIL import Image
+
+    image = image if size is None else image.resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(image, np.float32) / 127.5 - 1

@@ -1,0 +1,132 @@
+"""What sampling takes of a device's memory, estimated before anything is compiled, and what would fit."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from rcm_jax.parallel import abstract_mesh, bytes_per_device
+from rcm_jax.sampling.frames import RESOLUTIONS, latent_shape
+from rcm_jax.sampling.wan_files import WanFiles, takes_image
+from rcm_jax.training.model_file import abstract_network
+from rcm_jax.types import Params
+from rcm_jax.wan.config import DiTConfig, VAEConfig
+from rcm_jax.wan.vae import VAE
+
+GIB = 2**30
+SLACK = 1.1  # compiler's padding, noise, text
+PEAK_DECODE, PEAK_ENCODE = 9, 12  # of a step of the autoencoder, in features of four frames at full size and `dim` wide
+TILE = 32  # latent rows and columns of a tile
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One sampling run. size: (width, height); fsdp and sequence: of the mesh; tiled: see `WanWorld`."""
+
+    files: WanFiles
+    size: tuple[int, int]
+    num_frames: int
+    dtype: str = "bfloat16"
+    batch_size: int = 1
+    fsdp: int = 1
+    sequence: int = 1
+    tiled: bool = False
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(T, H, W). Raises ValueError for a size or a number of frames that the networks do not take."""
+        vae, dit = self.files.vae.config, self.files.dit[0].config
+        return latent_shape(self.size, self.num_frames, space=vae.space, time=vae.time, patch=dit.patch_size[1])
+
+
+def network_bytes(job: Job, loaded: int = 1) -> int:
+    """Of the DiT on each device, with the weights of `loaded` networks."""
+    c, itemsize = job.files.dit[0].config, 2 if job.dtype == "bfloat16" else 4
+    weights = _weights(c, itemsize, job.fsdp, job.sequence)
+    rows = math.ceil(job.batch_size / job.fsdp)
+    tokens = rows * math.ceil(math.prod(c.grid(job.latent_shape)) / job.sequence)
+    # compiled for 832x480 in float32 and 7,800 and 31,200 tokens, the blocks take 2·ffn + 5·dim numbers a token
+    return int(SLACK * (loaded * weights + tokens * (2 * itemsize * c.ffn_dim + 5 * 4 * c.dim)))
+
+
+def autoencoder_bytes(job: Job) -> int:
+    """Of the autoencoder, float32: weights, the state that a step hands to the next, and a step's features."""
+    c = job.files.vae.config
+    _, H, W = job.latent_shape
+    h, w = (min(TILE, H), min(TILE, W)) if job.tiled else (H, W)
+    weights, decoder, encoder = _autoencoder(c)
+    features = 4 * c.time * c.dim * c.space**2  # bytes for one latent pixel
+    peak = (decoder + PEAK_DECODE * features) * h * w
+    if takes_image(job.files.dit[0].config):
+        peak = max(peak, (encoder + PEAK_ENCODE * features) * H * W)
+    return int(SLACK * (weights + peak))
+
+
+@functools.cache
+def _weights(config: DiTConfig, itemsize: int, fsdp: int, sequence: int) -> int:
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, f"V{itemsize}"), _abstract(config))
+    return bytes_per_device(abstract_mesh(1, fsdp, sequence, fsdp * sequence), params)
+
+
+@functools.cache
+def _abstract(config: DiTConfig) -> Params:
+    return abstract_network(config)
+
+
+@functools.cache
+def _autoencoder(config: VAEConfig) -> tuple[int, int, int]:
+    """Bytes of the weights, and of the decoder's and the encoder's state for one latent pixel."""
+    params = abstract_network(config)
+    latents, video = (1, 1, 1, 1, config.z_dim), (1, 1, config.space, config.space, 3)
+    steps = ((VAE.decode_chunk, latents), (VAE.encode_chunk, video))
+    states = [jax.eval_shape(functools.partial(f, VAE(config)), params, jnp.zeros(shape))[1] for f, shape in steps]
+    return _bytes(params), _bytes(states[0]), _bytes(states[1])
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+
+def device_limit() -> int | None:
+    """Bytes that JAX may take of the smallest device; None where it does not say, as for CPUs."""
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
+    return None if None in limits else min(limits)
+
+
+def check_memory(job: Job, limit: int | None) -> None:
+    """Raises ValueError that says what would fit, where the job does not. Without a limit all fits."""
+    parts = {"the network": network_bytes(job), "the autoencoder": autoencoder_bytes(job)}
+    if limit is None or max(parts.values()) <= limit:
+        return
+    needs = ", ".join(f"{name} {size / GIB:.1f} GiB" for name, size in parts.items())
+    width, height = job.size
+    raise ValueError(
+        f"{width}x{height} with {job.num_frames} frames takes about {needs}, and JAX may use {limit / GIB:.1f} GiB of "
+        f"this device; what would fit: {'; '.join(_what_fits(job, limit)) or 'nothing of this network'}. "
+        "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 lets JAX use more than three quarters of a GPU"
+    )
+
+
+def _what_fits(job: Job, limit: int) -> list[str]:
+    def fits(**changes) -> bool:
+        changed = dataclasses.replace(job, **changes)
+        return max(network_bytes(changed), autoencoder_bytes(changed)) <= limit
+
+    out = ["--vae_tiling"] if fits(tiled=True) else []
+    out += ["--dtype bfloat16"] if fits(dtype="bfloat16") else []
+    time, heads = job.files.vae.config.time, job.files.dit[0].config.num_heads
+    frames = [n for n in range(1, job.num_frames, time) if fits(num_frames=n)]
+    out += [f"--num_frames {frames[-1]}"] if frames else []
+    smaller = RESOLUTIONS["480p"]["16:9"]
+    if math.prod(smaller) < math.prod(job.size) and fits(size=smaller):
+        out.append("--resolution 480p")
+    meshes = [(f, s) for n in (2, 4, 8) for f, s in ((1, n), (2, n // 2), (n, 1)) if f * s > job.fsdp * job.sequence]
+    for fsdp, sequence in meshes:
+        if heads % sequence == 0 and fits(fsdp=fsdp, sequence=sequence, tiled=True):
+            out.append(f"{fsdp * sequence} GPUs with --fsdp {fsdp} --sequence {sequence} --vae_tiling")
+            break
+    return out

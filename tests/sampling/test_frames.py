@@ -1,0 +1,84 @@
+"""Sizes of videos and of the images that they start from."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rcm_jax.sampling.frames import (
+    RESOLUTIONS,
+    adapted_size,
+    latent_shape,
+    open_image,
+    parse_size,
+    pixels,
+    table_size,
+)
+
+WAN = {"space": 8, "time": 4, "patch": 2}
+
+
+def test_the_table_has_the_published_sizes():
+    assert table_size("480p", "16:9") == (832, 480)
+    assert table_size("720p", "9:16") == (720, 1280)
+    for sizes in RESOLUTIONS.values():
+        for ratio, (w, h) in sizes.items():
+            a, b = map(int, ratio.split(":"))
+            assert w / h == pytest.approx(a / b, rel=0.03)
+            assert latent_shape((w, h), 77, **WAN) == (20, h // 8, w // 8)
+
+
+@pytest.mark.parametrize("asked", [("1080p", "16:9"), ("480p", "2:1")])
+def test_what_is_not_in_the_table_gets_the_table(asked):
+    with pytest.raises(ValueError, match=rf"{asked[0]}.*{asked[1]}.*832x480.*720p.*1280x720"):
+        table_size(*asked)
+
+
+def test_sizes_and_frames_that_are_not_possible():
+    assert parse_size("64x32") == (64, 32)
+    for text in ("64", "64*32", "ax3", "64x-32"):
+        with pytest.raises(ValueError, match="WIDTHxHEIGHT"):
+            parse_size(text)
+    with pytest.raises(ValueError, match="40x32.*multiples of 16"):
+        latent_shape((40, 32), 5, **WAN)
+    with pytest.raises(ValueError, match="0x32"):
+        latent_shape((0, 32), 5, **WAN)
+    for frames, near in ((80, "77 or 81"), (0, "1 or 5"), (-3, "1 or 5")):
+        with pytest.raises(ValueError, match=near):
+            latent_shape((32, 32), frames, **WAN)
+
+
+@pytest.mark.parametrize("image", [(1920, 1080), (300, 900), (512, 512)])
+def test_adapted_sizes_keep_area_and_proportions(image):
+    w, h = adapted_size(image, 832 * 480, 16)
+    assert w % 16 == h % 16 == 0
+    assert w * h == pytest.approx(832 * 480, rel=0.05)
+    assert w / h == pytest.approx(image[0] / image[1], rel=0.05)
+
+
+def test_images_are_upright_and_in_range(tmp_path):
+    picture = np.zeros((20, 40, 3), np.uint8)
+    picture[:, 20:] = 255
+    exif = Image.Exif()
+    exif[274] = 3  # lies upside down
+    Image.fromarray(picture).save(tmp_path / "i.png", exif=exif)
+    image = open_image(tmp_path / "i.png")
+    small = pixels(image, (8, 4))
+    assert small.shape == (4, 8, 3)
+    assert small[:, :2].min() == 1
+    assert small[:, -2:].max() == -1
+    assert pixels(image).shape == (20, 40, 3)
+    Image.fromarray(picture).convert("RGBA").save(tmp_path / "a.png")
+    assert pixels(open_image(tmp_path / "a.png")).shape == (20, 40, 3)
+
+
+def test_an_image_that_is_none(tmp_path):
+    (tmp_path / "x.png").write_text("not a picture")
+    with pytest.raises(ValueError, match=r"x\.png is not an image"):
+        open_image(tmp_path / "x.png")
+    whole = tmp_path / "whole.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(whole)
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"cut\.png is not an image"):
+        open_image(tmp_path / "cut.png")
+    with pytest.raises(FileNotFoundError, match=r"no image at .*nowhere\.png"):
+        open_image(tmp_path / "nowhere.png")

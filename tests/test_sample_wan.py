@@ -1,0 +1,209 @@
+"""The command with Wan's files, in miniature: prompt to MP4, and one message for what cannot be done."""
+
+import shutil
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from PIL import Image
+
+from rcm_jax import sample
+from rcm_jax.convert import commands
+from rcm_jax.sampling import wan_video
+from rcm_jax.sampling.video import write_video
+from tests.convert.tiny import save
+from tests.sampling.test_video import moving
+from tests.test_entry_points import fails, student  # noqa: F401
+from tests.wan.tiny import DIT, I2V, NAMES, arrays, write_wan
+
+SMALL = ["--size", "32x48", "--num_frames", "5"]
+STUDENT = ["--kind", "student", "--num_steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_wan(tmp_path_factory.mktemp("t2v"))
+
+
+@pytest.fixture(scope="module")
+def i2v(tmp_path_factory):
+    return write_wan(tmp_path_factory.mktemp("i2v"), I2V)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("image") / "p.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def videos(monkeypatch):
+    """What the command writes, before the codec: a list that fills."""
+    out = []
+
+    def write(path, frames, fps):
+        out.append(np.array(frames))
+        return write_video(path, frames, fps)
+
+    monkeypatch.setattr("rcm_jax.sampling.video.write_video", write)
+    return out
+
+
+def run(folder, path, *flags):
+    sample.main(["--dit_path", str(folder), *SMALL, "--save_path", str(path), *flags])
+
+
+def test_prompt_to_mp4(tmp_path, folder, videos, capsys):
+    path = tmp_path / "new" / "v.mp4"
+    run(folder, path, *STUDENT, "--prompt", "a red fox", "--num_samples", "2")
+    said = capsys.readouterr()
+    assert said.out.strip() == str(path)
+    assert "sampled as a student" in said.err
+    assert iio.imread(path, plugin="pyav").shape == (5, 48, 64, 3)
+    assert iio.immeta(path, plugin="pyav")["fps"] == 16
+    both = videos[0]
+    assert np.abs(both[:, :, :32].astype(int) - both[:, :, 32:]).max() > 10
+    run(folder, path, *STUDENT, "--prompt", "a red fox")  # one of them alone is the same
+    np.testing.assert_array_equal(videos[1], both[:, :, :32])
+    run(folder, path, *STUDENT, "--prompt", "a red fox", "--seed", "1")
+    assert np.abs(videos[2].astype(int) - videos[1]).max() > 10
+
+
+def test_a_file_of_prompts(tmp_path, folder, videos):
+    (tmp_path / "prompts.txt").write_text("a cat on a boat\n\na red fox\n")
+    run(folder, tmp_path / "v.mp4", *STUDENT, "--prompts_file", str(tmp_path / "prompts.txt"), "--batch_size", "2")
+    assert sorted(p.name for p in tmp_path.glob("*.mp4")) == ["v_000.mp4", "v_001.mp4"]
+    run(folder, tmp_path / "v.mp4", *STUDENT, "--prompt", "a red fox", "--batch_size", "2")
+    np.testing.assert_array_equal(videos[2], videos[1])
+    assert (videos[1] != videos[0]).any()
+
+
+def test_a_teacher_is_guided(tmp_path, folder, videos):
+    for flags in ([], ["--guidance_scale", "1"], ["--negative_prompt", "two dogs"], ["--sampler", "euler"]):
+        run(folder, tmp_path / "v.mp4", "--num_steps", "3", "--prompt", "a red fox", *flags)
+    for other in videos[1:]:
+        assert np.abs(videos[0].astype(int) - other).max() > 3
+
+
+def test_image_to_mp4(tmp_path, i2v, picture, videos):
+    path = tmp_path / "v.mp4"
+    run(i2v, path, *STUDENT, "--prompt", "a fox", "--image_path", str(picture))
+    assert iio.imread(path, plugin="pyav").shape == (5, 48, 32, 3)
+    run(i2v, path, *STUDENT, "--prompt", "a fox", "--image_path", str(picture), "--adaptive_resolution")
+    assert videos[1].shape == (5, 32, 48, 3)
+    Image.new("RGB", (90, 60), "red").save(tmp_path / "red.png")
+    run(i2v, path, *STUDENT, "--prompt", "a fox", "--image_path", str(tmp_path / "red.png"))
+    assert np.abs(videos[2].astype(int) - videos[0]).max() > 3
+
+
+def test_converted_files_give_the_same(tmp_path, folder, videos):
+    shutil.copytree(folder / "google", tmp_path / "google")
+    for name, out, flags in (
+        ("dit", "dit.safetensors", ["--kind", "student"]), ("vae", "vae.safetensors", []),
+        ("umt5", "umt5", ["--format", "orbax"]),
+    ):  # fmt: skip
+        commands.main([str(folder / NAMES[name]), str(tmp_path / out), *flags])
+    run(folder, tmp_path / "v.mp4", *STUDENT, "--prompt", "a cat")
+    dit, text = tmp_path / "dit.safetensors", ["--text_encoder_path", str(tmp_path / "umt5")]
+    run(dit, tmp_path / "w.mp4", "--num_steps", "2", "--prompt", "a cat", *text)
+    np.testing.assert_array_equal(videos[1], videos[0])
+
+
+def test_wan22_has_two_networks(tmp_path, folder, videos):
+    second = save(
+        tmp_path / NAMES["dit"], arrays("dit", DIT, seed=5), config={"_class_name": "WanModel", "num_heads": 2}
+    )
+    run(folder, tmp_path / "v.mp4", *STUDENT, "--prompt", "a cat")
+    for boundary in ("0.0", "0.97"):
+        flags = ["--second_dit_path", str(second), "--boundary", boundary]
+        run(folder, tmp_path / "v.mp4", *STUDENT, "--prompt", "a cat", *flags)
+    np.testing.assert_array_equal(videos[1], videos[0])
+    assert np.abs(videos[2].astype(int) - videos[0]).max() > 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--num_steps", "5"], ["5", "1", "4"]),
+        (["--guidance_scale", "3"], ["--guidance_scale does not apply", "--kind"]),
+        (["--num_frames", "6"], ["--num_frames 6", "5 or 9"]),
+        (["--size", "40x40"], ["40x40", "multiples of 16"]),
+        (["--resolution", "480p"], ["--size, or --resolution"]),
+        (["--model_size", "1.3B"], ["not of --model_size 1.3B", "dim=32 instead of 1536"]),
+        (["--image_path", "p.png"], ["no image at p.png"]),
+        (["--adaptive_resolution"], ["--image_path"]),
+        (["--scale", "2"], ["--scale does not apply"]),
+        (["--fsdp", "16"], ["--fsdp 16", "8 devices"]),
+        (["--sequence", "4"], ["--sequence 4", "2 heads"]),
+        (["--vae_path", "{folder}/" + NAMES["umt5"]], ["umT5 text encoder, not a video autoencoder", "--vae_path"]),
+        (["--text_encoder_path", "{folder}/" + NAMES["vae"]], ["autoencoder, not a umT5", "--text_encoder_path"]),
+        (["--vae_path", "{folder}/none.pth"], ["none.pth"]),
+        (["--tokenizer_path", "{folder}"], ["tokenizer.json", "google/umt5-xxl", "--tokenizer_path"]),
+        (["--prompts_file", "none.txt"], ["none.txt"]),
+        (["--num_samples", "0"], ["--num_samples=0"]),
+    ],
+)
+def test_refuses_and_overwrites_nothing(tmp_path, folder, monkeypatch, flags, words):
+    monkeypatch.setattr(wan_video, "_videos", lambda *_, **__: pytest.fail("computes"))
+    path = write_video(tmp_path / "v.mp4", moving(), fps=8)
+    before = path.read_bytes()
+    flags = [flag.format(folder=folder) for flag in flags]
+    fails(sample.main, ["--dit_path", str(folder), *SMALL, *STUDENT, "--save_path", str(path), *flags], *words)
+    assert path.read_bytes() == before
+
+
+def test_resolutions_not_in_the_table(folder):
+    fails(sample.main, ["--dit_path", str(folder), "--resolution", "1080p"], "1080p", "832x480", "1280x720")
+    fails(sample.main, ["--dit_path", str(folder), "--aspect_ratio", "2:1"], "2:1", "9:16 480x832")
+
+
+def test_images_only_where_they_belong(tmp_path, folder, i2v, picture):
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    where = [*SMALL, "--save_path", str(tmp_path / "v.mp4")]
+    fails(sample.main, ["--dit_path", str(i2v), *where], "36 input channels", "--image_path")
+    fails(sample.main, ["--dit_path", str(folder), "--image_path", str(picture), *where], "takes no image")
+    fails(sample.main, ["--dit_path", str(i2v), "--image_path", str(text), *where], "text.png is not an image")
+
+
+def test_damaged_and_dangerous_files(tmp_path, folder):
+    where = [*SMALL, "--save_path", str(tmp_path / "v.mp4")]
+    for name in ("dit", "vae"):
+        cut = tmp_path / NAMES[name]
+        cut.write_bytes((folder / NAMES[name]).read_bytes()[:-2000])
+        flags = ["--dit_path", str(cut)] if name == "dit" else ["--dit_path", str(folder), "--vae_path", str(cut)]
+        fails(sample.main, [*flags, *where], f"{cut} is not a whole")
+    missing = arrays("dit", DIT)
+    del missing["blocks.1.ffn.2.bias"]
+    config = {"_class_name": "WanModel", "num_heads": 2}
+    path = save(tmp_path / "missing.safetensors", missing, config=config)
+    fails(sample.main, ["--dit_path", str(path), *where], "missing", "blocks.1.ffn.2.bias")
+    assert not (tmp_path / "v.mp4").exists()
+
+
+def test_files_are_looked_for_beside_the_network(tmp_path, folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    alone = tmp_path / "deep" / "alone" / NAMES["dit"]
+    alone.parent.mkdir(parents=True)
+    shutil.copy(folder / NAMES["dit"], alone)
+    shutil.copy(folder / "config.json", alone.parent)
+    fails(sample.main, ["--dit_path", str(alone), *SMALL], "no video autoencoder", str(alone.parent), "--vae_path")
+    shutil.copytree(folder, tmp_path / "checkpoints")
+    seen = []
+    monkeypatch.setattr(wan_video, "_videos", lambda request, *_, **__: seen.append(request.job.files) or iter([]))
+    with pytest.raises(SystemExit):
+        sample.main(["--dit_path", str(alone), *SMALL])
+    assert str(seen[0].vae.path) == "checkpoints/" + NAMES["vae"]
+    assert str(seen[0].tokenizer.path) == "checkpoints/google/umt5-xxl/tokenizer.json"
+
+
+def test_too_little_memory_is_known_before_anything_is_loaded(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(wan_video, "device_limit", lambda: 1 << 20)
+    monkeypatch.setattr(wan_video, "_videos", lambda *_, **__: pytest.fail("computes"))
+    where = ["--save_path", str(tmp_path / "v.mp4")]
+    fails(sample.main, ["--dit_path", str(folder), *where], "832x480 with 77 frames takes about", "would fit")
+
+
+def test_the_toy_world_has_no_such_flags(student):  # noqa: F811
+    fails(sample.main, ["--dit_path", student, "--num_frames", "5"], "--num_frames does not apply", "built-in world")
