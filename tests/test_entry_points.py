@@ -107,7 +107,7 @@ def test_train_refuses_a_teacher_of_another_shape(tmp_path, student):
 
 
 def test_help_is_there():
-    for module in ("train", "sample", "evaluate", "demo"):
+    for module in ("train", "sample", "sample_causal", "evaluate", "demo"):
         result = subprocess.run(
             [sys.executable, "-m", f"rcm_jax.{module}", "--help"], capture_output=True, text=True, timeout=120
         )

@@ -65,6 +65,10 @@ class RolloutSchedule:
         noisy = self.noisy_context_from is not None and index >= self.noisy_context_from
         return self.times[min(index, len(self.times) - 1)], noisy
 
+    def after_image(self) -> "RolloutSchedule":
+        """For image-to-video, where the entries of `times` count the chunks after the image."""
+        return dataclasses.replace(self, times=(self.times[0], *self.times))
+
     def check_chunks(self, count: int) -> None:
         """Raises ValueError where the schedule asks for more chunks than a video has."""
         if len(self.times) > count:

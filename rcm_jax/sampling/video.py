@@ -1,4 +1,4 @@
-"""Writing videos and pictures: whole or not at all."""
+"""Writing videos and pictures: whole or not at all, but for the video that plays while it grows."""
 
 import os
 from pathlib import Path
@@ -56,15 +56,8 @@ def write_video(path: str | Path, frames: Frames, fps: int) -> Path:
 
     The file appears under its name only when it is whole. Raises RuntimeError where the video library is missing.
     """
-    path = Path(path)
-    if path.suffix != ".mp4":
-        raise ValueError(f"{path} must end in .mp4")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        import av  # noqa: F401  (imageio would only say that no plugin fits)
-    except ImportError as error:
-        raise RuntimeError("writing MP4 needs PyAV, which brings ffmpeg with it: pip install av") from error
-    frames = np.ascontiguousarray(frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2])
+    path = mp4_path(path)
+    frames = _even(frames)
     unfinished = path.with_name(f".{path.stem}.part.mp4")
     try:
         iio.imwrite(unfinished, frames, plugin="pyav", codec="libx264", fps=fps, out_pixel_format="yuv420p")
@@ -72,6 +65,66 @@ def write_video(path: str | Path, frames: Frames, fps: int) -> Path:
     finally:
         unfinished.unlink(missing_ok=True)
     return path
+
+
+def mp4_path(path: str | Path) -> Path:
+    """The path in a folder that is there. Raises ValueError for another suffix, RuntimeError without PyAV."""
+    path = Path(path)
+    if path.suffix != ".mp4":
+        raise ValueError(f"{path} must end in .mp4")
+    try:
+        import av  # noqa: F401  (imageio would only say that no plugin fits)
+    except ImportError as error:
+        raise RuntimeError("writing MP4 needs PyAV, which brings ffmpeg with it: pip install av") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _even(frames: Frames) -> Frames:
+    return np.ascontiguousarray(frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2])
+
+
+class GrowingVideo:
+    """An H.264 MP4 that plays while it grows: one fragment a frame, each on disk when the next frame comes.
+
+    with GrowingVideo(path, fps=16) as video:
+        video.append(frames)
+
+    The file is begun, and one of that name replaced, with the first frames; it is whole when the block is left, by an
+    error too. Odd sizes lose their last row or column. Raises what `write_video` raises, before it touches the file.
+    """
+
+    def __init__(self, path: str | Path, fps: int):
+        self.path, self.fps = mp4_path(path), fps
+        self._file = self._stream = None
+
+    def append(self, frames: Frames) -> None:
+        import av
+
+        frames = _even(frames)
+        if self._file is None:
+            # every packet is flushed; the encoder looks at no frame ahead
+            movflags = "frag_every_frame+empty_moov+default_base_moof"
+            self._file = av.open(self.path, "w", options={"movflags": movflags, "flush_packets": "1"})
+            self._stream = self._file.add_stream("libx264", rate=self.fps, options={"tune": "zerolatency"})
+            self._stream.height, self._stream.width = frames.shape[1:3]
+            self._stream.pix_fmt = "yuv420p"
+        if frames.shape[1:3] != (self._stream.height, self._stream.width):
+            raise ValueError(f"frames of {frames.shape[1:3]} in a video of {(self._stream.height, self._stream.width)}")
+        for frame in frames:
+            self._file.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.mux(self._stream.encode())  # what the encoder still holds
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> "GrowingVideo":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def write_png(path: str | Path, image: UInt8[np.ndarray, "H W 3"]) -> Path:

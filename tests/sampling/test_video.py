@@ -1,12 +1,13 @@
 """Video files are whole or absent, and hold the frames they were given."""
 
+import io
 import sys
 
 import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from rcm_jax.sampling.video import enlarge, grid, label_rows, strip, to_uint8, write_png, write_video
+from rcm_jax.sampling.video import GrowingVideo, enlarge, grid, label_rows, strip, to_uint8, write_png, write_video
 
 
 def moving(frames=6, size=32):
@@ -51,6 +52,47 @@ def test_missing_ffmpeg_and_wrong_names(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(RuntimeError, match="pip install av"):
         write_video(tmp_path / "v.mp4", moving(), fps=8)
+
+
+def decoded(data):
+    import av
+
+    with av.open(io.BytesIO(data)) as file:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+
+
+def close_to(seen, frames):
+    return np.abs(seen.astype(int) - frames).mean() < 8  # lossy, and chroma is halved
+
+
+def test_a_growing_video_plays_before_it_is_whole(tmp_path):
+    path, frames = tmp_path / "new" / "v.mp4", moving(12, 49)
+    with GrowingVideo(path, fps=8) as video:
+        assert not path.exists()
+        for start, end in ((0, 1), (1, 5), (5, 9), (9, 12)):
+            video.append(frames[start:end])
+            if start:
+                seen = decoded(path.read_bytes())  # the file as another process finds it
+                assert len(seen) == end - 1
+                assert close_to(seen, frames[: end - 1, :48, :48])
+    seen = decoded(path.read_bytes())
+    assert len(seen) == 12
+    assert close_to(seen, frames[:, :48, :48])
+
+
+def test_a_growing_video_ends_whole_after_an_error(tmp_path):
+    path = write_video(tmp_path / "v.mp4", moving(), fps=8)
+    before = path.read_bytes()
+    with pytest.raises(RuntimeError), GrowingVideo(path, fps=8):
+        raise RuntimeError("nothing was sampled")
+    assert path.read_bytes() == before
+    with GrowingVideo(path, fps=8) as video:
+        video.append(moving(3))
+        with pytest.raises(ValueError, match=r"frames of \(16, 16\) in a video of \(32, 32\)"):
+            video.append(moving(2, 16))
+    assert len(decoded(path.read_bytes())) == 3
+    with pytest.raises(ValueError, match=r"v.gif must end in .mp4"):
+        GrowingVideo(tmp_path / "v.gif", fps=8)
 
 
 def test_layouts():
