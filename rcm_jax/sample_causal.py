@@ -6,6 +6,9 @@ or any file with --distilled, takes --num_steps 1 to 4 a chunk, or --steps_per_c
 all others. A teacher is integrated as an ODE with guidance. Times are numbers or fractions: --mid_t 15/16 5/6 5/8, or
 one list an entry of --steps_per_chunk: --mid_t_schedules "15/16,5/6,5/8;5/6" (empty for one step: "15/16,5/6,5/8;").
 With --window a video may be of any length.
+
+A Wan network is one of our files (python -m rcm_jax.convert) or a published one, and the files around it are found as
+python -m rcm_jax.sample finds them. A published file does not say its chunks: give --first_chunk_t and --chunk_t.
 """
 
 import argparse
@@ -22,14 +25,21 @@ import numpy as np
 from rcm_jax.cli import one_line_errors
 
 if TYPE_CHECKING:
-    import jax
+    from collections.abc import Callable
 
+    from rcm_jax.sampling.causal_world import Surroundings
     from rcm_jax.sampling.rollout import RolloutSchedule
-    from rcm_jax.sampling.stream import Decode, Profile
+    from rcm_jax.sampling.stream import Profile
     from rcm_jax.training.model_file import ModelInfo
+    from rcm_jax.types import Params
     from rcm_jax.wan.causal import CausalDiT
 
-SIGMA_MAX, TOY_SCALE = 1600.0, 8
+SIGMA_MAX, GUIDANCE, WAN_FRAMES = 1600.0, 3.0, 81  # published, for files that do not say
+TOY_PROMPT = "a red circle moving left"
+WAN_FLAGS = (
+    "model_size", "vae_path", "text_encoder_path", "tokenizer_path", "num_heads", "round_time_to", "resolution",
+    "aspect_ratio", "size", "adaptive_resolution", "dtype",
+)  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--model", choices=("toy",), help="the built-in causal student, which is also the default")
     p.add_argument("--dit_path", help="model file of the network")
-    p.add_argument("--prompt", default="a red circle moving left", help="what to show")
+    p.add_argument("--prompt", help="what to show")
     p.add_argument("--negative_prompt", help="what guidance leads away from (default: no text)")
     p.add_argument("--image_path", type=Path, help="the video's first frame, a first chunk of 1 latent frame")
     p.add_argument("--num_samples", type=int, default=1, help="videos, side by side in one file (default 1)")
@@ -77,6 +87,21 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--profile", action="store_true", help="print latency, rate and peak memory")
     out.add_argument("--warmup_iters", type=int, default=0, help="runs before the timed ones; implies --profile")
     out.add_argument("--num_runs", type=int, default=1, help="timed runs; more than 1 implies --profile")
+
+    wan = p.add_argument_group("Wan's networks")
+    wan.add_argument("--model_size", choices=("1.3B", "14B"), help="fail unless the network has this size")
+    wan.add_argument("--vae_path", help="video autoencoder")
+    wan.add_argument("--text_encoder_path", help="umT5")
+    wan.add_argument("--tokenizer_path", help="its tokenizer.json or spiece.model, or their folder")
+    wan.add_argument(
+        "--num_heads", type=int, help="of the network, where they are not 128 wide and no config.json says"
+    )
+    wan.add_argument("--round_time_to", choices=("none", "bfloat16"), help="default: the file's; bfloat16 for rCM's")
+    wan.add_argument("--resolution", help="480p (default) or 720p")
+    wan.add_argument("--aspect_ratio", help="1:1, 4:3, 3:4, 16:9 (default) or 9:16")
+    wan.add_argument("--size", metavar="WxH", help="width and height in pixels instead of the two")
+    wan.add_argument("--adaptive_resolution", action="store_true", default=None, help="the image's proportions")
+    wan.add_argument("--dtype", choices=("bfloat16", "float32"), help="of weights and products (default bfloat16)")
     return p
 
 
@@ -106,8 +131,8 @@ def schedule_from(args: argparse.Namespace, info: "ModelInfo") -> "RolloutSchedu
     if args.context_from_last_step_start_chunk is not None and not args.context_from_last_step:
         raise ValueError("--context_from_last_step_start_chunk needs --context_from_last_step")
 
-    own_sigma = info.sigma_max if info.causal else SIGMA_MAX
-    sigma_max = own_sigma if args.sigma_max is None else args.sigma_max
+    sigma_max, guidance = (info.sigma_max, info.guidance) if info.causal else (SIGMA_MAX, GUIDANCE)
+    sigma_max = sigma_max if args.sigma_max is None else args.sigma_max
     shift = 3.0 if args.timestep_shift is None else args.timestep_shift
     if not (sigma_max > 0 and shift > 0):
         raise ValueError(f"--sigma_max={sigma_max} and --timestep_shift={shift} must be above 0")
@@ -115,7 +140,7 @@ def schedule_from(args: argparse.Namespace, info: "ModelInfo") -> "RolloutSchedu
     if not distilled:
         schedule = ode_schedule(
             50 if args.num_steps is None else args.num_steps, shift=shift, sigma_max=sigma_max,
-            guidance=info.guidance if args.guidance_scale is None else args.guidance_scale,
+            guidance=guidance if args.guidance_scale is None else args.guidance_scale,
         )  # fmt: skip
     elif args.mid_t is None and args.steps_per_chunk is None:
         schedule = causal_schedule(dataclasses.replace(info, kind="student", sigma_max=sigma_max), args.num_steps)
@@ -133,8 +158,8 @@ def schedule_from(args: argparse.Namespace, info: "ModelInfo") -> "RolloutSchedu
     return schedule.after_image() if args.image_path else schedule
 
 
-def network_from(args: argparse.Namespace, info: "ModelInfo", latent_frames: int) -> "CausalDiT":
-    """The causal network for a video of so many latent frames."""
+def network_from(args: argparse.Namespace, info: "ModelInfo") -> "CausalDiT":
+    """The causal network for videos of the latent shape of `info`."""
     from rcm_jax.chunks import ChunkPattern
     from rcm_jax.training.runs import causal_network
 
@@ -147,42 +172,67 @@ def network_from(args: argparse.Namespace, info: "ModelInfo", latent_frames: int
     )
     asked = {"pattern": str(pattern), "window": args.window, "sink": args.sink}
     causal = info.causal | {name: value for name, value in asked.items() if value is not None}
-    shape = (latent_frames, *info.latent_shape[1:])
-    return causal_network(dataclasses.replace(info, causal=causal, latent_shape=shape))
+    return causal_network(dataclasses.replace(info, causal=causal))
 
 
-class Surroundings(NamedTuple):
-    """What is around the network: features of the prompt [B, L, D] and of no prompt, latents of the image, decoder."""
+class Opened(NamedTuple):
+    """A file and what is beside it, read but for the weights."""
 
-    text: np.ndarray
-    null_text: np.ndarray
-    image: "jax.Array | None"
-    decode: "Decode"
-    fps: int
-    scale: int
+    info: "ModelInfo"  # with the latent shape of the video that is asked for
+    surroundings: "Callable[[bool], Surroundings]"  # (whether guidance needs the negative prompt)
+    load: "Callable[[], Params]"
 
 
-def toy_surroundings(args: argparse.Namespace) -> Surroundings:
+def open_toy(args: argparse.Namespace, path: Path) -> Opened:
+    from rcm_jax.sampling.causal_world import toy_surroundings
+    from rcm_jax.training.model_file import load_model, read_info
+
+    if given := [f"--{name}" for name in WAN_FLAGS if getattr(args, name) is not None]:
+        raise ValueError(f"{', '.join(given)} does not apply: {path} is of the built-in world")
+    info = read_info(path)
+    frames = args.num_frames or info.latent_shape[0]  # the toy's latents are its frames
+    return Opened(
+        dataclasses.replace(info, latent_shape=(frames, *info.latent_shape[1:])),
+        lambda guided: toy_surroundings(
+            args.prompt or TOY_PROMPT, args.negative_prompt or "", num_samples=args.num_samples,
+            image_path=args.image_path,
+        ),
+        lambda: load_model(path)[0],
+    )  # fmt: skip
+
+
+def open_wan(args: argparse.Namespace, path: Path) -> Opened:
     import jax
-    import jax.numpy as jnp
-    from PIL import Image
 
-    from rcm_jax.data import toy
-    from rcm_jax.data.world import ToyWorld
+    from rcm_jax.convert.commands import info_for
+    from rcm_jax.parallel import make_mesh
+    from rcm_jax.sample import WAN_PROMPT, video_size
+    from rcm_jax.sampling.causal_world import wan_size, wan_surroundings
+    from rcm_jax.sampling.frames import latent_shape
+    from rcm_jax.sampling.wan_files import load, open_files, takes_image
 
-    codec, image = toy.ToyCodec.load(), None
-    if args.image_path:
-        try:
-            with Image.open(args.image_path) as opened:
-                picture = opened.convert("RGB").resize((toy.SIZE, toy.SIZE))
-        except OSError as error:
-            raise ValueError(f"--image_path {args.image_path} is not a picture that can be read: {error}") from error
-        frame = np.asarray(picture, np.float32)[None, None] / 127.5 - 1
-        image = jnp.repeat(codec.encode(frame), args.num_samples, axis=0)
-    text = toy.encode_text([args.prompt] * args.num_samples)
-    null_text = toy.encode_text([args.negative_prompt or ""])[0]
-    decode = jax.jit(lambda latents, state: (codec.decode(latents), state))
-    return Surroundings(text, null_text, image, decode, ToyWorld.fps, TOY_SCALE)
+    size = video_size(args)
+    files = open_files(
+        [path], vae=args.vae_path, text=args.text_encoder_path, tokenizer=args.tokenizer_path,
+        model_size=args.model_size, num_heads=args.num_heads,
+    )  # fmt: skip
+    kind, dtype = "student" if args.distilled else None, args.dtype or "bfloat16"
+    info = info_for(files.dit[0], files.dit[0], argparse.Namespace(kind=kind, round_time_to=args.round_time_to))
+    if takes_image(info.model):
+        raise ValueError(f"{path} takes an image in its channels; a causal network takes it as its first chunk")
+    vae, patch = files.vae.config, info.model.patch_size[1]
+    size = wan_size(size, args.image_path, adaptive=bool(args.adaptive_resolution), step=vae.space * patch)
+    frames = args.num_frames or (vae.time * (info.latent_shape[0] - 1) + 1 if info.causal else WAN_FRAMES)
+    shape = latent_shape(size, frames, space=vae.space, time=vae.time, patch=patch)
+    model = dataclasses.replace(info.model, dtype=dtype, remat=False)
+    return Opened(
+        dataclasses.replace(info, model=model, latent_shape=shape),
+        lambda guided: wan_surroundings(
+            files, args.prompt or WAN_PROMPT, args.negative_prompt or "", num_samples=args.num_samples, size=size,
+            dtype=dtype, guided=guided, image_path=args.image_path,
+        ),
+        lambda: load(files.dit[0], make_mesh(devices=jax.devices()[:1]), dtype=dtype),
+    )  # fmt: skip
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -225,23 +275,20 @@ def check_counts(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> Path:
+    from rcm_jax.sample import is_toy
     from rcm_jax.sampling.generate_causal import video_noises
     from rcm_jax.sampling.stream import profile, stream
     from rcm_jax.sampling.video import GrowingVideo, enlarge, grid, mp4_path, to_uint8, write_video
-    from rcm_jax.training.model_file import find_model, load_model, read_info
+    from rcm_jax.training.model_file import find_model
 
     check_counts(args)
     mp4_path(args.save_path)
     path = find_model(args.dit_path or "toy_causal")
-    info = read_info(path)
-    if info.world != "toy":
-        raise ValueError(f"{path} is of the world {info.world!r}; this version streams files of the world 'toy' only")
-    network = network_from(args, info, args.num_frames or info.latent_shape[0])  # the toy's latents are its frames
+    opened = (open_toy if is_toy(path) else open_wan)(args, path)
+    network, schedule = network_from(args, opened.info), schedule_from(args, opened.info)
     chunks = len(network.pattern.spans(network.frames))
-    schedule = schedule_from(args, info)
     schedule.check_chunks(chunks)
-    around = toy_surroundings(args)
-    params, _ = load_model(path)
+    around, params = opened.surroundings(schedule.guidance > 1), opened.load()
     noises = video_noises(network, schedule, args.seed, range(args.num_samples))
 
     def start():

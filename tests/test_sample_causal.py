@@ -8,14 +8,22 @@ import numpy as np
 import pytest
 
 from rcm_jax import sample_causal
-from rcm_jax.sampling.rollout import few_step_schedule, ode_schedule
-from rcm_jax.sampling.video import write_png, write_video
+from rcm_jax.chunks import ChunkPattern
+from rcm_jax.convert.load import load_params
+from rcm_jax.data.wan_world import WanWorld
+from rcm_jax.sampling.generate_causal import video_noises
+from rcm_jax.sampling.rollout import few_step_schedule, ode_schedule, rollout
+from rcm_jax.sampling.video import GrowingVideo, write_png, write_video
+from rcm_jax.sampling.wan_files import open_files
 from rcm_jax.training.config import CausalConfig
 from rcm_jax.training.model_file import BUILTIN, ModelInfo, save_model
 from rcm_jax.training.state import init_params
+from rcm_jax.wan.causal import CausalDiT
+from rcm_jax.wan.dit import DiT
 from tests.sampling.test_video import moving
 from tests.test_entry_points import fails
 from tests.tiny import MODEL
+from tests.wan.tiny import I2V, write_wan
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 FIRST, FOUR = 1600 / 1601, (15 / 16, 5 / 6, 5 / 8)
@@ -58,7 +66,9 @@ def parsed(*flags):
         (TEACHER, "", ode_schedule(50, guidance=3.0)),
         (TEACHER, "--num_steps 8 --guidance_scale 1.5 --timestep_shift 5", ode_schedule(8, shift=5.0, guidance=1.5)),
         (TEACHER, "--distilled", few_step_schedule([1])),
-        (BARE, "--num_steps 2", few_step_schedule([2])),  # the published sigma_max, not that of bidirectional files
+        # what is published, not what bidirectional files have
+        (BARE, "--num_steps 2", few_step_schedule([2])),
+        (dataclasses.replace(BARE, kind="teacher", guidance=5.0), "", ode_schedule(50, guidance=3.0)),
     ],
 )  # fmt: skip
 def test_flags_make_the_schedule(info, flags, want):
@@ -75,12 +85,14 @@ def test_a_file_with_noisy_context_keeps_it_unless_told():
 
 
 def test_flags_make_the_network():
-    network = sample_causal.network_from(parsed(), STUDENT, 5)
+    network = sample_causal.network_from(parsed(), STUDENT)
     assert (str(network.pattern), network.frames, network.size, network.window) == ("c1-2", 5, (6, 6), None)
     flags = ["--first_chunk_t", "3", "--chunk_t", "3", "--window", "4", "--sink", "1"]
-    network = sample_causal.network_from(parsed(*flags), STUDENT, 33)
-    assert (str(network.pattern), network.frames, network.window, network.sink) == ("c3-3", 33, 4, 1)
-    assert str(sample_causal.network_from(parsed(*flags[:4]), BARE, 3).pattern) == "c3-3"
+    network = sample_causal.network_from(parsed(*flags), dataclasses.replace(STUDENT, latent_shape=(33, 8, 6)))
+    assert (str(network.pattern), network.frames, network.size) == ("c3-3", 33, (8, 6))
+    assert (network.window, network.sink) == (4, 1)
+    bare = dataclasses.replace(BARE, latent_shape=(3, 6, 6))
+    assert str(sample_causal.network_from(parsed(*flags[:4]), bare).pattern) == "c3-3"
     assert CausalConfig(**STUDENT.causal).window == 0  # the file is what it was
 
 
@@ -132,9 +144,10 @@ def test_it_starts_from_an_image(tmp_path, student):
         ("--num_samples 0", "--num_samples=0 must be at least 1"),
         ("--num_frames 0", "--num_frames=0 must be at least 1"),
         ("--seed -1", "--seed=-1 must be at least 0"),
-        ("--image_path nowhere.png", "--image_path nowhere.png is not a picture that can be read"),
+        ("--image_path nowhere.png", "there is no image at nowhere.png"),
         ("--image_path {picture} --first_chunk_t 3", "an image is a first chunk of 1 latent frame"),
         ("--model toy", "give --model or --dit_path, not both"),
+        ("--size 32x32 --dtype float32", "--size, --dtype does not apply"),
     ],
 )
 def test_it_refuses_and_overwrites_nothing(tmp_path, student, flags, message):
@@ -155,11 +168,68 @@ def test_it_refuses_other_files(tmp_path, student, monkeypatch):
     )
     teacher = save_model(tmp_path / "t.safetensors", params, TEACHER)
     fails(sample_causal.main, [*flags, str(teacher), "--steps_per_chunk", "2"], "--steps_per_chunk is for --distilled")
-    wan = save_model(tmp_path / "w.safetensors", params, dataclasses.replace(STUDENT, world="wan"))
-    fails(
-        sample_causal.main, [*flags, str(wan)], "is of the world 'wan'; this version streams files of the world 'toy'"
-    )
     fails(sample_causal.main, [*flags, str(student), "--save_path", "v.avi"], "v.avi must end in .mp4")
     assert not (tmp_path / "v.mp4").exists()
     monkeypatch.setitem(BUILTIN, "toy_causal", tmp_path / "toy_causal_student.safetensors")
     fails(sample_causal.main, ["--model", "toy"], "this copy of the package has no toy_causal_student.safetensors")
+
+
+# --- Wan's networks, in miniature -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_wan(tmp_path_factory.mktemp("wan"))
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What the command appends to its video: a list that fills."""
+    out, append = [], GrowingVideo.append
+
+    def both(self, frames):
+        out.append(frames)
+        append(self, frames)
+
+    monkeypatch.setattr(GrowingVideo, "append", both)
+    return out
+
+
+def run_wan(folder, path, *flags):
+    small = ["--size", "32x48", "--num_frames", "13", "--first_chunk_t", "1", "--chunk_t", "1", "--dtype", "float32"]
+    flags = ["--dit_path", str(folder), *small, "--distilled", "--num_steps", "2", "--stream", *flags]
+    sample_causal.main([*flags, "--save_path", str(path)])
+
+
+def test_wan_streams_through_its_autoencoder(tmp_path, folder, shown):
+    path = tmp_path / "v.mp4"
+    run_wan(folder, path, "--prompt", "a red fox", "--seed", "3")
+    assert [len(part) for part in shown] == [1, 4, 4, 4]
+    assert iio.imread(path, plugin="pyav").shape == (13, 48, 32, 3)
+    assert iio.immeta(path, plugin="pyav")["fps"] == 16
+
+    files = open_files([folder])
+    world = WanWorld(files, dtype="float32")
+    dit = DiT(dataclasses.replace(files.dit[0].config, dtype="float32", remat=False))
+    network, schedule = CausalDiT(dit, ChunkPattern(1, 1), 4, (6, 4)), few_step_schedule([2])
+    params, text = load_params(files.dit[0], dtype="float32"), world.encode_text(["a red fox"])
+    noises = video_noises(network, schedule, 3, [0])
+    latents = jax.jit(lambda p: rollout(network, p, text, noises, schedule, frames=4))(params)
+    difference = np.concatenate(shown).astype(int) - world.decode_uint8(latents[0])
+    assert np.abs(difference).max() <= 1  # of 255: rounding
+
+
+def test_wan_starts_from_an_image(tmp_path, folder, shown):
+    picture = write_png(tmp_path / "p.png", np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8))
+    run_wan(folder, tmp_path / "v.mp4", "--image_path", str(picture), "--adaptive_resolution")
+    assert [part.shape for part in shown] == [(1, 32, 48, 3), *[(4, 32, 48, 3)] * 3]
+    with pytest.raises(SystemExit, match="--first_chunk_t and --chunk_t"):
+        sample_causal.main(["--dit_path", str(folder), "--save_path", str(tmp_path / "v.mp4")])
+    with pytest.raises(SystemExit, match="give --image_path"):
+        run_wan(folder, tmp_path / "v.mp4", "--adaptive_resolution")
+
+
+def test_image_to_video_networks_are_not_causal(tmp_path):
+    folder = write_wan(tmp_path / "i2v", I2V)
+    with pytest.raises(SystemExit, match="takes an image in its channels"):
+        run_wan(folder, tmp_path / "v.mp4")

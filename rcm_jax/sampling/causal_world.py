@@ -1,0 +1,77 @@
+"""What surrounds a causal network when it streams: a world's text features, latents of an image, and its decoder."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from rcm_jax.data import toy
+from rcm_jax.data.wan_world import WanWorld
+from rcm_jax.data.world import ToyWorld
+from rcm_jax.parallel import make_mesh
+from rcm_jax.sampling.frames import adapted_size, open_image, pixels
+from rcm_jax.sampling.stream import Decode
+from rcm_jax.sampling.wan_files import WanFiles, load
+from rcm_jax.wan.vae import VAE
+
+
+class Surroundings(NamedTuple):
+    """`image`, latents of the first frame or None. `scale`: how much larger the frames are shown."""
+
+    text: Float[np.ndarray, "B L D"]
+    null_text: Float[np.ndarray, "L D"]
+    image: Float[Array, "B 1 H W C"] | None
+    decode: Decode
+    fps: int
+    scale: int = 1
+
+
+def toy_surroundings(
+    prompt: str, negative_prompt: str, *, num_samples: int, image_path: Path | None = None
+) -> Surroundings:
+    """Of the built-in world, whose codec keeps no state. Raises ValueError for unknown words and unreadable images."""
+    codec, image = toy.ToyCodec.load(), None
+    text, null_text = toy.encode_text([prompt] * num_samples), toy.encode_text([negative_prompt])[0]
+    if image_path is not None:
+        frame = pixels(open_image(image_path), (toy.SIZE, toy.SIZE))
+        image = jnp.repeat(codec.encode(frame[None, None]), num_samples, axis=0)
+    decode = jax.jit(lambda latents, state: (codec.decode(latents), state))
+    return Surroundings(text, null_text, image, decode, ToyWorld.fps, scale=8)
+
+
+def wan_size(size: tuple[int, int], image_path: Path | None, *, adaptive: bool, step: int) -> tuple[int, int]:
+    """(width, height), with the proportions of the image where `adaptive`, in multiples of `step`."""
+    if not adaptive:
+        return size
+    if image_path is None:
+        raise ValueError("--adaptive_resolution takes its proportions from an image: give --image_path")
+    return adapted_size(open_image(image_path).size, size[0] * size[1], step)
+
+
+def wan_surroundings(
+    files: WanFiles,
+    prompt: str,
+    negative_prompt: str,
+    *,
+    num_samples: int,
+    size: tuple[int, int],
+    dtype: str,
+    guided: bool,
+    image_path: Path | None = None,
+) -> Surroundings:
+    """Of Wan's networks: the text encoder is read and freed again, the autoencoder stays, for it decodes on the way."""
+    world = WanWorld(files, dtype=dtype)
+    text, *null = world.encode_text([prompt, *([negative_prompt] if guided else [])])
+    vae, image = VAE(files.vae.config), None
+    params = load(files.vae, make_mesh(devices=jax.devices()[:1]), dtype="float32")
+    if image_path is not None:
+        frame = pixels(open_image(image_path), size)
+        image = jnp.repeat(vae.encode(params, jnp.asarray(frame)[None, None]), num_samples, axis=0)
+    decode_chunk = jax.jit(vae.decode_chunk, donate_argnums=2)
+    return Surroundings(
+        np.repeat(text[None], num_samples, axis=0), null[0] if guided else np.zeros_like(text), image,
+        lambda latents, state: decode_chunk(params, latents, state), WanWorld.fps,
+    )  # fmt: skip
