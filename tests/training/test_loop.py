@@ -16,6 +16,8 @@ from rcm_jax.training.metrics import read_metrics
 from rcm_jax.training.state import init_params
 from tests.tiny import MODEL, RandomSource, tiny_run
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 DEVICE = jax.devices()[:1]
 
 

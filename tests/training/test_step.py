@@ -11,6 +11,8 @@ from rcm_jax.training.state import init_params, init_state
 from rcm_jax.training.step import accumulate, make_steps
 from tests.tiny import MODEL, RandomSource, tiny_run
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 
 @pytest.fixture(scope="module")
 def teacher():
