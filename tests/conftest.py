@@ -1,7 +1,11 @@
 """Strict numerics for every test: eight CPU devices, no silent rank promotion, full float32 products."""
 
 import os
+import tempfile
 
+CACHE = tempfile.TemporaryDirectory(prefix="rcm_jax_tests_")  # tests and their subprocesses compile the same programs
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
