@@ -1,10 +1,11 @@
 """Strict numerics for every test: eight CPU devices, no silent rank promotion, full float32 products."""
 
 import os
+import shutil
 import tempfile
 
-CACHE = tempfile.TemporaryDirectory(prefix="rcm_jax_tests_")  # tests and their subprocesses compile the same programs
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE.name)
+# tests and their subprocesses compile the same programs many times
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rcm_jax_tests_")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -18,6 +19,10 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="also run the slow proofs")
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(config, items):
