@@ -10,6 +10,7 @@ as an ODE:             x <- x - (t - t') v  with guidance, on two caches
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -118,18 +119,30 @@ def ode_schedule(
 # --- noise ----------------------------------------------------------------------------------------------------------
 
 
-def chunk_noises(seed: int, indices: Array, count: int, size: tuple[int, int, int]) -> Noises:
+@dataclasses.dataclass(frozen=True)
+class ChunkNoises:
+    """`Noises` of videos with a key each. A pytree whose call is compiled once for all keys, as streams need it."""
+
+    keys: Array
+    count: int
+    size: tuple[int, int, int]
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def __call__(self, chunk: ChunkIndex, frames: int) -> Float[Array, "n B t H W C"]:
+        def one(key: Array) -> Array:
+            return jax.random.normal(jax.random.fold_in(key, chunk), (self.count, frames, *self.size))
+
+        return jax.vmap(one, out_axes=1)(self.keys)
+
+
+jax.tree_util.register_dataclass(ChunkNoises, ("keys",), ("count", "size"))
+
+
+def chunk_noises(seed: int, indices: Array, count: int, size: tuple[int, int, int]) -> ChunkNoises:
     """`count` noises a chunk for the videos of those indices, of (H, W, C) = `size`, from (seed, index, chunk) alone:
     a video is the same in every batch, scanned or streamed."""
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.asarray(indices, jnp.uint32))
-
-    def noises(chunk: ChunkIndex, frames: int) -> Float[Array, "n B t H W C"]:
-        def one(key: Array) -> Array:
-            return jax.random.normal(jax.random.fold_in(key, chunk), (count, frames, *size))
-
-        return jax.vmap(one, out_axes=1)(keys)
-
-    return noises
+    return ChunkNoises(keys, count, size)
 
 
 def given_noises(whole: Float[Array, "n B T H W C"], pattern: ChunkPattern) -> Noises:

@@ -107,10 +107,9 @@ def stream(
     last = room if network.window is None and chunks is None else chunks
     if last is not None:
         schedule.check_chunks(last)
-    draw = jax.jit(noises, static_argnums=1)
     prompts, caches = _open(network, params, text, null_text, schedule)
     if image is not None:
-        caches = _condition(network, schedule, params, prompts, caches, image, draw(0, 1)[0])
+        caches = _condition(network, schedule, params, prompts, caches, image, noises(jnp.int32(0), 1)[0])
 
     def sample(index: int, prompts: tuple[KeyValues, ...], caches: Caches) -> tuple[Latents, Caches]:
         """Dispatches a chunk; nothing is waited for."""
@@ -119,7 +118,7 @@ def stream(
         chunk, frames = jnp.int32(index), network.pattern.rest if index else network.pattern.first
         times, noisy = schedule.chunk(index)
         return _sample(
-            network, params, prompts, caches, chunk, draw(chunk, frames), times=times, noisy_context=noisy,
+            network, params, prompts, caches, chunk, noises(chunk, frames), times=times, noisy_context=noisy,
             ode=schedule.ode, guidance=schedule.guidance,
         )  # fmt: skip
 

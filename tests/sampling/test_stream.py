@@ -94,6 +94,19 @@ def test_a_prompt_changes_the_chunks_not_yet_begun(params):
     assert np.abs(parts[3] - same[3]).max() > 1e-2
 
 
+def test_a_second_stream_compiles_nothing(params, caplog):
+    def play(seed):
+        return list(stream(network(), params, TEXT, chunk_noises(seed, jnp.arange(2), 2, NOISES.size), SCHEDULE,
+                           running_sum))  # fmt: skip
+
+    play(0)
+    with jax.log_compiles():
+        caplog.clear()
+        other = play(1)
+    assert not [record for record in caplog.records if "Compiling" in record.message]
+    assert np.abs(other[0] - play(0)[0]).max() > 0.1
+
+
 def test_a_prompt_sent_after_the_last_chunk_is_not_an_error(params):
     frames = streamed(network(), params, chunks=1)
     for _ in frames:
