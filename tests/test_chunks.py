@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rcm_jax import chunks
 from rcm_jax.chunks import ChunkPattern, block_causal, teacher_forcing
+from rcm_jax.chunks import __main__ as command
 from rcm_jax.kernels.masks import dense
 
 
@@ -69,12 +69,12 @@ def test_windows_that_cannot_be(window, sink):
 
 def test_the_command_draws_the_mask(tmp_path, capsys):
     path = tmp_path / "new" / "mask.png"
-    chunks.main(["--pattern", "c1-4", "--frames", "9", "--save", str(path)])
+    command.main(["--pattern", "c1-4", "--frames", "9", "--save", str(path)])
     assert capsys.readouterr().out.strip() == str(path)
     pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
     blue = (pixels[:, 2].astype(int) - pixels[:, 0] > 60).mean()
     assert 0.1 < blue < 0.6  # about a third of the pairs are allowed
 
     with pytest.raises(SystemExit, match="error: chunk pattern c1-4 does not fit 8"):
-        chunks.main(["--frames", "8", "--save", str(tmp_path / "none.png")])
+        command.main(["--frames", "8", "--save", str(tmp_path / "none.png")])
     assert not (tmp_path / "none.png").exists()

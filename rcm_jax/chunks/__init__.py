@@ -1,4 +1,4 @@
-"""Chunk patterns of causal video, and who sees whom: python -m rcm_jax.chunks --pattern c1-4 --frames 9 --save mask.png
+"""Chunk patterns of causal video, and who sees whom; `python -m rcm_jax.chunks` draws it.
 
 A causal network makes a video in chunks of latent frames. `c1-4` is a first chunk of one frame, then chunks of four.
 Inside a chunk attention is full; across chunks there are two masks (arXiv 2606.25473):
@@ -10,15 +10,11 @@ teacher_forcing     on the packed sequence [clean | noisy]: a clean chunk sees t
 A window of n keeps the last n chunks, the current one included; a sink of s keeps the first s for good.
 """
 
-import argparse
 import dataclasses
 import re
-from collections.abc import Sequence
-from pathlib import Path
 
-from rcm_jax.kernels.masks import KeyRuns, Run, dense
+from rcm_jax.kernels.masks import KeyRuns, Run
 
-MASKS = ("block_causal", "teacher_forcing")
 Spans = tuple[Run, ...]  # first and one past the last latent frame of every chunk
 
 
@@ -97,61 +93,3 @@ def teacher_forcing(spans: Spans, frame_tokens: int, *, window: int | None = Non
         runs = [_tokens(spans, r, frame_tokens) for r in before if r[0] < r[1]]
         noisy.append((*runs, (length + start * frame_tokens, length + end * frame_tokens)))
     return KeyRuns((*clean.query_ends, *(length + end for end in clean.query_ends)), (*clean.runs, *noisy))
-
-
-# --- a picture of a mask ---------------------------------------------------------------------------------------------
-
-
-def draw(mask: KeyRuns, spans: Spans, frame_tokens: int, path: str | Path, title: str = "") -> Path:
-    """Writes a PNG of the mask, one square a pair of tokens, with lines between the chunks."""
-    from matplotlib.figure import Figure
-
-    size = mask.query_ends[-1]
-    figure = Figure(figsize=(5, 5.3), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(dense(mask, size, size), cmap="Blues", vmin=0, vmax=1.4, interpolation="nearest")
-    ends = [end * frame_tokens for _, end in spans]
-    ends += [ends[-1] + end for end in ends if size > ends[-1]]
-    for end in ends[:-1]:
-        half = size > spans[-1][1] * frame_tokens and end == size // 2
-        for line in (axes.axhline, axes.axvline):
-            line(end - 0.5, color="black" if half else "grey", linewidth=1.5 if half else 0.5)
-    middles = [(a + b) / 2 - 0.5 for a, b in zip((0, *ends), ends, strict=False)]
-    names = [str(i % len(spans)) for i in range(len(ends))]
-    axes.set(xticks=middles, xticklabels=names, yticks=middles, yticklabels=names, xlabel="keys, by chunk",
-             ylabel="queries, by chunk", title=title)  # fmt: skip
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    return path
-
-
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m rcm_jax.chunks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    p.add_argument("--pattern", default="c1-4", help="chunk pattern, like c1-1, c3-3, c1-4 (default c1-4)")
-    p.add_argument("--frames", type=int, default=9, help="latent frames (default 9)")
-    p.add_argument("--mask", choices=MASKS, default="teacher_forcing")
-    p.add_argument("--window", type=int, help="chunks that stay visible, the current one included (default: all)")
-    p.add_argument("--sink", type=int, default=0, help="first chunks that always stay visible (default 0)")
-    p.add_argument("--frame_tokens", type=int, default=1, help="tokens a latent frame (default 1)")
-    p.add_argument("--save", type=Path, default=Path("output/mask.png"), help="where the PNG goes")
-    return p
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command: draws a mask and prints where it is."""
-    from rcm_jax.cli import one_line_errors
-
-    args = parser().parse_args(argv)
-    with one_line_errors():
-        spans = ChunkPattern.parse(args.pattern).spans(args.frames)
-        function = {"block_causal": block_causal, "teacher_forcing": teacher_forcing}[args.mask]
-        mask = function(spans, args.frame_tokens, window=args.window, sink=args.sink)
-        title = f"{args.mask}, {args.pattern}, {args.frames} latent frames"
-        print(draw(mask, spans, args.frame_tokens, args.save, title))
-
-
-if __name__ == "__main__":
-    main()
