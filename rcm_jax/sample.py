@@ -7,7 +7,7 @@
 A distilled student makes a video in --num_steps 1, 2, 3 or 4; a teacher is integrated as an ODE with guidance
 (--sampler, --guidance_scale, 50 steps). Which of them a network is, our files say; of other files those named as rCM's
 and Self-Forcing's students are are students, all else is a teacher; --kind overrules both. Sample i of a prompt and a
-seed is the same on every run and in every batch.
+seed is the same on every run and in every batch. Causal networks: python -m rcm_jax.sample_causal.
 
 Without --dit_path the built-in toy teacher is sampled. Prompts of the toy world are made of the words: a, red green
 blue yellow, circle square diamond, moving, left right up down. Every other network is one of Wan's, and takes our files

@@ -147,7 +147,10 @@ def load_model(path: str | Path, expect: Any = None, *, dtype: str | None = "flo
     with safe_open(path, "numpy") as file:
         names = file.keys()
         check_fit({name: tuple(file.get_slice(name).get_shape()) for name in names}, expect, path)
-        flat = {tuple(name.split("/")): jnp.asarray(file.get_tensor(name), dtype) for name in names}
+    flat = {}
+    for name in names:
+        with safe_open(path, "numpy") as file:  # a mapping for each: with one for all, the whole file stays resident
+            flat[tuple(name.split("/"))] = jnp.asarray(file.get_tensor(name), dtype)
     return unflatten_dict(flat), info
 
 
