@@ -5,8 +5,8 @@
 Files are written first, one tensor at a time, in the published layouts, names and dtypes: Wan2.1-T2V-1.3B (float32),
 Wan2.1_VAE.pth (float32), models_t5_umt5-xxl-enc-bf16.pth. Every step is a process of its own; memory is its largest
 resident set, which counts the pages of mapped files too. The exported file must have the original's numbers, bit by
-bit, or the drill ends with an error. The sampling run takes the converted files (made now for the parts that are not asked for): prompt,
-umT5-XXL, the 1.3B network in 2 steps, autoencoder, MP4; its tokenizer is a tiny one.
+bit, or the drill ends with an error. The sampling run takes the converted files (made now for the parts that are not
+asked for): prompt, umT5-XXL, the 1.3B network in 2 steps, autoencoder, MP4; its tokenizer is a tiny one.
 """
 
 import argparse
