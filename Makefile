@@ -1,10 +1,11 @@
-# make demo: the main job, end to end.   make test: what CI runs.   make test-full: with the slow proofs.
+# make demo: the main job, end to end.   make demo-causal: a causal student, streamed and scored.
+# make test: what CI runs.   make test-full: with the slow proofs.
 PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 OUT ?= output/demo
 
-.PHONY: demo test test-full lint goldens clean
+.PHONY: demo demo-causal test test-full lint goldens clean
 
 $(VENV)/.base: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -17,6 +18,11 @@ $(VENV)/.test: $(VENV)/.base
 
 demo: $(VENV)/.base
 	$(PY) -m rcm_jax.demo --out $(OUT) $(ARGS)
+
+demo-causal: $(VENV)/.base
+	$(PY) -m rcm_jax.sample_causal --model toy --stream --profile --warmup_iters 1 --num_samples 4 \
+		--prompt "a blue square moving up" --save_path $(OUT)-causal/stream.mp4
+	$(PY) -m rcm_jax.evaluate --student causal=toy_causal --json $(OUT)-causal/scores.json
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
