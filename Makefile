@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 OUT ?= output/demo
+WORKERS ?= 2
 
 .PHONY: demo demo-causal test test-full lint goldens clean
 
@@ -32,11 +33,11 @@ goldens: $(VENV)/.test
 	$(PY) -m tests.golden tests/goldens
 
 test: lint goldens
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n $(WORKERS)
 
 test-full: lint goldens
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[offline,parity]'
-	$(PY) -m pytest -q --full
+	$(PY) -m pytest -q -n $(WORKERS) --full
 
 clean:
 	rm -rf $(VENV) output build *.egg-info

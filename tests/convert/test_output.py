@@ -85,12 +85,14 @@ def test_a_disk_too_small_is_known_before_anything_is_written(tmp_path):
 
 # a gigabyte that takes no room on the disk, to be stopped in the midst of
 SLOW = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 import numpy as np
 from rcm_jax.convert import commands, output, tensors
 from rcm_jax.training.model_file import ModelInfo
 from tests.convert.tiny import T2V
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell's background job starts
 
 def load():
     print("writing", flush=True)
