@@ -6,14 +6,10 @@ Starts from the bidirectional 1.3B. The part after the colon is a chunk pattern 
 `base.wan_1_3b_causal`). Not trained here: the recipe states the published settings and is checked abstractly.
 """
 
-from rcm_jax.configs import base
+from rcm_jax.configs import wan_1_3b_causal_tf
 
 
 def get_config(argument: str = ""):
-    config = base.wan_1_3b_causal(argument)
-    config.method.name = "diffusion"
-    config.method.p_G.update({"name": "uniform_shift", "shift": 5.0})
+    config = wan_1_3b_causal_tf.get_config(argument)
     config.causal.forcing = "df"
-    config.optimizer.update({"lr": 1e-5, "b1": 0.9})
-    config.mesh.sequence = 1
     return config

@@ -1,7 +1,6 @@
 """The weight names of Wan2.1's CLIP file, and ours: one row a tensor, and a list of what is left out."""
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rcm_jax.convert.table import Layout, Row, Tensors, to_ours, to_theirs
 from rcm_jax.wan.config import CLIPConfig
@@ -49,11 +48,9 @@ def layouts(config: CLIPConfig) -> dict[str, Layout]:
 def from_wan(tensors: Tensors, config: CLIPConfig) -> dict:
     """Wan2.1-named arrays to the parameters of `wan.clip.CLIP`. Raises ValueError listing what does not fit."""
     used = {name: tensors[name] for name in tensors if not name.startswith(dropped(config))}
-    flat = to_ours(rows(config), used, config.num_layers, layouts(config))
-    return unflatten_dict({tuple(k.split("/")): v for k, v in flat.items()})
+    return to_ours(rows(config), used, config.num_layers, layouts(config))
 
 
 def to_wan(params: dict, config: CLIPConfig) -> dict[str, np.ndarray]:
     """The parameters back to Wan2.1's names and layouts; what was dropped does not come back."""
-    flat = {"/".join(k): v for k, v in flatten_dict(params).items()}
-    return to_theirs(rows(config), flat, config.num_layers, layouts(config))
+    return to_theirs(rows(config), params, config.num_layers, layouts(config))

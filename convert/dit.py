@@ -5,7 +5,6 @@ Every row maps a PyTorch name to a path in our parameter tree and says how the a
 """
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rcm_jax.convert.table import Layout, Row, Tensors, to_ours, to_theirs
 from rcm_jax.wan.config import DiTConfig
@@ -76,11 +75,9 @@ def layouts(config: DiTConfig) -> dict[str, Layout]:
 
 def from_wan(tensors: Tensors, config: DiTConfig) -> dict:
     """Wan2.1-named arrays to the parameter tree of `wan.dit.DiT`. Raises ValueError listing what does not fit."""
-    flat = to_ours(rows(config), tensors, config.num_layers, layouts(config))
-    return unflatten_dict({tuple(k.split("/")): v for k, v in flat.items()})
+    return to_ours(rows(config), tensors, config.num_layers, layouts(config))
 
 
 def to_wan(params: dict, config: DiTConfig) -> dict[str, np.ndarray]:
     """The parameter tree back to Wan2.1's names and layouts (patch embedding as Conv3d)."""
-    flat = {"/".join(k): v for k, v in flatten_dict(params).items()}
-    return to_theirs(rows(config), flat, config.num_layers, layouts(config))
+    return to_theirs(rows(config), params, config.num_layers, layouts(config))

@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rcm_jax.convert.tensors import Tensor
+from rcm_jax.types import Params
 
 Tensors = Mapping[str, Any]
 
@@ -113,13 +115,14 @@ def lazy_to_theirs(
     return out
 
 
-def to_ours(rows: Sequence[Row], tensors: Tensors, num_layers: int, layouts: Mapping[str, Layout]) -> dict[str, Any]:
-    """PyTorch-named arrays to flat parameters, in memory. Raises as `lazy_to_ours`."""
+def to_ours(rows: Sequence[Row], tensors: Tensors, num_layers: int, layouts: Mapping[str, Layout]) -> Params:
+    """PyTorch-named arrays to a tree of parameters, in memory. Raises as `lazy_to_ours`."""
     lazy = {name: Tensor.of(array, name) for name, array in tensors.items()}
-    return {name: t.read() for name, t in lazy_to_ours(rows, lazy, num_layers, layouts).items()}
+    flat = lazy_to_ours(rows, lazy, num_layers, layouts)
+    return unflatten_dict({name: t.read() for name, t in flat.items()}, sep="/")
 
 
-def to_theirs(rows: Sequence[Row], flat: Tensors, num_layers: int, layouts: Mapping[str, Layout]) -> dict[str, Any]:
+def to_theirs(rows: Sequence[Row], params: Params, num_layers: int, layouts: Mapping[str, Layout]) -> dict[str, Any]:
     """The inverse of `to_ours`, as strict."""
-    lazy = {name: Tensor.of(array, name) for name, array in flat.items()}
+    lazy = {name: Tensor.of(array, name) for name, array in flatten_dict(params, sep="/").items()}
     return {name: t.read() for name, t in lazy_to_theirs(rows, lazy, num_layers, layouts).items()}

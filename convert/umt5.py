@@ -1,7 +1,6 @@
 """The weight names of Wan2.1's umT5 encoder, and ours: one row a tensor."""
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rcm_jax.convert.table import Layout, Row, Tensors, to_ours, to_theirs
 from rcm_jax.wan.config import UMT5Config
@@ -31,11 +30,9 @@ def layouts(config: UMT5Config) -> dict[str, Layout]:
 
 def from_wan(tensors: Tensors, config: UMT5Config) -> dict:
     """Wan2.1-named arrays to the parameters of `wan.umt5.UMT5`. Raises ValueError listing what does not fit."""
-    flat = to_ours(rows(config), tensors, config.num_layers, layouts(config))
-    return unflatten_dict({tuple(k.split("/")): v for k, v in flat.items()})
+    return to_ours(rows(config), tensors, config.num_layers, layouts(config))
 
 
 def to_wan(params: dict, config: UMT5Config) -> dict[str, np.ndarray]:
     """The parameters back to Wan2.1's names and layouts."""
-    flat = {"/".join(k): v for k, v in flatten_dict(params).items()}
-    return to_theirs(rows(config), flat, config.num_layers, layouts(config))
+    return to_theirs(rows(config), params, config.num_layers, layouts(config))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rcm_jax.cli import one_line_errors
+from rcm_jax.cli import one_line_errors, times
 
 COLUMNS = ("all", "colour", "shape", "direction", "overlap", "noise", "position_spread", "position_ratio")
 
@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--teacher", default="toy", help="model file of the teacher ('toy': the built-in one; '': none)")
     p.add_argument("--num_steps", type=int, nargs="+", default=[4, 2, 1], help="sampler steps (default 4 2 1)")
     p.add_argument("--teacher_steps", type=int, nargs="+", default=[50, 4, 2], help="Euler steps (default 50 4 2)")
+    p.add_argument("--mid_t", nargs="+", help="times between, of causal students (15/16 5/6 5/8, as far as steps go)")
     p.add_argument("--per_caption", type=int, default=8, help="videos for each of the 48 captions (default 8)")
     p.add_argument("--seeds", type=int, nargs="+", default=[0], help="sampling seeds, scored together")
     p.add_argument("--json", type=Path, help="also write the table here")
@@ -73,8 +74,12 @@ class Table:
         path.write_text(json.dumps({"rows": self.rows, "all_of_each": self.single}, indent=1))
 
 
-def sample_row(path: str | Path, prompts: list[str], seeds: list[int], *, num_steps: int, label: str) -> np.ndarray:
-    """A network's videos: a student's few-step sampler, or Euler for a teacher; by rollout if it is causal."""
+def sample_row(
+    path: str | Path, prompts: list[str], seeds: list[int], *, num_steps: int, label: str,
+    middle: tuple[float, ...] | None = None,
+) -> np.ndarray:  # fmt: skip
+    """A network's videos: a student's few-step sampler, or Euler for a teacher; by rollout if it is causal, with
+    `middle` between its steps."""
     from rcm_jax.data.world import open_world
     from rcm_jax.sampling.generate import SamplerConfig, generate
     from rcm_jax.sampling.generate_causal import generate_causal
@@ -83,7 +88,7 @@ def sample_row(path: str | Path, prompts: list[str], seeds: list[int], *, num_st
 
     params, info = load_model(find_model(path))
     if info.causal:
-        schedule = causal_schedule(info, num_steps)
+        schedule = causal_schedule(info, num_steps, middle)
         videos = partial(generate_causal, params, causal_network(info), schedule=schedule)
     else:
         student = info.kind == "student"
@@ -103,15 +108,19 @@ def students(specs: list[str]) -> dict[str, list[str]]:
 
 def run(args: argparse.Namespace) -> Table:
     from rcm_jax.data.toy_scores import evaluation_prompts
+    from rcm_jax.sampling.rollout import few_step_schedule
 
     prompts = evaluation_prompts(args.per_caption)
     pooled = prompts * len(args.seeds)
+    middle = None if args.mid_t is None else times(" ".join(args.mid_t), "mid_t")
+    for n in args.num_steps if middle is not None else ():
+        few_step_schedule([n], middle=middle)  # its errors, before the first row is sampled
     table = Table()
     table.add("data", [data_row(pooled, args.seeds[0])], pooled)
     rows = [(f"teacher {n}", [args.teacher], n) for n in args.teacher_steps if args.teacher]
     rows += [(f"{name} {n}", paths, n) for name, paths in students(args.student).items() for n in args.num_steps]
     for label, paths, n in rows:
-        videos = [sample_row(path, prompts, args.seeds, num_steps=n, label=label) for path in paths]
+        videos = [sample_row(path, prompts, args.seeds, num_steps=n, label=label, middle=middle) for path in paths]
         table.add(label, videos, pooled)
     return table
 

@@ -66,6 +66,19 @@ def make_mesh(data: int = -1, fsdp: int = 1, sequence: int = 1, devices: list | 
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def sampling_mesh(fsdp: int, sequence: int, heads: int) -> Mesh:
+    """A mesh over the first fsdp * sequence devices, for a network of so many heads. Raises ValueError, in terms of a
+    sampling command's flags, for a mesh that is not to be had here, or that does not divide the heads."""
+    if min(fsdp, sequence) < 1 or fsdp * sequence > jax.device_count():
+        raise ValueError(
+            f"--fsdp {fsdp} times --sequence {sequence} must be at least 1 and at most the {jax.device_count()} devices"
+        )
+    if heads % sequence:
+        divisors = [n for n in range(1, heads + 1) if heads % n == 0]
+        raise ValueError(f"--sequence {sequence} must divide the {heads} heads; use one of {divisors}")
+    return make_mesh(1, fsdp, sequence, devices=jax.devices()[: fsdp * sequence])
+
+
 def abstract_mesh(data: int, fsdp: int, sequence: int, devices: int) -> AbstractMesh:
     """`make_mesh` for devices that are not here."""
     return AbstractMesh(mesh_shape(data, fsdp, sequence, devices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
@@ -94,9 +107,28 @@ def state_shardings(mesh: Mesh | AbstractMesh, tree: PyTree) -> PyTree:
     )
 
 
+def shard(tree: PyTree, mesh: Mesh) -> PyTree:
+    """The tree's leaves put where `state_shardings` has them."""
+    return jax.device_put(tree, state_shardings(mesh, tree))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Samples over all devices of both axes."""
     return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def cut_by_heads(cache: PyTree) -> PyTree:
+    """Keys and values [layers, B, K, N, D] that stay from chunk to chunk, as `ulysses` wants them on the mesh that is
+    set (none: as they are): heads over `sequence`, samples over the other axes where these divide them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return cache
+
+    def cut(x: Float[Array, "layers B K N D"]) -> Array:
+        batch = BATCH_AXES if x.shape[1] % math.prod(mesh.shape[name] for name in BATCH_AXES) == 0 else None
+        return jax.lax.with_sharding_constraint(x, P(None, batch, None, SEQUENCE_AXIS))
+
+    return jax.tree.map(cut, cache)
 
 
 def bytes_per_device(mesh: Mesh | AbstractMesh, tree: PyTree) -> int:
@@ -120,7 +152,8 @@ def ulysses(mesh: Mesh, attend: Callable = attention) -> Callable:
     Returns a function of the same signature. Inside, every device holds all tokens of N / size heads (DeepSpeed
     Ulysses, arXiv 2309.14509): one all_to_all takes q, k and v there together, one brings o back, and a tangent takes
     one of each more. A length that the axis does not divide is padded, and the padding masked. Keys of another length
-    than the queries (text) stay whole on every device, which then needs no exchange.
+    than the queries (text) stay whole on every device, which then needs no exchange. Keys whose mask bounds them by
+    kv_len alone are a cache, which lies cut by heads (`cut_by_heads`): only q and o are exchanged.
 
     Raises ValueError for heads that the axis does not divide.
     """
@@ -141,20 +174,22 @@ def ulysses(mesh: Mesh, attend: Callable = attention) -> Callable:
             raise ValueError(f"heads={N} must be divisible by mesh.{axis}={size}; use one of {divisors}")
         if K != S and mask is not None and mask.query_ends and size > 1:
             raise NotImplementedError("runs of keys need queries and keys of one length when the sequence is cut")
+        cached = mask is not None and mask.kv_len is not None and not mask.query_ends
+        own = K == S and not cached
 
         def here(q: Array, k: Array, v: Array, mask: KeyRuns | None) -> Array:
-            if K != S or size == 1:
+            if size == 1 or not (own or cached):
                 return attend(q, k, v, mask=mask, **static)
-            x = jax.lax.all_to_all(jnp.concatenate([q, k, v], axis=-1), axis, 2, 1, tiled=True)
-            o = attend(*jnp.split(x, (D, 2 * D), axis=-1), mask=mask, **static)
+            x = jax.lax.all_to_all(jnp.concatenate([q, k, v], axis=-1) if own else q, axis, 2, 1, tiled=True)
+            o = attend(*(jnp.split(x, (D, 2 * D), axis=-1) if own else (x, k, v)), mask=mask, **static)
             return jax.lax.all_to_all(o, axis, 1, 2, tiled=True)
 
         if short := -S % size:
             q = _longer(q, short)
-            if K == S:
+            if own:
                 k, v, mask = _longer(k, short), _longer(v, short), _without_padding(mask, S, short)
         batch = BATCH_AXES if B % samples == 0 else None
-        cut, keys = P(batch, axis), P(batch, axis if K == S else None)
+        cut, keys = P(batch, axis), P(batch, axis if own else None, axis if cached else None)
         run = jax.shard_map(here, mesh=mesh, in_specs=(cut, keys, keys, P()), out_specs=cut, check_vma=False)
         return run(q, k, v, mask)[:, :S]
 

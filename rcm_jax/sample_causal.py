@@ -16,16 +16,17 @@ import dataclasses
 import resource
 import sys
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from rcm_jax.cli import one_line_errors
+from rcm_jax.cli import one_line_errors, times
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from jax.sharding import Mesh
 
     from rcm_jax.sampling.causal_world import Surroundings
     from rcm_jax.sampling.rollout import RolloutSchedule
@@ -55,6 +56,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--num_samples", type=int, default=1, help="videos, side by side in one file (default 1)")
     p.add_argument("--num_frames", type=int, help="frames of the video (default: the file's)")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--fsdp", type=int, default=1, help="GPUs that share the network's weights (default 1)")
+    p.add_argument(
+        "--sequence", type=int, default=1, help="GPUs that share a chunk's tokens and the cache's heads (default 1)"
+    )
     p.add_argument(
         "--save_path", type=Path, default=Path("output/causal_generated_video.mp4"), help="where the MP4 goes"
     )
@@ -108,14 +113,6 @@ def parser() -> argparse.ArgumentParser:
 # --- what the flags mean --------------------------------------------------------------------------------------------
 
 
-def times(text: str, flag: str) -> tuple[float, ...]:
-    """Numbers or fractions between commas or spaces; none in an empty text."""
-    try:
-        return tuple(float(Fraction(word)) for word in text.replace(",", " ").split())
-    except (ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"--{flag} {text!r} must be numbers or fractions, like 15/16,5/6") from error
-
-
 def schedule_from(args: argparse.Namespace, info: "ModelInfo") -> "RolloutSchedule":
     """The file's own schedule with what the flags change. Flags of the other kind of sampling are errors."""
     from rcm_jax.sampling.rollout import MIDDLE, few_step_schedule, ode_schedule
@@ -158,9 +155,10 @@ def schedule_from(args: argparse.Namespace, info: "ModelInfo") -> "RolloutSchedu
     return schedule.after_image() if args.image_path else schedule
 
 
-def network_from(args: argparse.Namespace, info: "ModelInfo") -> "CausalDiT":
+def network_from(args: argparse.Namespace, info: "ModelInfo", mesh: "Mesh") -> "CausalDiT":
     """The causal network for videos of the latent shape of `info`."""
     from rcm_jax.chunks import ChunkPattern
+    from rcm_jax.parallel import sharded_attention
     from rcm_jax.training.runs import causal_network
 
     if not info.causal and None in (args.first_chunk_t, args.chunk_t):
@@ -172,7 +170,7 @@ def network_from(args: argparse.Namespace, info: "ModelInfo") -> "CausalDiT":
     )
     asked = {"pattern": str(pattern), "window": args.window, "sink": args.sink}
     causal = info.causal | {name: value for name, value in asked.items() if value is not None}
-    return causal_network(dataclasses.replace(info, causal=causal))
+    return causal_network(dataclasses.replace(info, causal=causal), sharded_attention(mesh))
 
 
 class Opened(NamedTuple):
@@ -180,10 +178,11 @@ class Opened(NamedTuple):
 
     info: "ModelInfo"  # with the latent shape of the video that is asked for
     surroundings: "Callable[[bool], Surroundings]"  # (whether guidance needs the negative prompt)
-    load: "Callable[[], Params]"
+    load: "Callable[[Mesh], Params]"
 
 
 def open_toy(args: argparse.Namespace, path: Path) -> Opened:
+    from rcm_jax.parallel import shard
     from rcm_jax.sampling.causal_world import toy_surroundings
     from rcm_jax.training.model_file import load_model, read_info
 
@@ -197,15 +196,12 @@ def open_toy(args: argparse.Namespace, path: Path) -> Opened:
             args.prompt or TOY_PROMPT, args.negative_prompt or "", num_samples=args.num_samples,
             image_path=args.image_path,
         ),
-        lambda: load_model(path)[0],
+        lambda mesh: shard(load_model(path)[0], mesh),
     )  # fmt: skip
 
 
 def open_wan(args: argparse.Namespace, path: Path) -> Opened:
-    import jax
-
     from rcm_jax.convert.commands import info_for
-    from rcm_jax.parallel import make_mesh
     from rcm_jax.sample import WAN_PROMPT, video_size
     from rcm_jax.sampling.causal_world import wan_size, wan_surroundings
     from rcm_jax.sampling.frames import latent_shape
@@ -231,7 +227,7 @@ def open_wan(args: argparse.Namespace, path: Path) -> Opened:
             files, args.prompt or WAN_PROMPT, args.negative_prompt or "", num_samples=args.num_samples, size=size,
             dtype=dtype, guided=guided, image_path=args.image_path,
         ),
-        lambda: load(files.dit[0], make_mesh(devices=jax.devices()[:1]), dtype=dtype),
+        lambda mesh: load(files.dit[0], mesh, dtype=dtype),
     )  # fmt: skip
 
 
@@ -275,6 +271,9 @@ def check_counts(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> Path:
+    import jax
+
+    from rcm_jax.parallel import sampling_mesh
     from rcm_jax.sample import is_toy
     from rcm_jax.sampling.generate_causal import video_noises
     from rcm_jax.sampling.stream import profile, stream
@@ -285,10 +284,11 @@ def run(args: argparse.Namespace) -> Path:
     mp4_path(args.save_path)
     path = find_model(args.dit_path or "toy_causal")
     opened = (open_toy if is_toy(path) else open_wan)(args, path)
-    network, schedule = network_from(args, opened.info), schedule_from(args, opened.info)
+    mesh = sampling_mesh(args.fsdp, args.sequence, opened.info.model.num_heads)
+    network, schedule = network_from(args, opened.info, mesh), schedule_from(args, opened.info)
     chunks = len(network.pattern.spans(network.frames))
     schedule.check_chunks(chunks)
-    around, params = opened.surroundings(schedule.guidance > 1), opened.load()
+    around, params = opened.surroundings(schedule.guidance > 1), opened.load(mesh)
     noises = video_noises(network, schedule, args.seed, range(args.num_samples))
 
     def start():
@@ -300,15 +300,16 @@ def run(args: argparse.Namespace) -> Path:
     def picture(part: np.ndarray) -> np.ndarray:
         return to_uint8(enlarge(grid(part[None]), around.scale))
 
-    for _ in range(args.warmup_iters):
-        profile(start)
-    timed = [profile(start)[1] for _ in range(args.num_runs - 1)]
-    if args.stream:
-        with GrowingVideo(args.save_path, around.fps) as video:
-            _, last = profile(start, lambda part: video.append(picture(part)))
-    else:
-        parts, last = profile(start)
-        write_video(args.save_path, picture(np.concatenate(parts, axis=1)), around.fps)
+    with jax.set_mesh(mesh):
+        for _ in range(args.warmup_iters):
+            profile(start)
+        timed = [profile(start)[1] for _ in range(args.num_runs - 1)]
+        if args.stream:
+            with GrowingVideo(args.save_path, around.fps) as video:
+                _, last = profile(start, lambda part: video.append(picture(part)))
+        else:
+            parts, last = profile(start)
+            write_video(args.save_path, picture(np.concatenate(parts, axis=1)), around.fps)
     if args.profile or args.warmup_iters or timed:
         steps = ["the prompt's keys", "network", "decoder", "copy to the host"]
         steps += ["writing the MP4 (last run)"] * args.stream + ["compilation (first run)"] * (not args.warmup_iters)

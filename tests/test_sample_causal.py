@@ -11,6 +11,7 @@ from rcm_jax import sample_causal
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.convert.load import load_params
 from rcm_jax.data.wan_world import WanWorld
+from rcm_jax.parallel import make_mesh
 from rcm_jax.sampling.generate_causal import video_noises
 from rcm_jax.sampling.rollout import few_step_schedule, ode_schedule, rollout
 from rcm_jax.sampling.video import GrowingVideo, write_png, write_video
@@ -39,6 +40,19 @@ BARE = dataclasses.replace(STUDENT, causal={}, sigma_max=80.0)
 def student(tmp_path_factory):
     params = init_params(STUDENT.model, jax.random.key(0))
     return save_model(tmp_path_factory.mktemp("model") / "student.safetensors", params, STUDENT)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What the command appends to its video: a list that fills."""
+    out, append = [], GrowingVideo.append
+
+    def both(self, frames):
+        out.append(frames)
+        append(self, frames)
+
+    monkeypatch.setattr(GrowingVideo, "append", both)
+    return out
 
 
 def parsed(*flags):
@@ -85,14 +99,15 @@ def test_a_file_with_noisy_context_keeps_it_unless_told():
 
 
 def test_flags_make_the_network():
-    network = sample_causal.network_from(parsed(), STUDENT)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    network = sample_causal.network_from(parsed(), STUDENT, mesh)
     assert (str(network.pattern), network.frames, network.size, network.window) == ("c1-2", 5, (6, 6), None)
     flags = ["--first_chunk_t", "3", "--chunk_t", "3", "--window", "4", "--sink", "1"]
-    network = sample_causal.network_from(parsed(*flags), dataclasses.replace(STUDENT, latent_shape=(33, 8, 6)))
+    network = sample_causal.network_from(parsed(*flags), dataclasses.replace(STUDENT, latent_shape=(33, 8, 6)), mesh)
     assert (str(network.pattern), network.frames, network.size) == ("c3-3", 33, (8, 6))
     assert (network.window, network.sink) == (4, 1)
     bare = dataclasses.replace(BARE, latent_shape=(3, 6, 6))
-    assert str(sample_causal.network_from(parsed(*flags[:4]), bare).pattern) == "c3-3"
+    assert str(sample_causal.network_from(parsed(*flags[:4]), bare, mesh).pattern) == "c3-3"
     assert CausalConfig(**STUDENT.causal).window == 0  # the file is what it was
 
 
@@ -108,6 +123,15 @@ def test_it_streams_a_video_that_is_the_written_one(tmp_path, student, capsys):
     frames = iio.imread(whole, plugin="pyav")
     assert frames.shape == (9, 192, 2 * 192 + 8, 3)
     assert np.abs(frames.astype(int) - iio.imread(grown, plugin="pyav")).mean() < 8  # lossy, both
+
+
+def test_devices_share_the_network(tmp_path, student, shown):
+    args = ["--dit_path", str(student), "--save_path", str(tmp_path / "v.mp4"), "--stream"]
+    sample_causal.main(args)
+    alone = [shown.pop(0) for _ in range(3)]
+    sample_causal.main([*args, "--fsdp", "2", "--sequence", "2"])
+    for part, want in zip(shown, alone, strict=True):
+        assert np.abs(part.astype(int) - want).max() <= 1  # of 255: rounding
 
 
 def test_it_starts_from_an_image(tmp_path, student):
@@ -148,6 +172,9 @@ def test_it_starts_from_an_image(tmp_path, student):
         ("--image_path {picture} --first_chunk_t 3", "an image is a first chunk of 1 latent frame"),
         ("--model toy", "give --model or --dit_path, not both"),
         ("--size 32x32 --dtype float32", "--size, --dtype does not apply"),
+        ("--sequence 3", "--sequence 3 must divide the 2 heads; use one of [1, 2]"),
+        ("--fsdp 3 --sequence 3", "must be at least 1 and at most the 8 devices"),
+        ("--fsdp 0", "--fsdp 0 times --sequence 1 must be at least 1"),
     ],
 )
 def test_it_refuses_and_overwrites_nothing(tmp_path, student, flags, message):
@@ -182,19 +209,6 @@ def folder(tmp_path_factory):
     return write_wan(tmp_path_factory.mktemp("wan"))
 
 
-@pytest.fixture
-def shown(monkeypatch):
-    """What the command appends to its video: a list that fills."""
-    out, append = [], GrowingVideo.append
-
-    def both(self, frames):
-        out.append(frames)
-        append(self, frames)
-
-    monkeypatch.setattr(GrowingVideo, "append", both)
-    return out
-
-
 def run_wan(folder, path, *flags):
     small = ["--size", "32x48", "--num_frames", "13", "--first_chunk_t", "1", "--chunk_t", "1", "--dtype", "float32"]
     flags = ["--dit_path", str(folder), *small, "--distilled", "--num_steps", "2", "--stream", *flags]
@@ -217,6 +231,15 @@ def test_wan_streams_through_its_autoencoder(tmp_path, folder, shown):
     latents = jax.jit(lambda p: rollout(network, p, text, noises, schedule, frames=4))(params)
     difference = np.concatenate(shown).astype(int) - world.decode_uint8(latents[0])
     assert np.abs(difference).max() <= 1  # of 255: rounding
+
+
+def test_devices_share_wans_network_and_one_decodes(tmp_path, folder, shown):
+    path = tmp_path / "v.mp4"
+    run_wan(folder, path)
+    alone = [shown.pop(0) for _ in range(4)]
+    run_wan(folder, path, "--fsdp", "2", "--sequence", "2")
+    for part, want in zip(shown, alone, strict=True):
+        assert np.abs(part.astype(int) - want).max() <= 1  # of 255: rounding
 
 
 def test_wan_starts_from_an_image(tmp_path, folder, shown):

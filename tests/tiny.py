@@ -2,9 +2,12 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from rcm_jax.training.config import DataConfig, MeshConfig, MethodConfig, OptimizerConfig, RunConfig
+from rcm_jax.training.state import init_params
+from rcm_jax.types import Params
 from rcm_jax.wan.config import DiTConfig
 
 MODEL = DiTConfig(
@@ -30,6 +33,14 @@ def tiny_run(
         tensorboard=False,
     )
     return dataclasses.replace(base, **changes)
+
+
+def perturbed_params(config: DiTConfig, seed: int = 0, scale: float = 0.05) -> Params:
+    """Initial weights plus noise on every leaf: the zeros of a fresh network would hide errors."""
+    leaves, tree = jax.tree.flatten(init_params(config, jax.random.key(seed)))
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    leaves = [x + scale * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, leaves)
 
 
 class RandomSource:

@@ -13,8 +13,11 @@ A window of n keeps the last n chunks, the current one included; a sink of s kee
 import dataclasses
 import re
 
+from jaxtyping import Array, Int
+
 from rcm_jax.kernels.masks import KeyRuns, Run
 
+ChunkIndex = Int[Array, ""] | int
 Spans = tuple[Run, ...]  # first and one past the last latent frame of every chunk
 
 
@@ -42,6 +45,10 @@ class ChunkPattern:
 
     def fits(self, frames: int) -> bool:
         return frames >= self.first and (frames - self.first) % self.rest == 0
+
+    def start(self, chunk: ChunkIndex) -> ChunkIndex:
+        """The first latent frame of a chunk."""
+        return (chunk > 0) * (self.first + (chunk - 1) * self.rest)
 
     def spans(self, frames: int) -> Spans:
         """The chunks of a video of so many latent frames. Raises ValueError listing the patterns that fit it."""

@@ -16,10 +16,10 @@ import numpy as np
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Int
 
-from rcm_jax.chunks import Spans
-from rcm_jax.sampling.rollout import Noises, RolloutSchedule, equal_chunks
+from rcm_jax.chunks import ChunkIndex, Spans
+from rcm_jax.sampling.rollout import Noises, RolloutSchedule, equal_chunks, joined
 from rcm_jax.types import Latents, Params
-from rcm_jax.wan.causal import CausalDiT, ChunkIndex
+from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import KeyValues
 
 
@@ -57,22 +57,22 @@ def _draw(network: CausalDiT, noises: Noises, spans: Spans) -> Float[Array, "n B
     return jnp.concatenate([noises(i, b - a) for i, (a, b) in enumerate(spans)], axis=2)
 
 
-def _last_step(
+def _step(
     network: CausalDiT, params: Params, prompt: KeyValues, cache: KeyValues, x: Latents, t: Array, chunk: ChunkIndex
 ) -> Latents:
-    """The clean chunk, which is what carries the gradient."""
+    """The clean chunk that a step from time t predicts."""
     v = network.denoise(params, x, jnp.broadcast_to(t, x.shape[:1]), prompt, cache, chunk)
     return x - t * v.astype(x.dtype)
 
 
-def _inputs(
+def _chunks(
     network: CausalDiT, schedule: RolloutSchedule, spans: Spans, params: Params, prompt: KeyValues, draws: Array,
-    num_steps: Array, emit,
-):  # fmt: skip
-    """Rolls out without gradient: what emit(x, t, x0, cache, chunk) makes of the chunks, [chunks, …] a group of equal
-    chunks, and the cache of the end."""
-    cache = network.init_cache(draws.shape[1])
-    outputs = []
+    num_steps: Array,
+) -> tuple[list[tuple[Array, Array, Array]], KeyValues]:  # fmt: skip
+    """(clean chunks, inputs of their last steps, times of these) of every group of equal chunks, [chunks, …], and the
+    cache of the end. Only the clean chunks carry a gradient, through the last steps."""
+    fixed, fixed_prompt = stop_gradient((params, prompt))
+    cache, groups = network.init_cache(draws.shape[1]), []
     for start, end in equal_chunks(schedule, spans, 0):
         a, b = spans[start]
         times, noisy = schedule.chunk(start)
@@ -84,7 +84,7 @@ def _inputs(
 
         def body(cache, inputs, t_table=t_table, steps=steps, noisy=noisy, most=most):
             chunk, eps = inputs
-            step = partial(_last_step, network, params, prompt, cache, chunk=chunk)
+            step = partial(_step, network, fixed, fixed_prompt, cache, chunk=chunk)
 
             def earlier(i, x):
                 t_next = t_table[i + 1]
@@ -92,39 +92,26 @@ def _inputs(
 
             x = jax.lax.fori_loop(0, steps - 1, earlier, (t_table[0] * eps[0]).astype(t_table.dtype))
             t = t_table[steps - 1]
-            x0 = step(x=x, t=t)
+            clean = _step(network, params, prompt, cache, x, t, chunk)
+            x0 = stop_gradient(clean)
             context, t_context = x0, jnp.zeros_like(t)
             if noisy:
                 t_context = t_table[most - 1]
                 noised = (1 - t_context) * x0 + t_context * eps[-1]
                 context = jnp.where(steps == most, x, noised)
-            out = emit(x, t, x0, cache, chunk)
             times_B = jnp.broadcast_to(t_context, x.shape[:1])
-            return network.append(params, context, times_B, prompt, cache, chunk), out
+            return network.append(fixed, context, times_B, fixed_prompt, cache, chunk), (clean, x, t)
 
         cache, out = jax.lax.scan(body, cache, (jnp.arange(start, end), own))
-        outputs.append(out)
-    return outputs, cache
-
-
-def _joined(outputs: list[Array]) -> Latents:
-    """[chunks, B, t, …] of every group to [B, T, …]."""
-    return jnp.concatenate(
-        [jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]) for x in outputs], axis=1
-    )  # fmt: skip
+        groups.append(out)
+    return groups, cache
 
 
 def _plain(network, schedule, spans, params, text, draws, num_steps) -> tuple[Latents, Latents]:
-    fixed = stop_gradient(params)
     prompt = network.prompt(params, text)
-
-    def emit(x, t, x0, cache, chunk):
-        del x0
-        return _last_step(network, params, prompt, cache, x, t, chunk), x
-
-    outputs, _ = _inputs(network, schedule, spans, fixed, stop_gradient(prompt), draws, num_steps, emit)
-    videos, inputs = zip(*outputs, strict=True)
-    return _joined(videos), stop_gradient(_joined(inputs))
+    groups, _ = _chunks(network, schedule, spans, params, prompt, draws, num_steps)
+    videos, inputs, _ = zip(*groups, strict=True)
+    return joined(videos), stop_gradient(joined(inputs))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -134,15 +121,10 @@ def _replayed(network, schedule, spans, params, text, draws, num_steps) -> tuple
 
 def _replayed_forward(network, schedule, spans, params, text, draws, num_steps):
     prompt = network.prompt(params, text)
-
-    def emit(x, t, x0, cache, chunk):
-        del cache, chunk
-        return x0, x, t
-
-    outputs, cache = _inputs(network, schedule, spans, params, prompt, draws, num_steps, emit)
-    videos, inputs, times = zip(*outputs, strict=True)
+    groups, cache = _chunks(network, schedule, spans, params, prompt, draws, num_steps)
+    videos, inputs, times = zip(*groups, strict=True)
     residuals = (params, text, draws, num_steps, cache, inputs, times)
-    return (_joined(videos), _joined(inputs)), residuals
+    return (joined(videos), joined(inputs)), residuals
 
 
 def _replayed_backward(network, schedule, spans, residuals, cotangents):
@@ -157,7 +139,7 @@ def _replayed_backward(network, schedule, spans, residuals, cotangents):
 
         def body(total, of_chunk):
             chunk, x, t, d = of_chunk
-            _, vjp = jax.vjp(lambda p, q: _last_step(network, p, q, cache, x, t, chunk), params, prompt)
+            _, vjp = jax.vjp(lambda p, q: _step(network, p, q, cache, x, t, chunk), params, prompt)
             return jax.tree.map(jnp.add, total, vjp(d)), None
 
         total, _ = jax.lax.scan(body, total, (jnp.arange(start, end), x, t, d))

@@ -6,7 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float
 
 from rcm_jax.data import toy
 from rcm_jax.data.wan_world import WanWorld
@@ -23,7 +25,7 @@ class Surroundings(NamedTuple):
 
     text: Float[np.ndarray, "B L D"]
     null_text: Float[np.ndarray, "L D"]
-    image: Float[Array, "B 1 H W C"] | None
+    image: Float[np.ndarray, "B 1 H W C"] | None
     decode: Decode
     fps: int
     scale: int = 1
@@ -37,7 +39,7 @@ def toy_surroundings(
     text, null_text = toy.encode_text([prompt] * num_samples), toy.encode_text([negative_prompt])[0]
     if image_path is not None:
         frame = pixels(open_image(image_path), (toy.SIZE, toy.SIZE))
-        image = jnp.repeat(codec.encode(frame[None, None]), num_samples, axis=0)
+        image = np.repeat(codec.encode(frame[None, None]), num_samples, axis=0)
     decode = jax.jit(lambda latents, state: (codec.decode(latents), state))
     return Surroundings(text, null_text, image, decode, ToyWorld.fps, scale=8)
 
@@ -66,12 +68,14 @@ def wan_surroundings(
     world = WanWorld(files, dtype=dtype)
     text, *null = world.encode_text([prompt, *([negative_prompt] if guided else [])])
     vae, image = VAE(files.vae.config), None
-    params = load(files.vae, make_mesh(devices=jax.devices()[:1]), dtype="float32")
+    first = make_mesh(devices=jax.devices()[:1])  # decodes, whatever devices the network has
+    params = load(files.vae, first, dtype="float32")
     if image_path is not None:
         frame = pixels(open_image(image_path), size)
-        image = jnp.repeat(vae.encode(params, jnp.asarray(frame)[None, None]), num_samples, axis=0)
+        image = np.repeat(vae.encode(params, jnp.asarray(frame)[None, None]), num_samples, axis=0)
     decode_chunk = jax.jit(vae.decode_chunk, donate_argnums=2)
     return Surroundings(
         np.repeat(text[None], num_samples, axis=0), null[0] if guided else np.zeros_like(text), image,
-        lambda latents, state: decode_chunk(params, latents, state), WanWorld.fps,
+        lambda latents, state: decode_chunk(params, jax.device_put(latents, NamedSharding(first, P())), state),
+        WanWorld.fps,
     )  # fmt: skip

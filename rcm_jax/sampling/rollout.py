@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from rcm_jax.chunks import ChunkPattern, Spans
+from rcm_jax.chunks import ChunkIndex, ChunkPattern, Spans
 from rcm_jax.flow import shift_time, unshift_time
 from rcm_jax.types import Latents, Params
-from rcm_jax.wan.causal import CausalDiT, ChunkIndex
+from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import KeyValues
 
 MIDDLE = (15 / 16, 5 / 6, 5 / 8)  # RF times between the first step and the data
@@ -149,8 +149,7 @@ def given_noises(whole: Float[Array, "n B T H W C"], pattern: ChunkPattern) -> N
     """The chunks' parts of noise that is there for the whole video."""
 
     def noises(chunk: ChunkIndex, frames: int) -> Float[Array, "n B t H W C"]:
-        start = jnp.where(chunk > 0, pattern.first + (jnp.asarray(chunk) - 1) * pattern.rest, 0)
-        return jax.lax.dynamic_slice_in_dim(whole, start, frames, axis=2)
+        return jax.lax.dynamic_slice_in_dim(whole, pattern.start(chunk), frames, axis=2)
 
     return noises
 
@@ -253,6 +252,13 @@ def equal_chunks(schedule: RolloutSchedule, spans: Spans, first: int) -> list[tu
     return list(zip(cuts, (*cuts[1:], len(spans)), strict=True))
 
 
+def joined(groups: Sequence[Float[Array, "chunks B t H W C"]]) -> Latents:
+    """The chunks of every group one after another along the frames, [B, T, H, W, C]."""
+    return jnp.concatenate(
+        [jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]) for x in groups], axis=1
+    )  # fmt: skip
+
+
 def rollout(
     network: CausalDiT,
     params: Params,
@@ -293,6 +299,6 @@ def rollout(
             branches, x = body(branches, start)
         else:
             branches, chunks = jax.lax.scan(body, branches, jnp.arange(start, end))
-            x = jnp.moveaxis(chunks, 0, 1).reshape(chunks.shape[1], -1, *chunks.shape[3:])
+            x = joined([chunks])
         parts.append(x)
     return jnp.concatenate(parts, axis=1)

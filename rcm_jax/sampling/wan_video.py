@@ -6,10 +6,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import UInt8
 
 from rcm_jax.data.wan_world import WanWorld
-from rcm_jax.parallel import make_mesh
+from rcm_jax.parallel import sampling_mesh
 from rcm_jax.sampling.frames import adapted_size, open_image, pixels
 from rcm_jax.sampling.generate import SamplerConfig
 from rcm_jax.sampling.memory import Job, check_memory, device_limit, network_bytes
@@ -53,35 +54,23 @@ def first_frame(
     return size, (pixels(image), pixels(image, size))
 
 
-def check_devices(fsdp: int, sequence: int, heads: int) -> None:
-    """Raises ValueError for a mesh that is not to be had here, or that does not divide the heads."""
-    if min(fsdp, sequence) < 1 or fsdp * sequence > jax.device_count():
-        raise ValueError(
-            f"--fsdp {fsdp} times --sequence {sequence} must be at least 1 and at most the {jax.device_count()} devices"
-        )
-    if heads % sequence:
-        divisors = [n for n in range(1, heads + 1) if heads % n == 0]
-        raise ValueError(f"--sequence {sequence} must divide the {heads} heads; use one of {divisors}")
-
-
 def make_videos(request: Request) -> Iterator[UInt8[np.ndarray, "F H w 3"]]:
     """One video for each prompt, its samples side by side. Sample i depends on its prompt, the seed and i alone.
 
     Raises ValueError for what is not possible here before anything is computed.
     """
     job, guided = request.job, request.sampler.name != "few_step" and request.sampler.guidance > 1
-    check_devices(job.fsdp, job.sequence, request.model.num_heads)
+    mesh = sampling_mesh(job.fsdp, job.sequence, request.model.num_heads)
     limit = device_limit()
     check_memory(job, limit)
-    return _videos(request, guided, keep_all=limit is not None and network_bytes(job, loaded=2) <= limit)
+    return _videos(request, mesh, guided, keep_all=limit is not None and network_bytes(job, loaded=2) <= limit)
 
 
-def _videos(request: Request, guided: bool, keep_all: bool) -> Iterator[np.ndarray]:
+def _videos(request: Request, mesh: Mesh, guided: bool, keep_all: bool) -> Iterator[np.ndarray]:
     job = request.job
     world = WanWorld(job.files, negative_prompt=request.negative_prompt, dtype=job.dtype, tiled=job.tiled)
     world.encode_text([*request.prompts, *([request.negative_prompt] if guided else [])])  # the file is read once
     condition, tokens = world.encode_image(*request.image, job.num_frames) if request.image else (None, None)
-    mesh = make_mesh(1, job.fsdp, job.sequence, devices=jax.devices()[: job.fsdp * job.sequence])
     boundary = WAN22_BOUNDARY["i2v" if request.image else "t2v"] if request.boundary is None else request.boundary
     experts = Experts(
         job.files.dit, request.model, mesh, dtype=job.dtype, boundary=boundary, keep_all=keep_all

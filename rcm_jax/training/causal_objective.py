@@ -19,7 +19,16 @@ from rcm_jax.losses.forcing import df_times, forcing_loss, over_frames
 from rcm_jax.losses.self_forcing import self_rollout
 from rcm_jax.sampling.rollout import given_noises
 from rcm_jax.training.config import CausalConfig, MethodConfig
-from rcm_jax.training.objective import Batch, draw_D, drop_text, fused_under_jvp, masked_mean, warmup_ratio
+from rcm_jax.training.objective import (
+    Batch,
+    consistency_metrics,
+    draw_D,
+    drop_text,
+    fused_under_jvp,
+    masked_mean,
+    warmup_ratio,
+    with_distribution,
+)
 from rcm_jax.training.schedule import fake_updates, simulation_steps, student_updates
 from rcm_jax.types import Latents, Metrics, Params, Text
 from rcm_jax.wan.causal import CausalDiT
@@ -66,10 +75,7 @@ class CausalObjective:
             t = method.p_G.build().sample(key_time, x0.shape[:1])
             warmup = warmup_ratio(method, step)
             loss, terms = rf_scm_loss(student, teacher, x0, noise, t, warmup=warmup, scale=method.consistency_scale)
-        metrics = {"loss_consistency": masked_mean(loss, terms["masked"]), "masked": terms["masked"].sum()}
-        if "g_norm" in terms:
-            metrics["tangent_norm"] = masked_mean(terms["g_norm"], terms["masked"])
-        return loss, metrics
+        return loss, consistency_metrics(loss, terms)
 
     def rolled_out(
         self, network: CausalDiT, params: Params, text: Text, shape: tuple[int, ...], key: Array, steps: Array
@@ -98,12 +104,9 @@ class CausalObjective:
             score = guided_velocity(
                 self.dit, frozen["score_teacher"], text, self.null_text, self.causal.score_guidance
             )  # fmt: skip
-            dmd, terms = dmd_loss(video, fake, rf_denoiser(score), *draw_D(method, x0.shape, key_D), noisy=rf_noisy)
-            loss = loss + method.dmd_scale * dmd
-            metrics |= {
-                "loss_dmd": masked_mean(dmd, terms["masked"]),
-                "masked": metrics.get("masked", 0) + terms["masked"].sum(),
-            }
+            draws = draw_D(method, x0.shape, key_D)
+            distribution = dmd_loss(video, fake, rf_denoiser(score), *draws, noisy=rf_noisy)
+            loss, metrics = with_distribution(method, loss, metrics, *distribution)
         return loss.mean(), metrics
 
     def fake_score(

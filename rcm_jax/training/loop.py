@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from rcm_jax.data.source import Source, batches
-from rcm_jax.parallel import batch_sharding, make_mesh, sharded_attention, state_shardings
+from rcm_jax.parallel import batch_sharding, make_mesh, shard, sharded_attention, state_shardings
 from rcm_jax.training.checkpoint import Checkpoints, abstract_like, claim_workdir
 from rcm_jax.training.config import MethodConfig, RunConfig
 from rcm_jax.training.metrics import MetricsWriter
@@ -106,7 +106,7 @@ def train(
         state = open_state(config, weights, mesh, checkpoints)
         start = int(state.step)
         teachers = {name: params for name, params in weights.items() if name != "init"}
-        teachers = jax.device_put(teachers, state_shardings(mesh, teachers))
+        teachers = shard(teachers, mesh)
         steps = make_steps(config, jnp.asarray(source.null_text), sharded_attention(mesh))
         sharding = batch_sharding(mesh)
         if workdir is not None:

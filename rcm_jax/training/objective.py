@@ -45,6 +45,23 @@ def draw_D(method: MethodConfig, shape: tuple[int, ...], key: Array) -> tuple[La
     return jax.random.normal(key_noise, shape), method.p_D.build().sample(key_time, shape[:1])
 
 
+def consistency_metrics(loss: Float[Array, " B"], terms: Metrics) -> Metrics:
+    """What the log says of a consistency loss."""
+    metrics = {"loss_consistency": masked_mean(loss, terms["masked"]), "masked": terms["masked"].sum()}
+    if "g_norm" in terms:
+        metrics["tangent_norm"] = masked_mean(terms["g_norm"], terms["masked"])
+    return metrics
+
+
+def with_distribution(
+    method: MethodConfig, loss: Float[Array, " B"], metrics: Metrics, dmd: Float[Array, " B"], terms: Metrics
+) -> tuple[Float[Array, " B"], Metrics]:
+    """The consistency loss plus dmd_scale times the distribution loss, and the metrics of both."""
+    masked = metrics.get("masked", 0) + terms["masked"].sum()
+    logged = metrics | {"loss_dmd": masked_mean(dmd, terms["masked"]), "masked": masked}
+    return loss + method.dmd_scale * dmd, logged
+
+
 def consistency_term(
     method: MethodConfig, student: Velocity, teacher: Velocity, x0: Latents, key: Array, warmup: Array
 ) -> tuple[Float[Array, " B"], Metrics]:
@@ -65,10 +82,7 @@ def consistency_term(
         else:
             pair, time, function = (student, teacher), t, rf_scm_loss
         loss, terms = function(*pair, x0, noise, time, warmup=warmup, scale=method.consistency_scale)
-    metrics = {"loss_consistency": masked_mean(loss, terms["masked"]), "masked": terms["masked"].sum()}
-    if "g_norm" in terms:
-        metrics["tangent_norm"] = masked_mean(terms["g_norm"], terms["masked"])
-    return loss, metrics
+    return loss, consistency_metrics(loss, terms)
 
 
 def simulated_input(
@@ -126,12 +140,8 @@ class Objective:
             video = trig_denoiser(student)(z, theta)
             fake = trig_denoiser(self.plain(frozen["fake_score"], text))
             noise, t = draw_D(method, x0.shape, key_D)
-            dmd, terms = dmd_loss(video, fake, trig_denoiser(teacher), noise, rf_to_trig(t))
-            loss = loss + method.dmd_scale * dmd
-            metrics |= {
-                "loss_dmd": masked_mean(dmd, terms["masked"]),
-                "masked": metrics.get("masked", 0) + terms["masked"].sum(),
-            }
+            distribution = dmd_loss(video, fake, trig_denoiser(teacher), noise, rf_to_trig(t))
+            loss, metrics = with_distribution(method, loss, metrics, *distribution)
         return loss.mean(), metrics
 
     def fake_score(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -9,10 +10,11 @@ import numpy as np
 
 from rcm_jax.data.source import make_source
 from rcm_jax.data.world import open_world
+from rcm_jax.kernels.attention import attention
 from rcm_jax.parallel import abstract_mesh, bytes_per_device
 from rcm_jax.sampling.generate import SamplerConfig, generate
 from rcm_jax.sampling.generate_causal import generate_causal
-from rcm_jax.sampling.rollout import RolloutSchedule, few_step_schedule, ode_schedule
+from rcm_jax.sampling.rollout import MIDDLE, RolloutSchedule, few_step_schedule, ode_schedule
 from rcm_jax.sampling.video import enlarge, grid, to_uint8, write_video
 from rcm_jax.training.config import CausalConfig, RunConfig
 from rcm_jax.training.loop import train
@@ -22,8 +24,6 @@ from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import DiT
 
 PREVIEW_PROMPTS = ("a red circle moving left", "a blue square moving up", "a green diamond moving right")
-
-
 CAUSAL_FIELDS = ("pattern", "window", "sink", "steps_per_chunk", "middle", "noisy_context_from")
 
 
@@ -47,21 +47,25 @@ def sampler_for(info: ModelInfo) -> SamplerConfig:
     return SamplerConfig("unipc", 50, guidance=info.guidance)
 
 
-def causal_network(info: ModelInfo) -> CausalDiT:
-    """The network of a causal model file."""
-    return CausalConfig(**info.causal).network(DiT(info.model), info.latent_shape)
+def causal_network(info: ModelInfo, attend: Callable = attention) -> CausalDiT:
+    """The network of a causal model file; `attend` as in `DiT`."""
+    return CausalConfig(**info.causal).network(DiT(info.model, attend), info.latent_shape)
 
 
-def causal_schedule(info: ModelInfo, num_steps: int | None = None) -> RolloutSchedule:
+def causal_schedule(
+    info: ModelInfo, num_steps: int | None = None, middle: Sequence[float] | None = None
+) -> RolloutSchedule:
     """How a causal model file's network is sampled: a teacher in 50 Euler steps with guidance, a student as it was
-    trained. Another `num_steps` is for all chunks alike, between a student's published middle times."""
+    trained. Another `num_steps` is for all chunks alike, between `middle`, a student's published times unless given."""
     causal = CausalConfig(**info.causal)
     if info.kind != "student":
         return ode_schedule(num_steps or 50, guidance=info.guidance, sigma_max=info.sigma_max)
     own = causal.schedule(info.sigma_max)
-    if num_steps in (None, causal.steps_per_chunk[-1]):
+    if middle is None and num_steps in (None, causal.steps_per_chunk[-1]):
         return own
-    return dataclasses.replace(own, times=few_step_schedule([num_steps], sigma_max=info.sigma_max).times)
+    steps = causal.steps_per_chunk[-1] if num_steps is None else num_steps
+    middle = MIDDLE if middle is None else middle
+    return dataclasses.replace(own, times=few_step_schedule([steps], middle=middle, sigma_max=info.sigma_max).times)
 
 
 def train_recipe(config: RunConfig, workdir: str | Path, *, progress: str = "train") -> Path:

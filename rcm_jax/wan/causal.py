@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from rcm_jax.chunks import ChunkPattern, block_causal, check_window, teacher_forcing
+from rcm_jax.chunks import ChunkIndex, ChunkPattern, block_causal, check_window, teacher_forcing
 from rcm_jax.flow import guided
 from rcm_jax.kernels.masks import KeyRuns
+from rcm_jax.parallel import cut_by_heads
 from rcm_jax.types import Latents, Params, Text, Velocity
 from rcm_jax.wan.dit import MODEL_TIME, Attention, DiT, KeyValues
-
-ChunkIndex = Int[Array, ""] | int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,13 +113,9 @@ class CausalDiT:
             return self.frames * self.frame_tokens
         return (self.head_frames + self.window * self.pattern.rest) * self.frame_tokens
 
-    def start(self, chunk: ChunkIndex) -> ChunkIndex:
-        """The first latent frame of a chunk."""
-        return jnp.where(chunk > 0, self.pattern.first + (jnp.asarray(chunk) - 1) * self.pattern.rest, 0)
-
     def place(self, chunk: ChunkIndex) -> tuple[Int[Array, ""], Int[Array, ""]]:
         """(where a chunk's keys go, how many tokens are filled when it is there)."""
-        start, rest = self.start(chunk), self.pattern.rest
+        start, rest = self.pattern.start(chunk), self.pattern.rest
         size = jnp.where(chunk > 0, rest, self.pattern.first)
         if self.window is None:
             return start * self.frame_tokens, (start + size) * self.frame_tokens
@@ -132,10 +127,11 @@ class CausalDiT:
         return slot * self.frame_tokens, filled * self.frame_tokens
 
     def init_cache(self, batch: int) -> KeyValues:
-        """An empty cache, [layers, batch, capacity, heads, head width] twice, in the network's dtype."""
+        """An empty cache, [layers, batch, capacity, heads, head width] twice, in the network's dtype. Under
+        `jax.set_mesh` it lies cut by heads over the axis `sequence`."""
         c = self.dit.config
         shape = (c.num_layers, batch, self.capacity, c.num_heads, c.head_dim)
-        return KeyValues(jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype))
+        return cut_by_heads(KeyValues(jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype)))
 
     def prompt(self, params: Params, text: Text) -> KeyValues:
         """Every layer's cross-attention keys and values of a text: computed once, used by all chunks and steps."""
@@ -171,7 +167,7 @@ class CausalDiT:
         slot, filled = self.place(chunk)
         v, own = self.dit.apply(
             {"params": params}, x, MODEL_TIME * t, prompt, past=cache, slot=slot, mask=KeyRuns(kv_len=filled),
-            frames=self.start(chunk) + jnp.arange(frames), method="chunk",
+            frames=self.pattern.start(chunk) + jnp.arange(frames), method="chunk",
         )  # fmt: skip
         cache = cache.with_chunk(own, slot)
         if self._leaves_head:

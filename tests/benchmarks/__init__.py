@@ -17,10 +17,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rcm_jax.training.state import init_params
-from rcm_jax.types import Params
-from rcm_jax.wan.config import DiTConfig
-
 
 def machine(*packages: str) -> dict:
     """CPU, cores this process may use, load, and the versions of the packages."""
@@ -31,14 +27,6 @@ def machine(*packages: str) -> dict:
     load, flags = round(os.getloadavg()[0], 2), os.environ.get("XLA_FLAGS", "none")
     where = {"cpu": model, "cores": cores, "load_1min": load, "XLA_FLAGS": flags, "python": platform.python_version()}
     return where | versions
-
-
-def random_params(config: DiTConfig) -> Params:
-    """Initial weights plus noise on every leaf: zeros would hide errors."""
-    leaves, tree = jax.tree.flatten(init_params(config, jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    leaves = [x + 0.02 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, leaves)
 
 
 def time_in_turn(functions: dict[str, Callable], rounds: int, calls: int) -> dict[str, list[float]]:

@@ -23,6 +23,7 @@ from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.dit import DiT
 from tests import benchmarks
+from tests.tiny import perturbed_params
 
 MODEL = DiTConfig(
     dim=128, ffn_dim=512, num_heads=4, num_layers=4, freq_dim=128, text_dim=64, text_len=16, remat=False
@@ -70,7 +71,7 @@ def in_buckets(frames: int, bucket: int) -> Callable[[Params], Latents]:
 
 
 def rollouts(frames: int, rounds: int) -> list[dict]:
-    params = benchmarks.random_params(MODEL)
+    params = perturbed_params(MODEL, scale=0.02)
     forms = {"scan": frames, "buckets of 4": 4, "growing prefix": 1}
     programs, compiled, results = {}, {}, []
     for name, bucket in forms.items():
@@ -101,7 +102,7 @@ def memory(frames: int, replay: bool) -> int:
         video, _ = self_rollout(causal, params, TEXT, NOISES, schedule, jnp.int32(2), frames=frames, replay=replay)
         return jnp.square(video).sum()
 
-    params = benchmarks.random_params(MODEL)
+    params = perturbed_params(MODEL, scale=0.02)
     return jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes
 
 

@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -161,7 +162,9 @@ def table(rows: list[dict]) -> str:
 def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--parts", nargs="+", choices=(*PUBLISHED, "sample"), default=[*PUBLISHED, "sample"])
-    p.add_argument("--folder", type=Path, default=Path("/tmp/rcm_jax_drill"), help="needs 45 GB for all parts")
+    p.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir(), "rcm_jax_drill"), help="needs 45 GB for all parts"
+    )
     p.add_argument("--size", default="64x64", help="of the sampled video, width x height")
     p.add_argument("--num_frames", type=int, default=5)
     p.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the sampling run")

@@ -32,6 +32,7 @@ from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.dit import DiT
 from rcm_jax.wan.rope import rope_table
 from tests import benchmarks
+from tests.tiny import perturbed_params
 
 MODEL = DiTConfig(
     dim=256, ffn_dim=1024, num_heads=4, num_layers=30, text_dim=256, text_len=32, remat=False, unroll=1
@@ -225,7 +226,7 @@ def memory_of(side: str, operation: str, args) -> float:
 
 
 def measure_memory(c: DiTConfig, side: str, operation: str) -> int:
-    params = benchmarks.random_params(c)
+    params = perturbed_params(c, scale=0.02)
     if side == "torch":
         state = to_wan(params, c)
         del params
@@ -254,7 +255,7 @@ def main() -> None:
         return
 
     where = benchmarks.machine("jax", "flax", "torch") | {"torch_threads": torch.get_num_threads()}
-    params = benchmarks.random_params(c)
+    params = perturbed_params(c, scale=0.02)
     print(", ".join(f"{k} {v}" for k, v in where.items()))
     count = sum(x.size for x in jax.tree.leaves(params))
     print(f"{c.num_layers} layers, dim {c.dim}, {c.num_heads} heads, ffn {c.ffn_dim}, {count / 1e6:.1f} M parameters, "

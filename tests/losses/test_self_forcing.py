@@ -10,10 +10,10 @@ from rcm_jax.flow import rf_denoiser, rf_noisy
 from rcm_jax.losses.distribution import dmd_loss
 from rcm_jax.losses.self_forcing import self_rollout
 from rcm_jax.sampling.rollout import RolloutSchedule, chunk_noises, rollout
-from rcm_jax.training.state import init_params
 from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import DiT
 from tests.tiny import MODEL as TINY
+from tests.tiny import perturbed_params
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 MODEL = dataclasses.replace(TINY, remat=False)
@@ -25,8 +25,7 @@ NOISY = RolloutSchedule(((1.0, 0.9, 0.6, 0.0), (1.0, 0.6, 0.0)), noisy_context_f
 
 @pytest.fixture(scope="module")
 def params():
-    params = init_params(MODEL, jax.random.key(0))
-    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    return perturbed_params(MODEL)
 
 
 def network(frames=7, pattern="c1-2"):

@@ -66,6 +66,7 @@ def test_a_file_says_how_it_is_sampled(tmp_path, params):
     assert causal_schedule(info) == causal_schedule(info, 1) == CAUSAL.schedule(1600.0)
     assert causal_schedule(info).chunk(0) == ((1600 / 1601, 0.7, 0.0), False)
     assert causal_schedule(info, 2) == few_step_schedule([2], noisy_context_from=1)
+    assert causal_schedule(info, 2, (5 / 6,)) == few_step_schedule([2], middle=(5 / 6,), noisy_context_from=1)
     with pytest.raises(ValueError, match="5 steps must be 1..4"):
         causal_schedule(info, 5)
     teacher = dataclasses.replace(info, kind="teacher", guidance=3.0)

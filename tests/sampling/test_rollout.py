@@ -17,10 +17,10 @@ from rcm_jax.sampling.rollout import (
     rollout,
     sample_chunk,
 )
-from rcm_jax.training.state import init_params
 from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import DiT
 from tests.tiny import MODEL as TINY
+from tests.tiny import perturbed_params
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 MODEL = dataclasses.replace(TINY, remat=False)
@@ -31,8 +31,7 @@ NULL = jax.random.normal(jax.random.key(4), (5, MODEL.text_dim))
 
 @pytest.fixture(scope="module")
 def params():
-    params = init_params(MODEL, jax.random.key(0))
-    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    return perturbed_params(MODEL)
 
 
 def network(pattern="c1-2", frames=7, window=None, sink=0):

@@ -11,10 +11,10 @@ import pytest
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.sampling.rollout import chunk_noises, few_step_schedule, ode_schedule, open_branches, rollout, sample_chunk
 from rcm_jax.sampling.stream import Profile, profile, stream
-from rcm_jax.training.state import init_params
 from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import DiT
 from tests.tiny import MODEL as TINY
+from tests.tiny import perturbed_params
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 MODEL = dataclasses.replace(TINY, remat=False)
@@ -28,8 +28,7 @@ SCHEDULE = few_step_schedule([2])
 
 @pytest.fixture(scope="module")
 def params():
-    params = init_params(MODEL, jax.random.key(0))
-    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    return perturbed_params(MODEL)
 
 
 def network(pattern="c1-2", frames=5, window=None, sink=0):

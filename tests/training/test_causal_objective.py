@@ -8,9 +8,9 @@ import pytest
 
 from rcm_jax.parallel import make_mesh, sharded_attention
 from rcm_jax.training.config import CausalConfig
-from rcm_jax.training.state import init_params, init_state
+from rcm_jax.training.state import init_state
 from rcm_jax.training.step import make_steps
-from tests.tiny import MODEL, RandomSource, tiny_run
+from tests.tiny import MODEL, RandomSource, perturbed_params, tiny_run
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
@@ -36,11 +36,7 @@ def run_config(name, pattern="c1-2", frames=3, **changes):
 
 @pytest.fixture(scope="module")
 def weights():
-    def network(seed):
-        params = init_params(MODEL, jax.random.key(seed))
-        return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size + seed), x.shape), params)
-
-    return {"teacher": network(0), "score_teacher": network(1)}
+    return {"teacher": perturbed_params(MODEL), "score_teacher": perturbed_params(MODEL, 2)}
 
 
 def moved(a, b):

@@ -7,21 +7,16 @@ import pytest
 
 from rcm_jax.training.config import MethodConfig, RunConfig
 from rcm_jax.training.loop import train
-from rcm_jax.training.state import init_params, init_state
+from rcm_jax.training.state import init_state
 from rcm_jax.training.step import accumulate, make_steps
-from tests.tiny import MODEL, RandomSource, tiny_run
+from tests.tiny import MODEL, RandomSource, perturbed_params, tiny_run
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 @pytest.fixture(scope="module")
 def teacher():
-    params = init_params(MODEL, jax.random.key(7))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(8), len(leaves))
-    return jax.tree.unflatten(
-        tree, [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    )
+    return perturbed_params(MODEL, 7)
 
 
 def moved(before, after) -> bool:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from rcm_jax.chunks import ChunkPattern
-from rcm_jax.training.state import init_params
 from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import DiT, velocity
 from tests.tiny import MODEL as TINY
+from tests.tiny import perturbed_params
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 MODEL = dataclasses.replace(TINY, remat=False)
@@ -21,8 +21,7 @@ TEXT = jax.random.normal(jax.random.key(3), (2, 5, MODEL.text_dim))
 
 @pytest.fixture(scope="module")
 def params():
-    params = init_params(MODEL, jax.random.key(0))
-    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    return perturbed_params(MODEL)
 
 
 def causal(pattern, frames, window=None, sink=0):
