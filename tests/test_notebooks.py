@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, with fewer training steps and shorter sequences."""
+"""The notebooks run from top to bottom, made smaller."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ SHORTER = {  # notebook -> what a test makes smaller, and how many pictures ther
     "01_quickstart": ("STEPS = 300", "STEPS = 3", 3),
     "02_attention_jvp": ("LENGTHS = [128, 256, 512, 1024, 2048]", "LENGTHS = [64, 600]", 3),
     "03_convert_and_sample": ('SIZE, FRAMES = "96x64", 9', 'SIZE, FRAMES = "32x16", 5', 3),
-    "04_causal_streaming": ("STEPS = 300", "STEPS = 2", 4),
+    "04_causal_streaming": ("CHUNKS = 8", "CHUNKS = 5", 4),
 }
 
 

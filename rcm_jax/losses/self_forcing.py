@@ -20,7 +20,7 @@ from rcm_jax.chunks import ChunkIndex, Spans
 from rcm_jax.sampling.rollout import Noises, RolloutSchedule, equal_chunks, joined
 from rcm_jax.types import Latents, Params
 from rcm_jax.wan.causal import CausalDiT
-from rcm_jax.wan.dit import KeyValues
+from rcm_jax.wan.layers import KeyValues
 
 
 def self_rollout(

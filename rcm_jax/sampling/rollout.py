@@ -24,7 +24,7 @@ from rcm_jax.chunks import ChunkIndex, ChunkPattern, Spans
 from rcm_jax.flow import shift_time, unshift_time
 from rcm_jax.types import Latents, Params
 from rcm_jax.wan.causal import CausalDiT
-from rcm_jax.wan.dit import KeyValues
+from rcm_jax.wan.layers import KeyValues
 
 MIDDLE = (15 / 16, 5 / 6, 5 / 8)  # RF times between the first step and the data
 SIGMA_MAX = 1600.0

@@ -32,7 +32,7 @@ from rcm_jax.sampling.rollout import (
 )
 from rcm_jax.types import Latents, Params, Text, Video
 from rcm_jax.wan.causal import CausalDiT
-from rcm_jax.wan.dit import KeyValues
+from rcm_jax.wan.layers import KeyValues
 
 Frames = Float[np.ndarray, "B F H W 3"]
 Decode = Callable[[Latents, PyTree | None], tuple[Video, PyTree]]  # (a chunk, state; None at first) -> frames, state

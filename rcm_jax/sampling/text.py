@@ -13,7 +13,7 @@ from tqdm import tqdm
 from rcm_jax.convert.checkpoint import Checkpoint
 from rcm_jax.convert.networks import with_dtype
 from rcm_jax.types import Params
-from rcm_jax.wan.dit import RMSNorm
+from rcm_jax.wan.layers import RMSNorm
 from rcm_jax.wan.umt5 import Block, relative_buckets
 
 STEP = 128  # prompts are padded to a multiple of it: few programs, and short prompts are cheap

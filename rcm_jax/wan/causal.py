@@ -16,7 +16,8 @@ from rcm_jax.flow import guided
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.parallel import cut_by_heads
 from rcm_jax.types import Latents, Params, Text, Velocity
-from rcm_jax.wan.dit import MODEL_TIME, Attention, DiT, KeyValues
+from rcm_jax.wan.dit import MODEL_TIME, DiT
+from rcm_jax.wan.layers import Attention, KeyValues
 
 
 @dataclasses.dataclass(frozen=True)

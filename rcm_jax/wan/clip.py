@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from rcm_jax.kernels.attention import attention
 from rcm_jax.wan.config import CLIPConfig
-from rcm_jax.wan.dit import AffineNorm, Tokens
 from rcm_jax.wan.image import resize_bicubic
+from rcm_jax.wan.layers import AffineNorm, Tokens
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)

@@ -9,9 +9,7 @@ the noise (`velocity` puts them there, `wan.image.image_condition` makes them).
 Parameters of all blocks are stacked on a leading axis (`nn.scan`), so compile time does not grow with depth.
 """
 
-import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -24,115 +22,11 @@ from rcm_jax.kernels.attention import attention
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.types import Latents, Params, Text, Velocity
 from rcm_jax.wan.config import DiTConfig
-from rcm_jax.wan.rope import apply_rope, rope_table, time_embedding
+from rcm_jax.wan.layers import AffineNorm, Attention, KeyValues, Tokens, at_least_float32, dense, layer_norm, modulate
+from rcm_jax.wan.rope import rope_table, time_embedding
 
-Tokens = Float[Array, "B S D"]
 IMAGE_EPS = 1e-5  # of the two norms around the projection of CLIP tokens
 MODEL_TIME = 1000.0  # the network's time is this times the rectified-flow time
-
-
-def _at_least_float32(dtype):
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def layer_norm(x: Tokens, eps: float) -> Tokens:
-    """Zero mean and unit variance over the width, without parameters; in float32 or better."""
-    x = x.astype(_at_least_float32(x.dtype))
-    x = x - x.mean(-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
-
-
-def modulate(x: Tokens, scale: Float[Array, "B t D"], shift: Float[Array, "B t D"] | None = None) -> Tokens:
-    """x·scale + shift, where t (1, or the latent frames) divides S: every frame's tokens share that frame's row."""
-    B, S, D = x.shape
-    frames = x.reshape(B, scale.shape[1], -1, D) * scale[:, :, None, :]
-    if shift is not None:
-        frames = frames + shift[:, :, None, :]
-    return frames.reshape(B, S, D)
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) · scale over the full width, before the split into heads."""
-
-    eps: float
-
-    @nn.compact
-    def __call__(self, x: Tokens) -> Tokens:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        y = x.astype(_at_least_float32(x.dtype))
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
-        return (y * scale[None, None]).astype(x.dtype)
-
-
-class AffineNorm(nn.Module):
-    """LayerNorm with scale and bias."""
-
-    eps: float
-
-    @nn.compact
-    def __call__(self, x: Tokens) -> Tokens:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return (layer_norm(x, self.eps) * scale[None, None] + bias[None, None]).astype(x.dtype)
-
-
-def _dense(config: DiTConfig, features: int, name: str | None = None, **kwargs) -> nn.Dense:
-    kwargs = {"dtype": jnp.dtype(config.dtype), "kernel_init": nn.initializers.xavier_uniform()} | kwargs
-    return nn.Dense(features, name=name, **kwargs)
-
-
-class KeyValues(NamedTuple):
-    """Keys (normalised, turned by RoPE) and values of attention; all layers of them have a leading axis."""
-
-    k: Float[Array, "... B K N d"]
-    v: Float[Array, "... B K N d"]
-
-    def with_chunk(self, own: "KeyValues", slot: Int[Array, ""] | int) -> "KeyValues":
-        """`own` written over the keys from `slot` on."""
-
-        def write(buffer: Array, new: Array) -> Array:
-            return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), slot, axis=buffer.ndim - 3)
-
-        return KeyValues(write(self.k, own.k), write(self.v, own.v))
-
-
-class Attention(nn.Module):
-    """Multi-head attention, q and k normalised over the full width: `keys` of what is seen, then the call.
-
-    Tokens of an `image` have keys and values of their own, and a softmax of their own: its result is added.
-    """
-
-    config: DiTConfig
-    attend: Callable
-
-    def setup(self):
-        c = self.config
-        self.q, self.k, self.v, self.o = (_dense(c, c.dim) for _ in range(4))
-        self.k_img, self.v_img = _dense(c, c.dim), _dense(c, c.dim)  # no parameters unless called
-        self.norm_q, self.norm_k, self.norm_k_img = (RMSNorm(c.eps) for _ in range(3))
-
-    def heads(self, tokens: Tokens) -> Float[Array, "B S N d"]:
-        return tokens.reshape(*tokens.shape[:2], self.config.num_heads, self.config.head_dim)
-
-    def keys(self, context: Tokens, rope: tuple[Array, Array] | None = None) -> KeyValues:
-        k = self.heads(self.norm_k(self.k(context)))
-        return KeyValues(k if rope is None else apply_rope(k, rope), self.heads(self.v(context)))
-
-    def __call__(
-        self,
-        x: Tokens,
-        seen: KeyValues,
-        rope: tuple[Array, Array] | None = None,
-        mask: KeyRuns | None = None,
-        image: Tokens | None = None,
-    ) -> Tokens:
-        attend = functools.partial(self.attend, implementation=self.config.attention)
-        q = self.heads(self.norm_q(self.q(x)))
-        q = q if rope is None else apply_rope(q, rope)
-        o = attend(q, *seen, mask=mask)
-        if image is not None:
-            o = o + attend(q, self.heads(self.norm_k_img(self.k_img(image))), self.heads(self.v_img(image)))
-        return self.o(o.reshape(x.shape))
 
 
 class Block(nn.Module):
@@ -172,8 +66,8 @@ class Block(nn.Module):
         text_keys = cross_attn.keys(text) if text_keys is None else text_keys
         x = x + cross_attn(AffineNorm(c.eps, name="norm3")(x), text_keys, image=image)
         h = modulate(layer_norm(x, c.eps), 1 + scale_f, shift_f).astype(x.dtype)
-        h = nn.gelu(_dense(c, c.ffn_dim, "ffn_in")(h), approximate=True)
-        return gated(x, _dense(c, c.dim, "ffn_out")(h), gate_f), None if past is None else own
+        h = nn.gelu(dense(c, c.ffn_dim, "ffn_in")(h), approximate=True)
+        return gated(x, dense(c, c.dim, "ffn_out")(h), gate_f), None if past is None else own
 
 
 class Head(nn.Module):
@@ -189,7 +83,7 @@ class Head(nn.Module):
         shift, scale = jnp.unstack(e[:, :, None, :] + table[None, None], axis=2)
         h = modulate(layer_norm(x, c.eps), 1 + scale, shift)
         init = nn.initializers.truncated_normal(c.dim**-0.5)
-        return _dense(c, self.features, "out", dtype=h.dtype, kernel_init=init)(h)
+        return dense(c, self.features, "out", dtype=h.dtype, kernel_init=init)(h)
 
 
 class DiT(nn.Module):
@@ -204,16 +98,16 @@ class DiT(nn.Module):
     def setup(self):
         c = self.config
         small = nn.initializers.normal(0.02)
-        self.patch_embedding = _dense(c, c.dim)
-        self.text_in = _dense(c, c.dim, kernel_init=small)
-        self.text_out = _dense(c, c.dim, kernel_init=small)
+        self.patch_embedding = dense(c, c.dim)
+        self.text_in = dense(c, c.dim, kernel_init=small)
+        self.text_out = dense(c, c.dim, kernel_init=small)
         self.time_in = nn.Dense(c.dim, kernel_init=small)
         self.time_out = nn.Dense(c.dim, kernel_init=small)
         self.time_projection = nn.Dense(6 * c.dim)
         if c.image_dim is not None:
             self.image_norm_in = AffineNorm(IMAGE_EPS)
-            self.image_in = _dense(c, c.image_dim)
-            self.image_out = _dense(c, c.dim)
+            self.image_in = dense(c, c.image_dim)
+            self.image_out = dense(c, c.dim)
             self.image_norm_out = AffineNorm(IMAGE_EPS)
         block = Block
         if c.remat:
@@ -255,8 +149,8 @@ class DiT(nn.Module):
         c = self.config
         if c.round_time_to:
             t = t.astype(c.round_time_to)
-        t = t.astype(_at_least_float32(t.dtype))
-        e = self.time_out(nn.silu(self.time_in(time_embedding(t, c.freq_dim).astype(_at_least_float32(c.dtype)))))
+        t = t.astype(at_least_float32(t.dtype))
+        e = self.time_out(nn.silu(self.time_in(time_embedding(t, c.freq_dim).astype(at_least_float32(c.dtype)))))
         return e, self.time_projection(nn.silu(e)).reshape(*e.shape[:2], 6, c.dim)
 
     def patchify(self, x: Latents) -> Float[Array, "B S P"]:

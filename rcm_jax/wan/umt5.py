@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 
 from rcm_jax.types import Text
 from rcm_jax.wan.config import UMT5Config
-from rcm_jax.wan.dit import RMSNorm
+from rcm_jax.wan.layers import RMSNorm
 
 
 def relative_buckets(length: int, buckets: int, max_distance: int) -> Int[np.ndarray, "L L"]:

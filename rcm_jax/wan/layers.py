@@ -1,0 +1,122 @@
+"""What Wan2.1's transformers are built of: norms, modulation, and attention with its keys apart."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from rcm_jax.kernels.masks import KeyRuns
+from rcm_jax.wan.config import DiTConfig
+from rcm_jax.wan.rope import apply_rope
+
+Tokens = Float[Array, "B S D"]
+
+
+def at_least_float32(dtype):
+    """float32, or float64 where that is asked for: what norms, modulation and times are computed in."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def layer_norm(x: Tokens, eps: float) -> Tokens:
+    """Zero mean and unit variance over the width, without parameters; in float32 or better."""
+    x = x.astype(at_least_float32(x.dtype))
+    x = x - x.mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
+
+
+def modulate(x: Tokens, scale: Float[Array, "B t D"], shift: Float[Array, "B t D"] | None = None) -> Tokens:
+    """x·scale + shift, where t (1, or the latent frames) divides S: every frame's tokens share that frame's row."""
+    B, S, D = x.shape
+    frames = x.reshape(B, scale.shape[1], -1, D) * scale[:, :, None, :]
+    if shift is not None:
+        frames = frames + shift[:, :, None, :]
+    return frames.reshape(B, S, D)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · scale over the full width, before the split into heads."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        y = x.astype(at_least_float32(x.dtype))
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return (y * scale[None, None]).astype(x.dtype)
+
+
+class AffineNorm(nn.Module):
+    """LayerNorm with scale and bias."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return (layer_norm(x, self.eps) * scale[None, None] + bias[None, None]).astype(x.dtype)
+
+
+def dense(config: DiTConfig, features: int, name: str | None = None, **kwargs) -> nn.Dense:
+    """A projection in the network's dtype, as Wan2.1 initialises it."""
+    kwargs = {"dtype": jnp.dtype(config.dtype), "kernel_init": nn.initializers.xavier_uniform()} | kwargs
+    return nn.Dense(features, name=name, **kwargs)
+
+
+class KeyValues(NamedTuple):
+    """Keys (normalised, turned by RoPE) and values of attention; all layers of them have a leading axis."""
+
+    k: Float[Array, "... B K N d"]
+    v: Float[Array, "... B K N d"]
+
+    def with_chunk(self, own: "KeyValues", slot: Int[Array, ""] | int) -> "KeyValues":
+        """`own` written over the keys from `slot` on."""
+
+        def write(buffer: Array, new: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), slot, axis=buffer.ndim - 3)
+
+        return KeyValues(write(self.k, own.k), write(self.v, own.v))
+
+
+class Attention(nn.Module):
+    """Multi-head attention, q and k normalised over the full width: `keys` of what is seen, then the call.
+
+    Tokens of an `image` have keys and values of their own, and a softmax of their own: its result is added.
+    """
+
+    config: DiTConfig
+    attend: Callable
+
+    def setup(self):
+        c = self.config
+        self.q, self.k, self.v, self.o = (dense(c, c.dim) for _ in range(4))
+        self.k_img, self.v_img = dense(c, c.dim), dense(c, c.dim)  # no parameters unless called
+        self.norm_q, self.norm_k, self.norm_k_img = (RMSNorm(c.eps) for _ in range(3))
+
+    def heads(self, tokens: Tokens) -> Float[Array, "B S N d"]:
+        return tokens.reshape(*tokens.shape[:2], self.config.num_heads, self.config.head_dim)
+
+    def keys(self, context: Tokens, rope: tuple[Array, Array] | None = None) -> KeyValues:
+        k = self.heads(self.norm_k(self.k(context)))
+        return KeyValues(k if rope is None else apply_rope(k, rope), self.heads(self.v(context)))
+
+    def __call__(
+        self,
+        x: Tokens,
+        seen: KeyValues,
+        rope: tuple[Array, Array] | None = None,
+        mask: KeyRuns | None = None,
+        image: Tokens | None = None,
+    ) -> Tokens:
+        attend = functools.partial(self.attend, implementation=self.config.attention)
+        q = self.heads(self.norm_q(self.q(x)))
+        q = q if rope is None else apply_rope(q, rope)
+        o = attend(q, *seen, mask=mask)
+        if image is not None:
+            o = o + attend(q, self.heads(self.norm_k_img(self.k_img(image))), self.heads(self.v_img(image)))
+        return self.o(o.reshape(x.shape))
