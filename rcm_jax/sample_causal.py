@@ -39,7 +39,7 @@ SIGMA_MAX, GUIDANCE, WAN_FRAMES = 1600.0, 3.0, 81  # published, for files that d
 TOY_PROMPT = "a red circle moving left"
 WAN_FLAGS = (
     "model_size", "vae_path", "text_encoder_path", "tokenizer_path", "num_heads", "round_time_to", "resolution",
-    "aspect_ratio", "size", "adaptive_resolution", "dtype",
+    "aspect_ratio", "size", "adaptive_resolution", "dtype", "vae_dtype",
 )  # fmt: skip
 
 
@@ -107,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
     wan.add_argument("--size", metavar="WxH", help="width and height in pixels instead of the two")
     wan.add_argument("--adaptive_resolution", action="store_true", default=None, help="the image's proportions")
     wan.add_argument("--dtype", choices=("bfloat16", "float32"), help="of weights and products (default bfloat16)")
+    wan.add_argument("--vae_dtype", choices=("bfloat16", "float32"), help="of the decoder (default float32)")
     return p
 
 
@@ -225,7 +226,7 @@ def open_wan(args: argparse.Namespace, path: Path) -> Opened:
         dataclasses.replace(info, model=model, latent_shape=shape),
         lambda guided: wan_surroundings(
             files, args.prompt or WAN_PROMPT, args.negative_prompt or "", num_samples=args.num_samples, size=size,
-            dtype=dtype, guided=guided, image_path=args.image_path,
+            dtype=dtype, vae_dtype=args.vae_dtype or "float32", guided=guided, image_path=args.image_path,
         ),
         lambda mesh: load(files.dit[0], mesh, dtype=dtype),
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """What surrounds a causal network when it streams: a world's text features, latents of an image, and its decoder."""
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,15 +62,16 @@ def wan_surroundings(
     num_samples: int,
     size: tuple[int, int],
     dtype: str,
+    vae_dtype: str,
     guided: bool,
     image_path: Path | None = None,
 ) -> Surroundings:
     """Of Wan's networks: the text encoder is read and freed again, the autoencoder stays, for it decodes on the way."""
     world = WanWorld(files, dtype=dtype)
     text, *null = world.encode_text([prompt, *([negative_prompt] if guided else [])])
-    vae, image = VAE(files.vae.config), None
+    vae, image = VAE(dataclasses.replace(files.vae.config, dtype=vae_dtype)), None
     first = make_mesh(devices=jax.devices()[:1])  # decodes, whatever devices the network has
-    params = load(files.vae, first, dtype="float32")
+    params = load(files.vae, first, dtype=vae_dtype)
     if image_path is not None:
         frame = pixels(open_image(image_path), size)
         image = np.repeat(vae.encode(params, jnp.asarray(frame)[None, None]), num_samples, axis=0)
