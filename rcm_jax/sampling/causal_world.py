@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from rcm_jax.data import toy
 from rcm_jax.data.wan_world import WanWorld
@@ -18,6 +18,7 @@ from rcm_jax.parallel import make_mesh
 from rcm_jax.sampling.frames import adapted_size, open_image, pixels
 from rcm_jax.sampling.stream import Decode
 from rcm_jax.sampling.wan_files import WanFiles, load
+from rcm_jax.types import Latents, Video
 from rcm_jax.wan.vae import VAE
 
 
@@ -76,8 +77,12 @@ def wan_surroundings(
         frame = pixels(open_image(image_path), size)
         image = np.repeat(vae.encode(params, jnp.asarray(frame)[None, None]), num_samples, axis=0)
     decode_chunk = jax.jit(vae.decode_chunk, donate_argnums=2)
+
+    def decode(latents: Latents, state: PyTree | None) -> tuple[Video, PyTree]:
+        with jax.set_mesh(first):
+            return decode_chunk(params, jax.device_put(latents, NamedSharding(first, P())), state)
+
     return Surroundings(
-        np.repeat(text[None], num_samples, axis=0), null[0] if guided else np.zeros_like(text), image,
-        lambda latents, state: decode_chunk(params, jax.device_put(latents, NamedSharding(first, P())), state),
+        np.repeat(text[None], num_samples, axis=0), null[0] if guided else np.zeros_like(text), image, decode,
         WanWorld.fps,
     )  # fmt: skip

@@ -107,7 +107,10 @@ def save_model(path: str | Path, params: Params, info: ModelInfo, *, dtype: str 
     flat = {"/".join(k): np.asarray(v).astype(dtype) for k, v in flatten_dict(params).items()}
     unfinished = path.with_name(path.name + ".tmp")
     try:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode  # what the user's umask gives; safetensors would leave it to the owner alone
         save_file(flat, unfinished, {"format": FORMAT, "info": info.to_json()})
+        unfinished.chmod(mode)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -27,6 +27,8 @@ def test_round_trip(tmp_path, params):
     assert info == INFO
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     assert [p.name for p in path.parent.iterdir()] == ["m.safetensors"]
+    (tmp_path / "any").touch()
+    assert path.stat().st_mode == (tmp_path / "any").stat().st_mode, "others may read it where the user's umask says so"
 
 
 def test_files_written_before_causal_networks_load(tmp_path, params):
