@@ -119,14 +119,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def cut_by_heads(cache: PyTree) -> PyTree:
     """Keys and values [layers, B, K, N, D] that stay from chunk to chunk, as `ulysses` wants them on the mesh that is
-    set (none: as they are): heads over `sequence`, samples over the other axes where these divide them."""
+    set: heads over `sequence`, samples over the other axes, where these divide them. As they are under no mesh of
+    ours."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.size == 1 or not set(MESH_AXES) <= set(mesh.axis_names):
         return cache
 
     def cut(x: Float[Array, "layers B K N D"]) -> Array:
         batch = BATCH_AXES if x.shape[1] % math.prod(mesh.shape[name] for name in BATCH_AXES) == 0 else None
-        return jax.lax.with_sharding_constraint(x, P(None, batch, None, SEQUENCE_AXIS))
+        heads = SEQUENCE_AXIS if x.shape[3] % mesh.shape[SEQUENCE_AXIS] == 0 else None
+        return jax.lax.with_sharding_constraint(x, P(None, batch, None, heads))
 
     return jax.tree.map(cut, cache)
 

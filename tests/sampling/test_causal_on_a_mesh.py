@@ -67,6 +67,20 @@ def test_rollout_and_stream_are_those_of_one_device(mesh, params, causal, schedu
         np.testing.assert_allclose(np.concatenate(list(parts), axis=1), want, atol=2e-5)
 
 
+def test_heads_that_the_axis_does_not_divide_are_named(params):
+    mesh = make_mesh(1, 1, 4, devices=jax.devices()[:4])
+    causal = network("c1-1", 3, attend=sharded_attention(mesh))
+    noises = chunk_noises(5, jnp.arange(1), 1, (*SIZE, MODEL.in_channels))
+    text = jnp.zeros((1, 5, MODEL.text_dim))
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"heads=2 must be divisible by mesh.sequence=4"):
+        rollout(causal, params, text, noises, few_step_schedule([1]), frames=3)
+
+
+def test_a_mesh_of_other_axes_leaves_the_cache_alone():
+    with jax.set_mesh(jax.make_mesh((2,), ("model",), devices=jax.devices()[:2])):
+        assert network("c1-1", 3).init_cache(1).k.sharding.is_fully_replicated
+
+
 def test_the_cache_lies_cut_by_heads(mesh, params):
     causal = network("c1-2", 7, attend=sharded_attention(mesh))
     text = jax.random.normal(jax.random.key(3), (2, 5, MODEL.text_dim))
