@@ -14,7 +14,7 @@ def load_params(source: Checkpoint, *, dtype: str = "keep") -> Params:
     Raises ValueError listing what does not fit the network.
     """
     flat = with_dtype(source.ours(), dtype, source.network)
-    return unflatten_dict({tuple(name.split("/")): jax.device_put(tensor.read()) for name, tensor in flat.items()})
+    return unflatten_dict({name: jax.device_put(tensor.read()) for name, tensor in flat.items()}, sep="/")
 
 
 def load_sharded(source: Checkpoint, shardings: Params, *, dtype: str = "keep") -> Params:
@@ -24,11 +24,10 @@ def load_sharded(source: Checkpoint, shardings: Params, *, dtype: str = "keep") 
     `model_file.abstract_network(source.config)`. Raises ValueError listing what does not fit.
     """
     flat = with_dtype(source.ours(), dtype, source.network)
-    places = {"/".join(path): sharding for path, sharding in flatten_dict(shardings).items()}
+    places = flatten_dict(shardings, sep="/")
     if set(places) != set(flat):
         raise ValueError(f"shardings do not fit the network; in one alone: {sorted(set(places) ^ set(flat))}")
     arrays = {
-        tuple(name.split("/")): jax.make_array_from_callback(tensor.shape, places[name], tensor.read)
-        for name, tensor in flat.items()
+        name: jax.make_array_from_callback(tensor.shape, places[name], tensor.read) for name, tensor in flat.items()
     }
-    return unflatten_dict(arrays)
+    return unflatten_dict(arrays, sep="/")

@@ -54,7 +54,7 @@ class Network:
 
     def shapes(self, config: Any) -> dict[str, tuple[int, ...]]:
         """What our tree has at each path."""
-        return {"/".join(path): leaf.shape for path, leaf in flatten_dict(abstract_network(config)).items()}
+        return {path: leaf.shape for path, leaf in flatten_dict(abstract_network(config), sep="/").items()}
 
 
 def with_dtype(tensors: Mapping[str, Tensor], dtype: str, network: Network) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ def write_orbax(folder: Path, tensors: Mapping[str, Tensor], info: ModelInfo, ad
         (Tensor, _EmptyArrays()), (jax.Array, ocp.type_handlers.ArrayHandler())
     )
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_ocdbt=False, use_zarr3=False)
-    tree = unflatten_dict({tuple(name.split("/")): tensor for name, tensor in tensors.items()})
+    tree = unflatten_dict(tensors, sep="/")
     params = (folder / ORBAX_PARAMS).absolute()
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(params, args=ocp.args.PyTreeSave(tree))

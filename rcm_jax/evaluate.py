@@ -113,8 +113,8 @@ def run(args: argparse.Namespace) -> Table:
     prompts = evaluation_prompts(args.per_caption)
     pooled = prompts * len(args.seeds)
     middle = None if args.mid_t is None else times(" ".join(args.mid_t), "mid_t")
-    for n in args.num_steps if middle is not None else ():
-        few_step_schedule([n], middle=middle)  # its errors, before the first row is sampled
+    if middle is not None:
+        few_step_schedule(args.num_steps, middle=middle)  # its errors, before the first row is sampled
     table = Table()
     table.add("data", [data_row(pooled, args.seeds[0])], pooled)
     rows = [(f"teacher {n}", [args.teacher], n) for n in args.teacher_steps if args.teacher]

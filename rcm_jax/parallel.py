@@ -44,12 +44,17 @@ SEQUENCE_AXIS = "sequence"
 MESH_AXES = (*BATCH_AXES, SEQUENCE_AXIS)
 
 
+def _divisors(count: int) -> list[int]:
+    return [n for n in range(1, count + 1) if count % n == 0]
+
+
 def mesh_shape(data: int, fsdp: int, sequence: int, devices: int) -> tuple[int, int, int]:
     """The mesh's shape with data = -1 filled in. Raises ValueError where it does not multiply to the devices."""
     for name, size in (("fsdp", fsdp), ("sequence", sequence)):
         if size < 1 or devices % size:
-            divisors = [n for n in range(1, devices + 1) if devices % n == 0]
-            raise ValueError(f"mesh.{name}={size} does not divide the {devices} devices; use one of {divisors}")
+            raise ValueError(
+                f"mesh.{name}={size} does not divide the {devices} devices; use one of {_divisors(devices)}"
+            )
     data = devices // (fsdp * sequence) if data == -1 else data
     if data * fsdp * sequence != devices:
         raise ValueError(
@@ -74,8 +79,7 @@ def sampling_mesh(fsdp: int, sequence: int, heads: int) -> Mesh:
             f"--fsdp {fsdp} times --sequence {sequence} must be at least 1 and at most the {jax.device_count()} devices"
         )
     if heads % sequence:
-        divisors = [n for n in range(1, heads + 1) if heads % n == 0]
-        raise ValueError(f"--sequence {sequence} must divide the {heads} heads; use one of {divisors}")
+        raise ValueError(f"--sequence {sequence} must divide the {heads} heads; use one of {_divisors(heads)}")
     return make_mesh(1, fsdp, sequence, devices=jax.devices()[: fsdp * sequence])
 
 
@@ -112,6 +116,11 @@ def shard(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.device_put(tree, state_shardings(mesh, tree))
 
 
+def _batch_axes(mesh: Mesh | AbstractMesh, batch: int) -> tuple[str, ...] | None:
+    """The mesh axes over which so many samples lie: none where these do not divide them."""
+    return BATCH_AXES if batch % math.prod(mesh.shape[name] for name in BATCH_AXES) == 0 else None
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Samples over all devices of both axes."""
     return NamedSharding(mesh, P(BATCH_AXES))
@@ -126,9 +135,8 @@ def cut_by_heads(cache: PyTree) -> PyTree:
         return cache
 
     def cut(x: Float[Array, "layers B K N D"]) -> Array:
-        batch = BATCH_AXES if x.shape[1] % math.prod(mesh.shape[name] for name in BATCH_AXES) == 0 else None
         heads = SEQUENCE_AXIS if x.shape[3] % mesh.shape[SEQUENCE_AXIS] == 0 else None
-        return jax.lax.with_sharding_constraint(x, P(None, batch, None, heads))
+        return jax.lax.with_sharding_constraint(x, P(None, _batch_axes(mesh, x.shape[1]), None, heads))
 
     return jax.tree.map(cut, cache)
 
@@ -160,7 +168,6 @@ def ulysses(mesh: Mesh, attend: Callable = attention) -> Callable:
     Raises ValueError for heads that the axis does not divide.
     """
     axis, size = SEQUENCE_AXIS, mesh.shape[SEQUENCE_AXIS]
-    samples = math.prod(mesh.shape[name] for name in BATCH_AXES)
 
     def exchanged(
         q: Float[Array, "B S N D"],
@@ -172,8 +179,7 @@ def ulysses(mesh: Mesh, attend: Callable = attention) -> Callable:
     ) -> Float[Array, "B S N V"]:
         (B, S, N, D), K = q.shape, k.shape[1]
         if N % size:
-            divisors = [n for n in range(1, N + 1) if N % n == 0]
-            raise ValueError(f"heads={N} must be divisible by mesh.{axis}={size}; use one of {divisors}")
+            raise ValueError(f"heads={N} must be divisible by mesh.{axis}={size}; use one of {_divisors(N)}")
         if K != S and mask is not None and mask.query_ends and size > 1:
             raise NotImplementedError("runs of keys need queries and keys of one length when the sequence is cut")
         cached = mask is not None and mask.kv_len is not None and not mask.query_ends
@@ -190,7 +196,7 @@ def ulysses(mesh: Mesh, attend: Callable = attention) -> Callable:
             q = _longer(q, short)
             if own:
                 k, v, mask = _longer(k, short), _longer(v, short), _without_padding(mask, S, short)
-        batch = BATCH_AXES if B % samples == 0 else None
+        batch = _batch_axes(mesh, B)
         cut, keys = P(batch, axis), P(batch, axis if own else None, axis if cached else None)
         run = jax.shard_map(here, mesh=mesh, in_specs=(cut, keys, keys, P()), out_specs=cut, check_vma=False)
         return run(q, k, v, mask)[:, :S]

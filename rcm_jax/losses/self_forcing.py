@@ -107,27 +107,20 @@ def _chunks(
     return groups, cache
 
 
-def _plain(network, schedule, spans, params, text, draws, num_steps) -> tuple[Latents, Latents]:
-    prompt = network.prompt(params, text)
-    groups, _ = _chunks(network, schedule, spans, params, prompt, draws, num_steps)
-    videos, inputs, _ = zip(*groups, strict=True)
-    return joined(videos), stop_gradient(joined(inputs))
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _replayed(network, schedule, spans, params, text, draws, num_steps) -> tuple[Latents, Latents]:
-    return _replayed_forward(network, schedule, spans, params, text, draws, num_steps)[0]
-
-
-def _replayed_forward(network, schedule, spans, params, text, draws, num_steps):
+def _forward(network, schedule, spans, params, text, draws, num_steps):
+    """((video, inputs), what the backward pass needs to run the last steps again)."""
     prompt = network.prompt(params, text)
     groups, cache = _chunks(network, schedule, spans, params, prompt, draws, num_steps)
     videos, inputs, times = zip(*groups, strict=True)
     residuals = (params, text, draws, num_steps, cache, inputs, times)
-    return (joined(videos), joined(inputs)), residuals
+    return (joined(videos), stop_gradient(joined(inputs))), residuals
 
 
-def _replayed_backward(network, schedule, spans, residuals, cotangents):
+def _plain(network, schedule, spans, params, text, draws, num_steps) -> tuple[Latents, Latents]:
+    return _forward(network, schedule, spans, params, text, draws, num_steps)[0]
+
+
+def _backward(network, schedule, spans, residuals, cotangents):
     params, text, draws, num_steps, cache, inputs, times = residuals
     d_video, _ = cotangents
     prompt, prompt_vjp = jax.vjp(network.prompt, params, text)
@@ -148,4 +141,5 @@ def _replayed_backward(network, schedule, spans, residuals, cotangents):
     return d_params, d_text, jnp.zeros_like(draws), np.zeros(num_steps.shape, jax.dtypes.float0)
 
 
-_replayed.defvjp(_replayed_forward, _replayed_backward)
+_replayed = jax.custom_vjp(_plain, nondiff_argnums=(0, 1, 2))
+_replayed.defvjp(_forward, _backward)

@@ -38,7 +38,7 @@ def encode_prompts(
     seen = [jnp.asarray(mask[None, :n]) for mask, n in zip(masks, lengths, strict=True)]
     buckets = [jnp.asarray(relative_buckets(n, config.buckets, config.max_distance)) for n in lengths]
     for i in tqdm(range(config.num_layers), "text", unit="layer", delay=2, leave=False):
-        params = unflatten_dict({tuple(k.split("/")): jax.device_put(t.layer(i).read()) for k, t in layers.items()})
+        params = unflatten_dict({k: jax.device_put(t.layer(i).read()) for k, t in layers.items()}, sep="/")
         operands = zip(xs, seen, buckets, strict=True)
         xs = jax.block_until_ready([_apply(Block(config), params, *operand) for operand in operands])
     scale = {"params": {"scale": jnp.asarray(flat["norm/scale"].read())}}

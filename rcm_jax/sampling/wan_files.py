@@ -131,7 +131,7 @@ def _tokenizer_places(text: Path) -> list[Path]:
 def load(source: Checkpoint, mesh: Mesh, *, dtype: str) -> Params:
     """The weights on the mesh, sharded by `parallel`'s table; what is computed with in float32 stays float32."""
     flat = with_dtype(source.ours(), dtype, source.network)
-    tree: dict[str, Any] = unflatten_dict({tuple(name.split("/")): tensor for name, tensor in flat.items()})
+    tree: dict[str, Any] = unflatten_dict(flat, sep="/")
     size = total_bytes(flat)
     with tqdm(desc=f"load {source.network.name}", total=size, unit="B", unit_scale=True, delay=2, leave=False) as bar:
 

@@ -104,7 +104,7 @@ def save_model(path: str | Path, params: Params, info: ModelInfo, *, dtype: str 
     """Writes the file under a temporary name and renames it when it is whole. Makes the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    flat = {"/".join(k): np.asarray(v).astype(dtype) for k, v in flatten_dict(params).items()}
+    flat = {k: np.asarray(v).astype(dtype) for k, v in flatten_dict(params, sep="/").items()}
     unfinished = path.with_name(path.name + ".tmp")
     try:
         unfinished.touch()
@@ -145,7 +145,7 @@ def load_model(path: str | Path, expect: Any = None, *, dtype: str | None = "flo
     if path.is_dir():
         with ocp.PyTreeCheckpointer() as checkpointer:
             params = checkpointer.restore((path / ORBAX_PARAMS).absolute())
-        check_fit({"/".join(k): v.shape for k, v in flatten_dict(params).items()}, expect, path)
+        check_fit({k: v.shape for k, v in flatten_dict(params, sep="/").items()}, expect, path)
         return jax.tree.map(lambda x: jnp.asarray(x, dtype), params), info
     with safe_open(path, "numpy") as file:
         names = file.keys()
@@ -153,13 +153,13 @@ def load_model(path: str | Path, expect: Any = None, *, dtype: str | None = "flo
     flat = {}
     for name in names:
         with safe_open(path, "numpy") as file:  # a mapping for each: with one for all, the whole file stays resident
-            flat[tuple(name.split("/"))] = jnp.asarray(file.get_tensor(name), dtype)
-    return unflatten_dict(flat), info
+            flat[name] = jnp.asarray(file.get_tensor(name), dtype)
+    return unflatten_dict(flat, sep="/"), info
 
 
 def check_fit(found: Mapping[str, tuple[int, ...]], config: Any, source: str | Path) -> None:
     """Raises ValueError that lists each missing, extra and differently shaped parameter."""
-    wanted = {"/".join(k): v.shape for k, v in flatten_dict(abstract_network(config)).items()}
+    wanted = {k: v.shape for k, v in flatten_dict(abstract_network(config), sep="/").items()}
     problems = [f"{k}: missing, the config has {wanted[k]}" for k in sorted(set(wanted) - set(found))]
     problems += [f"{k}: {tuple(found[k])} in the file, not in the config" for k in sorted(set(found) - set(wanted))]
     problems += [

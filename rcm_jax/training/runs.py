@@ -60,11 +60,10 @@ def causal_schedule(
     causal = CausalConfig(**info.causal)
     if info.kind != "student":
         return ode_schedule(num_steps or 50, guidance=info.guidance, sigma_max=info.sigma_max)
-    own = causal.schedule(info.sigma_max)
-    if middle is None and num_steps in (None, causal.steps_per_chunk[-1]):
+    own, own_steps = causal.schedule(info.sigma_max), causal.steps_per_chunk[-1]
+    if middle is None and num_steps in (None, own_steps):
         return own
-    steps = causal.steps_per_chunk[-1] if num_steps is None else num_steps
-    middle = MIDDLE if middle is None else middle
+    steps, middle = own_steps if num_steps is None else num_steps, MIDDLE if middle is None else middle
     return dataclasses.replace(own, times=few_step_schedule([steps], middle=middle, sigma_max=info.sigma_max).times)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from rcm_jax.configs import wan_1_3b_causal_sf_dmd as recipe
 from rcm_jax.configs.base import run_config
 from rcm_jax.convert.networks import NETWORKS
+from rcm_jax.parallel import leaf_path
 from rcm_jax.sampling.frames import latent_shape
 from rcm_jax.sampling.generate_causal import video_noises
 from rcm_jax.sampling.stream import Profile, profile, stream
@@ -41,7 +42,7 @@ def random_weights(config, name: str):
     exact = next(n.full_precision for n in NETWORKS if n.name == name)
 
     def leaf(path, x):
-        path = "/".join(str(p.key) for p in path)
+        path = leaf_path(path)
         dtype = "float32" if exact.search(path) else config.dtype
         key = jax.random.fold_in(jax.random.key(0), zlib.crc32(path.encode()))
         return (0.02 * jax.random.normal(key, x.shape) + path.endswith("scale")).astype(dtype)

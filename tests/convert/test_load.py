@@ -16,7 +16,7 @@ def test_every_device_gets_its_slice(tmp_path):
     source = open_checkpoint(save(tmp_path / "x.pt", wan_arrays(), "net."), num_heads=4)
     shardings = state_shardings(make_mesh(data=2, fsdp=4), abstract_network(T2V))
     params = load_sharded(source, shardings)
-    flat = {"/".join(path): array for path, array in flatten_dict(params).items()}
+    flat = flatten_dict(params, sep="/")
     for name, tensor in source.ours().items():
         np.testing.assert_array_equal(flat[name], tensor.read())
     kernel = flat["blocks/ffn_in/kernel"]

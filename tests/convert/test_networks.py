@@ -122,4 +122,4 @@ def test_bfloat16_leaves_norms_as_they_are():
 
 
 def open_flat(name):
-    return {"/".join(path): Tensor.of(array) for path, array in flatten_dict(params(name)).items()}
+    return {path: Tensor.of(array) for path, array in flatten_dict(params(name), sep="/").items()}
