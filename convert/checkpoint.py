@@ -9,7 +9,7 @@ from rcm_jax.convert.files import Weights, open_weights
 from rcm_jax.convert.networks import MODELS, NETWORKS, Network, with_dtype
 from rcm_jax.convert.table import lazy_to_ours, lazy_to_theirs
 from rcm_jax.convert.tensors import Tensor, total_bytes
-from rcm_jax.training.model_file import FORMAT, ModelInfo, info_from_json
+from rcm_jax.model_file import FORMAT, ModelInfo, info_from_json
 
 # which of several copies of a network in one file is meant: averaged weights first
 PREFERRED = ("generator_ema", "net_ema", "ema", "generator", "net", "model")

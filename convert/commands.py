@@ -26,7 +26,7 @@ from rcm_jax.cli import one_line_errors
 
 if TYPE_CHECKING:
     from rcm_jax.convert.checkpoint import Checkpoint
-    from rcm_jax.training.model_file import ModelInfo
+    from rcm_jax.model_file import ModelInfo
 
 WAN_LATENTS = (20, 60, 104)  # 77 frames of 832 x 480, what the published students are trained on
 
@@ -103,7 +103,7 @@ def merge(args: argparse.Namespace, base: Checkpoint) -> tuple[Checkpoint, Check
 
 def info_for(network: Checkpoint, like: Checkpoint, args: argparse.Namespace) -> ModelInfo:
     """What our file will say of a network; how it is sampled is taken from `like` and the flags."""
-    from rcm_jax.training.model_file import ModelInfo
+    from rcm_jax.model_file import ModelInfo
 
     config, kind = network.config, network.network.name
     if kind != "dit":

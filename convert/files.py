@@ -10,7 +10,7 @@ from rcm_jax.convert.orbax_io import read_orbax
 from rcm_jax.convert.safetensors_io import read_safetensors
 from rcm_jax.convert.tensors import Tensor
 from rcm_jax.convert.torch_io import read_torch
-from rcm_jax.training.model_file import FORMAT, ORBAX_INFO
+from rcm_jax.model_file import FORMAT, ORBAX_INFO
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 

@@ -10,8 +10,8 @@ from flax.traverse_util import flatten_dict
 
 from rcm_jax.convert import clip, dialects, dit, sizes, umt5, vae
 from rcm_jax.convert.tensors import Tensor
-from rcm_jax.training.model_file import abstract_network
 from rcm_jax.wan import config as published
+from rcm_jax.wan.networks import abstract_network
 
 DTYPES = ("keep", "bfloat16", "float32")
 

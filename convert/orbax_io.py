@@ -15,7 +15,7 @@ import tensorstore as ts
 from flax.traverse_util import unflatten_dict
 
 from rcm_jax.convert.tensors import Tensor
-from rcm_jax.training.model_file import ORBAX_INFO, ORBAX_PARAMS, ModelInfo
+from rcm_jax.model_file import ORBAX_INFO, ORBAX_PARAMS, ModelInfo
 
 
 class _EmptyArrays(ocp.type_handlers.NumpyHandler):

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from rcm_jax.convert.orbax_io import write_orbax
 from rcm_jax.convert.safetensors_io import write_safetensors
 from rcm_jax.convert.tensors import Tensor, total_bytes
-from rcm_jax.training.model_file import FORMAT, ORBAX_INFO, ModelInfo
+from rcm_jax.model_file import FORMAT, ORBAX_INFO, ModelInfo
 
 
 @contextlib.contextmanager
@@ -66,7 +66,7 @@ def write_model(
 ) -> None:
     """Our model file, or for format "orbax" our checkpoint folder. Memory holds one layer at a time.
 
-    `rcm_jax.training.model_file.load_model` reads both. Raises as `unfinished`.
+    `rcm_jax.model_file.load_model` reads both. Raises as `unfinished`.
     """
     size = total_bytes(tensors)
     with unfinished(path, size, overwrite=overwrite) as new, progress(path.name, size) as advance:

@@ -66,8 +66,8 @@ def recipe(module, steps: int | None, seed: int, **changes):
 def train_networks(args: argparse.Namespace) -> tuple[Path, Path]:
     """(teacher, student) weights."""
     from rcm_jax.configs import toy_rcm, toy_teacher, toy_teacher_start
-    from rcm_jax.training.model_file import find_model
     from rcm_jax.training.runs import train_recipe
+    from rcm_jax.worlds.builtin import find_model
 
     teacher = find_model("toy")
     if args.from_scratch:
@@ -85,7 +85,8 @@ def train_networks(args: argparse.Namespace) -> tuple[Path, Path]:
 def picture(rows: list[Row], seed: int, out: Path) -> None:
     """videos.mp4 and videos.png: a labelled grid, a row a network, a column a prompt."""
     from rcm_jax.evaluate import sample_row
-    from rcm_jax.sampling.video import enlarge, grid, label_rows, strip, to_uint8, write_png, write_video
+    from rcm_jax.media.pictures import enlarge, grid, label_rows, strip, to_uint8, write_png
+    from rcm_jax.media.video import write_video
 
     prompts = list(PICTURE_PROMPTS)
     videos = np.stack([sample_row(r.path, prompts, [seed], num_steps=r.num_steps, label=r.label) for r in rows])
@@ -125,8 +126,8 @@ def plot_losses(workdir: Path, out: Path) -> Path:
 
 
 def run(args: argparse.Namespace) -> None:
-    from rcm_jax.data.toy_scores import evaluation_prompts
     from rcm_jax.evaluate import Table, data_row, sample_row
+    from rcm_jax.worlds.toy.scores import evaluation_prompts
 
     began = time.monotonic()
     teacher, student = train_networks(args)

@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
 
 def data_row(prompts: list[str], seed: int) -> np.ndarray:
     """Fresh videos of the world for these prompts, through the codec: what a perfect network would make."""
-    from rcm_jax.data import toy
+    from rcm_jax.worlds import toy
 
     codec = toy.ToyCodec.load()
     return np.asarray(codec.decode(codec.encode(toy.batch(10_000 + seed, range(len(prompts)), prompts)[0])))
@@ -55,14 +55,14 @@ class Table:
 
     def add(self, name: str, videos: list[np.ndarray], prompts: list[str]) -> None:
         """videos: one array for each network of the row, all of the same prompts."""
-        from rcm_jax.data.toy_scores import score
+        from rcm_jax.worlds.toy.scores import score
 
         self.rows[name] = score(np.concatenate(videos), prompts * len(videos))
         if len(videos) > 1:
             self.single[name] = [score(v, prompts, resamples=1)["all"]["value"] for v in videos]
 
     def __str__(self) -> str:
-        from rcm_jax.data.toy_scores import format_table
+        from rcm_jax.worlds.toy.scores import format_table
 
         text = format_table(self.rows, COLUMNS)
         for name, values in self.single.items():
@@ -80,11 +80,12 @@ def sample_row(
 ) -> np.ndarray:  # fmt: skip
     """A network's videos: a student's few-step sampler, or Euler for a teacher; by rollout if it is causal, with
     `middle` between its steps."""
-    from rcm_jax.data.world import open_world
+    from rcm_jax.model_file import load_model
     from rcm_jax.sampling.generate import SamplerConfig, generate
     from rcm_jax.sampling.generate_causal import generate_causal
-    from rcm_jax.training.model_file import find_model, load_model
     from rcm_jax.training.runs import causal_network, causal_schedule
+    from rcm_jax.worlds.builtin import find_model
+    from rcm_jax.worlds.world import open_world
 
     params, info = load_model(find_model(path))
     if info.causal:
@@ -107,8 +108,8 @@ def students(specs: list[str]) -> dict[str, list[str]]:
 
 
 def run(args: argparse.Namespace) -> Table:
-    from rcm_jax.data.toy_scores import evaluation_prompts
-    from rcm_jax.sampling.rollout import few_step_schedule
+    from rcm_jax.sampling.schedules import few_step_schedule
+    from rcm_jax.worlds.toy.scores import evaluation_prompts
 
     prompts = evaluation_prompts(args.per_caption)
     pooled = prompts * len(args.seeds)

@@ -104,7 +104,7 @@ def sampler_from(args: argparse.Namespace, info):
 
 def is_toy(path: Path) -> bool:
     """Whether a file is ours and of the toy world; its format and its faults are the converter's to tell."""
-    from rcm_jax.training.model_file import read_info
+    from rcm_jax.model_file import read_info
 
     if path.is_dir() and not (path / "model.json").is_file():
         return False
@@ -116,7 +116,7 @@ def is_toy(path: Path) -> bool:
 
 def run(args: argparse.Namespace) -> list[Path]:
     """Writes the videos; returns where they are."""
-    from rcm_jax.training.model_file import find_model
+    from rcm_jax.worlds.builtin import find_model
 
     if args.num_samples < 1:
         raise ValueError(f"--num_samples={args.num_samples} must be at least 1")
@@ -130,10 +130,11 @@ def run(args: argparse.Namespace) -> list[Path]:
 def run_toy(args: argparse.Namespace, path: Path) -> list[Path]:
     import dataclasses
 
-    from rcm_jax.data.world import open_world
+    from rcm_jax.media.pictures import enlarge, grid, to_uint8
+    from rcm_jax.media.video import write_video
+    from rcm_jax.model_file import load_model, read_info
     from rcm_jax.sampling.generate import generate
-    from rcm_jax.sampling.video import enlarge, grid, to_uint8, write_video
-    from rcm_jax.training.model_file import load_model, read_info
+    from rcm_jax.worlds.world import open_world
 
     others = argparse.ArgumentParser()
     wan(others)
@@ -156,11 +157,11 @@ def run_wan(args: argparse.Namespace, path: Path) -> list[Path]:
     import dataclasses
 
     from rcm_jax.convert.commands import info_for
-    from rcm_jax.data.wan_world import WanWorld
+    from rcm_jax.media.video import write_video
     from rcm_jax.sampling.memory import Job
-    from rcm_jax.sampling.video import write_video
-    from rcm_jax.sampling.wan_files import open_files
     from rcm_jax.sampling.wan_video import Request, first_frame, make_videos
+    from rcm_jax.worlds.wan.files import open_files
+    from rcm_jax.worlds.wan.world import WanWorld
 
     if args.scale is not None:
         raise ValueError(f"--scale does not apply: {args.dit_path} is not of the built-in world")
@@ -193,7 +194,7 @@ def run_wan(args: argparse.Namespace, path: Path) -> list[Path]:
 
 def video_size(args: argparse.Namespace) -> tuple[int, int]:
     """(width, height) that the flags ask for."""
-    from rcm_jax.sampling.frames import parse_size, table_size
+    from rcm_jax.media.sizes import parse_size, table_size
 
     if args.size is None:
         return table_size(args.resolution or "480p", args.aspect_ratio or "16:9")

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     from jax.sharding import Mesh
 
+    from rcm_jax.model_file import ModelInfo
     from rcm_jax.sampling.causal_world import Surroundings
-    from rcm_jax.sampling.rollout import RolloutSchedule
+    from rcm_jax.sampling.schedules import RolloutSchedule
     from rcm_jax.sampling.stream import Profile
-    from rcm_jax.training.model_file import ModelInfo
     from rcm_jax.types import Params
     from rcm_jax.wan.causal import CausalDiT
 
@@ -116,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
 
 def schedule_from(args: argparse.Namespace, info: "ModelInfo") -> "RolloutSchedule":
     """The file's own schedule with what the flags change. Flags of the other kind of sampling are errors."""
-    from rcm_jax.sampling.rollout import MIDDLE, few_step_schedule, ode_schedule
+    from rcm_jax.sampling.schedules import MIDDLE, few_step_schedule, ode_schedule
     from rcm_jax.training.runs import causal_schedule
 
     distilled = args.distilled or info.kind == "student"
@@ -183,9 +183,9 @@ class Opened(NamedTuple):
 
 
 def open_toy(args: argparse.Namespace, path: Path) -> Opened:
+    from rcm_jax.model_file import load_model, read_info
     from rcm_jax.parallel import shard
     from rcm_jax.sampling.causal_world import toy_surroundings
-    from rcm_jax.training.model_file import load_model, read_info
 
     if given := [f"--{name}" for name in WAN_FLAGS if getattr(args, name) is not None]:
         raise ValueError(f"{', '.join(given)} does not apply: {path} is of the built-in world")
@@ -203,10 +203,10 @@ def open_toy(args: argparse.Namespace, path: Path) -> Opened:
 
 def open_wan(args: argparse.Namespace, path: Path) -> Opened:
     from rcm_jax.convert.commands import info_for
+    from rcm_jax.media.sizes import latent_shape
     from rcm_jax.sample import WAN_PROMPT, video_size
     from rcm_jax.sampling.causal_world import wan_size, wan_surroundings
-    from rcm_jax.sampling.frames import latent_shape
-    from rcm_jax.sampling.wan_files import load, open_files, takes_image
+    from rcm_jax.worlds.wan.files import load, open_files, takes_image
 
     size = video_size(args)
     files = open_files(
@@ -274,12 +274,13 @@ def check_counts(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> Path:
     import jax
 
+    from rcm_jax.media.pictures import enlarge, grid, to_uint8
+    from rcm_jax.media.video import GrowingVideo, mp4_path, write_video
     from rcm_jax.parallel import sampling_mesh
     from rcm_jax.sample import is_toy
     from rcm_jax.sampling.generate_causal import video_noises
     from rcm_jax.sampling.stream import profile, stream
-    from rcm_jax.sampling.video import GrowingVideo, enlarge, grid, mp4_path, to_uint8, write_video
-    from rcm_jax.training.model_file import find_model
+    from rcm_jax.worlds.builtin import find_model
 
     check_counts(args)
     mp4_path(args.save_path)

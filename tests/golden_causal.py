@@ -9,7 +9,8 @@ import numpy as np
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.convert.dit import from_wan
 from rcm_jax.kernels.masks import KeyRuns, dense
-from rcm_jax.sampling.rollout import RolloutSchedule, few_step_schedule, given_noises, ode_schedule, rollout
+from rcm_jax.sampling.rollout import given_noises, rollout
+from rcm_jax.sampling.schedules import RolloutSchedule, few_step_schedule, ode_schedule
 from rcm_jax.wan.causal import CausalDiT, pack
 from rcm_jax.wan.dit import MODEL_TIME, DiT, velocity
 from tests.golden_common import Case, Check, channels_first, channels_last

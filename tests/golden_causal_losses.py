@@ -9,8 +9,9 @@ from rcm_jax.losses.consistency import dcm_loss, dcm_times, rf_scm_loss
 from rcm_jax.losses.diffusion import flow_matching_loss
 from rcm_jax.losses.distribution import dmd_loss
 from rcm_jax.losses.forcing import fopp_times, forcing_loss, over_frames
-from rcm_jax.losses.self_forcing import self_rollout
-from rcm_jax.sampling.rollout import MIDDLE, RolloutSchedule, given_noises
+from rcm_jax.sampling.rollout import given_noises
+from rcm_jax.sampling.schedules import MIDDLE, RolloutSchedule
+from rcm_jax.sampling.self_rollout import self_rollout
 from rcm_jax.types import Velocity
 from rcm_jax.wan.causal import pack
 from tests.golden_causal import network

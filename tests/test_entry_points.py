@@ -8,10 +8,10 @@ import jax
 import pytest
 
 from rcm_jax import demo, evaluate, sample
-from rcm_jax.sampling.video import write_video
-from rcm_jax.training.model_file import ModelInfo, save_model
-from rcm_jax.training.state import init_params
-from tests.sampling.test_video import moving
+from rcm_jax.media.video import write_video
+from rcm_jax.model_file import ModelInfo, save_model
+from rcm_jax.wan.networks import init_params
+from tests.media.test_video import moving
 from tests.tiny import MODEL
 
 

@@ -10,18 +10,21 @@ import pytest
 from rcm_jax import sample_causal
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.convert.load import load_params
-from rcm_jax.data.wan_world import WanWorld
+from rcm_jax.media.pictures import write_png
+from rcm_jax.media.video import GrowingVideo, write_video
+from rcm_jax.model_file import ModelInfo, save_model
+from rcm_jax.objectives.config import CausalConfig
 from rcm_jax.parallel import make_mesh
 from rcm_jax.sampling.generate_causal import video_noises
-from rcm_jax.sampling.rollout import few_step_schedule, ode_schedule, rollout
-from rcm_jax.sampling.video import GrowingVideo, write_png, write_video
-from rcm_jax.sampling.wan_files import open_files
-from rcm_jax.training.config import CausalConfig
-from rcm_jax.training.model_file import BUILTIN, ModelInfo, save_model
-from rcm_jax.training.state import init_params
+from rcm_jax.sampling.rollout import rollout
+from rcm_jax.sampling.schedules import few_step_schedule, ode_schedule
 from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import DiT
-from tests.sampling.test_video import moving
+from rcm_jax.wan.networks import init_params
+from rcm_jax.worlds.builtin import BUILTIN
+from rcm_jax.worlds.wan.files import open_files
+from rcm_jax.worlds.wan.world import WanWorld
+from tests.media.test_video import moving
 from tests.test_entry_points import fails
 from tests.tiny import MODEL
 from tests.wan.tiny import I2V, write_wan

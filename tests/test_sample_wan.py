@@ -9,10 +9,10 @@ from PIL import Image
 
 from rcm_jax import sample
 from rcm_jax.convert import commands
+from rcm_jax.media.video import write_video
 from rcm_jax.sampling import wan_video
-from rcm_jax.sampling.video import write_video
 from tests.convert.tiny import save
-from tests.sampling.test_video import moving
+from tests.media.test_video import moving
 from tests.test_entry_points import fails, student  # noqa: F401
 from tests.wan.tiny import DIT, I2V, NAMES, arrays, write_wan
 
@@ -46,7 +46,7 @@ def videos(monkeypatch):
         out.append(np.array(frames))
         return write_video(path, frames, fps)
 
-    monkeypatch.setattr("rcm_jax.sampling.video.write_video", write)
+    monkeypatch.setattr("rcm_jax.media.video.write_video", write)
     return out
 
 

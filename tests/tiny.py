@@ -5,10 +5,12 @@ import dataclasses
 import jax
 import numpy as np
 
-from rcm_jax.training.config import DataConfig, MeshConfig, MethodConfig, OptimizerConfig, RunConfig
-from rcm_jax.training.state import init_params
+from rcm_jax.data.config import DataConfig
+from rcm_jax.objectives.config import MethodConfig
+from rcm_jax.training.config import MeshConfig, OptimizerConfig, RunConfig
 from rcm_jax.types import Params
 from rcm_jax.wan.config import DiTConfig
+from rcm_jax.wan.networks import init_params
 
 MODEL = DiTConfig(
     dim=24, ffn_dim=32, num_heads=2, num_layers=2, in_channels=12, out_channels=12, freq_dim=16, text_dim=64,

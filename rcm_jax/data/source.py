@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from rcm_jax.data import toy
-from rcm_jax.training.config import DataConfig
+from rcm_jax.data.config import DataConfig
+from rcm_jax.worlds import toy
 
 
 class Source(Protocol):

@@ -11,15 +11,16 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, PyTree
 
-from rcm_jax.data import toy
-from rcm_jax.data.wan_world import WanWorld
-from rcm_jax.data.world import ToyWorld
+from rcm_jax.media.images import open_image, pixels
+from rcm_jax.media.sizes import adapted_size
 from rcm_jax.parallel import make_mesh
-from rcm_jax.sampling.frames import adapted_size, open_image, pixels
 from rcm_jax.sampling.stream import Decode
-from rcm_jax.sampling.wan_files import WanFiles, load
 from rcm_jax.types import Latents, Video
 from rcm_jax.wan.vae import VAE
+from rcm_jax.worlds import toy
+from rcm_jax.worlds.wan.files import WanFiles, load
+from rcm_jax.worlds.wan.world import WanWorld
+from rcm_jax.worlds.world import ToyWorld
 
 
 class Surroundings(NamedTuple):

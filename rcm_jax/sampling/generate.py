@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from rcm_jax.data.world import World
 from rcm_jax.sampling.few_step import few_step_times, sample_few_step
 from rcm_jax.sampling.ode import rcm_times, sample_ode, wan_times
 from rcm_jax.types import Latents, Params, Velocity
 from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.dit import DiT, guided_velocity, velocity
+from rcm_jax.worlds.world import World
 
 SAMPLERS = ("few_step", "euler", "unipc", "dpm++", "wan_unipc", "wan_dpm++")
 

@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from rcm_jax.data.world import World
-from rcm_jax.sampling.rollout import Noises, RolloutSchedule, chunk_noises, rollout
+from rcm_jax.sampling.rollout import Noises, chunk_noises, rollout
+from rcm_jax.sampling.schedules import RolloutSchedule
 from rcm_jax.types import Latents, Params, Text
 from rcm_jax.wan.causal import CausalDiT
+from rcm_jax.worlds.world import World
 
 
 def video_noises(network: CausalDiT, schedule: RolloutSchedule, seed: Array | int, indices: Sequence[int]) -> Noises:

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from rcm_jax.media.sizes import RESOLUTIONS, latent_shape
 from rcm_jax.parallel import abstract_mesh, bytes_per_device
-from rcm_jax.sampling.frames import RESOLUTIONS, latent_shape
-from rcm_jax.sampling.wan_files import WanFiles, takes_image
-from rcm_jax.training.model_file import abstract_network
 from rcm_jax.types import Params
 from rcm_jax.wan.config import DiTConfig, VAEConfig
+from rcm_jax.wan.networks import abstract_network
 from rcm_jax.wan.vae import VAE
+from rcm_jax.worlds.wan.files import WanFiles, takes_image
 
 GIB = 2**30
 SLACK = 1.1  # compiler's padding, noise, text

@@ -18,10 +18,10 @@ from rcm_jax.convert.checkpoint import Checkpoint
 from rcm_jax.flow import guided
 from rcm_jax.parallel import batch_sharding, sharded_attention
 from rcm_jax.sampling.generate import SamplerConfig, draw_noise, run_sampler
-from rcm_jax.sampling.wan_files import load
 from rcm_jax.types import Latents, Params, Text, Velocity
 from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.dit import DiT, velocity
+from rcm_jax.worlds.wan.files import load
 
 
 @functools.partial(jax.jit, static_argnames="dit")

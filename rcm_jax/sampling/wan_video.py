@@ -9,15 +9,16 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
-from rcm_jax.data.wan_world import WanWorld
+from rcm_jax.media.images import open_image, pixels
+from rcm_jax.media.pictures import grid
+from rcm_jax.media.sizes import adapted_size
 from rcm_jax.parallel import sampling_mesh
-from rcm_jax.sampling.frames import adapted_size, open_image, pixels
 from rcm_jax.sampling.generate import SamplerConfig
 from rcm_jax.sampling.memory import Job, check_memory, device_limit, network_bytes
-from rcm_jax.sampling.video import grid
-from rcm_jax.sampling.wan_files import takes_image
 from rcm_jax.sampling.wan_latents import Experts, sample_wan
 from rcm_jax.wan.config import WAN22_BOUNDARY, DiTConfig
+from rcm_jax.worlds.wan.files import takes_image
+from rcm_jax.worlds.wan.world import WanWorld
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from rcm_jax.data.source import Source, batches
+from rcm_jax.objectives.config import MethodConfig
 from rcm_jax.parallel import batch_sharding, make_mesh, shard, sharded_attention, state_shardings
 from rcm_jax.training.checkpoint import Checkpoints, abstract_like, claim_workdir
-from rcm_jax.training.config import MethodConfig, RunConfig
+from rcm_jax.training.config import RunConfig
 from rcm_jax.training.metrics import MetricsWriter
 from rcm_jax.training.schedule import is_student_step, uses_dmd_at
 from rcm_jax.training.state import TrainState, abstract_state, init_state

@@ -9,19 +9,22 @@ import jax
 import numpy as np
 
 from rcm_jax.data.source import make_source
-from rcm_jax.data.world import open_world
 from rcm_jax.kernels.attention import attention
+from rcm_jax.media.pictures import enlarge, grid, to_uint8
+from rcm_jax.media.video import write_video
+from rcm_jax.model_file import ModelInfo, load_model, save_model
+from rcm_jax.objectives.config import CausalConfig
 from rcm_jax.parallel import abstract_mesh, bytes_per_device
 from rcm_jax.sampling.generate import SamplerConfig, generate
 from rcm_jax.sampling.generate_causal import generate_causal
-from rcm_jax.sampling.rollout import MIDDLE, RolloutSchedule, few_step_schedule, ode_schedule
-from rcm_jax.sampling.video import enlarge, grid, to_uint8, write_video
-from rcm_jax.training.config import CausalConfig, RunConfig
+from rcm_jax.sampling.schedules import MIDDLE, RolloutSchedule, few_step_schedule, ode_schedule
+from rcm_jax.training.config import RunConfig
 from rcm_jax.training.loop import train
-from rcm_jax.training.model_file import ModelInfo, find_model, load_model, save_model
 from rcm_jax.training.state import TrainState, abstract_state
 from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import DiT
+from rcm_jax.worlds.builtin import find_model
+from rcm_jax.worlds.world import open_world
 
 PREVIEW_PROMPTS = ("a red circle moving left", "a blue square moving up", "a green diamond moving right")
 CAUSAL_FIELDS = ("pattern", "window", "sink", "steps_per_chunk", "middle", "noisy_context_from")

@@ -5,7 +5,7 @@ every student_update_freq-th step and the fake score at all others. The number o
 the count of updates of the network being trained.
 """
 
-from rcm_jax.training.config import MethodConfig
+from rcm_jax.objectives.config import MethodConfig
 
 
 def is_student_step(config: MethodConfig, step: int) -> bool:

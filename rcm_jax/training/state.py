@@ -9,8 +9,7 @@ from jaxtyping import Array, Int
 from rcm_jax.training.config import RunConfig
 from rcm_jax.training.optimizer import adamw
 from rcm_jax.types import Params
-from rcm_jax.wan.config import DiTConfig
-from rcm_jax.wan.dit import DiT
+from rcm_jax.wan.networks import init_params
 
 
 @flax.struct.dataclass
@@ -32,18 +31,6 @@ class TrainState:
     def key(self) -> Array:
         """The PRNG key of the coming step."""
         return jax.random.fold_in(jax.random.key(self.seed), self.step)
-
-
-def init_params(model: DiTConfig, key: Array) -> Params:
-    """Random weights of a network. They do not depend on the size of what it is shown."""
-    video = jnp.zeros((1, *model.patch_size, model.in_channels))
-    image = None if model.image_dim is None else jnp.zeros((1, 1, model.image_dim))
-    return DiT(model).init(key, video, jnp.zeros((1,)), jnp.zeros((1, 1, model.text_dim)), image)["params"]
-
-
-def abstract_params(model: DiTConfig) -> Params:
-    """Shapes and dtypes of a network's parameters, nothing allocated."""
-    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
 def init_state(config: RunConfig, start: Params | None, fake: Params | None = None) -> TrainState:

@@ -12,10 +12,10 @@ import optax
 from jaxtyping import Array, Float
 
 from rcm_jax.kernels.attention import attention
-from rcm_jax.training.causal_objective import CausalObjective
+from rcm_jax.objectives.bidirectional import Batch, Objective
+from rcm_jax.objectives.causal import CausalObjective
 from rcm_jax.training.config import RunConfig
 from rcm_jax.training.ema import ema_update, power_ema_beta, power_ema_exponent
-from rcm_jax.training.objective import Batch, Objective
 from rcm_jax.training.optimizer import adamw
 from rcm_jax.training.schedule import student_updates
 from rcm_jax.training.state import TrainState

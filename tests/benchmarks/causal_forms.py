@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from rcm_jax.chunks import ChunkPattern
-from rcm_jax.losses.self_forcing import self_rollout
-from rcm_jax.sampling.rollout import Branch, chunk_noises, few_step_schedule, open_branches, sample_chunk
+from rcm_jax.sampling.rollout import Branch, chunk_noises, open_branches, sample_chunk
+from rcm_jax.sampling.schedules import few_step_schedule
+from rcm_jax.sampling.self_rollout import self_rollout
 from rcm_jax.types import Latents, Params
 from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.config import DiTConfig

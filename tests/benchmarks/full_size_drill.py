@@ -32,7 +32,7 @@ from tests.benchmarks import machine, write_json
 from tests.wan.tiny import NAMES, write_tokenizer
 
 PUBLISHED = {"dit": ("t2v-1.3B", np.float32), "vae": ("vae", np.float32), "umt5": ("umt5-xxl", ml_dtypes.bfloat16)}
-LOAD = "import sys; from rcm_jax.training.model_file import load_model; load_model(sys.argv[1], dtype=None)"
+LOAD = "import sys; from rcm_jax.model_file import load_model; load_model(sys.argv[1], dtype=None)"
 POOL = 1 << 24  # random numbers that all tensors are cut from
 
 

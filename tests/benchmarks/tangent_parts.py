@@ -17,8 +17,9 @@ from rcm_jax.configs.base import run_config
 from rcm_jax.data.source import make_source
 from rcm_jax.flow import trig_noisy, trig_velocity
 from rcm_jax.losses.consistency import sample_sum
-from rcm_jax.training.model_file import find_model, load_model
+from rcm_jax.model_file import load_model
 from rcm_jax.wan.dit import DiT, guided_velocity, velocity
+from rcm_jax.worlds.builtin import find_model
 
 ANGLES = (0.1, 0.4, 0.7, 1.0, 1.2, 1.35, 1.45, 1.5)
 STEP = 0.01

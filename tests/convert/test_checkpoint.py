@@ -14,7 +14,7 @@ from rcm_jax.convert.networks import MODELS
 from rcm_jax.convert.output import write_model
 from rcm_jax.convert.table import lazy_to_theirs
 from rcm_jax.convert.tensors import Tensor
-from rcm_jax.training.model_file import ModelInfo
+from rcm_jax.model_file import ModelInfo
 from tests.convert.tiny import T2V, save, wan_arrays
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rcm_jax.convert.commands import main
-from rcm_jax.training.model_file import load_model, read_info
+from rcm_jax.model_file import load_model, read_info
 from tests.convert.test_merge import as_comfyui
 from tests.convert.test_torch_io import Evil, zip_with
 from tests.convert.tiny import HEADS, T2V, random_params, save, wan_arrays

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rcm_jax.convert.dit import from_wan, to_wan
-from rcm_jax.training.state import init_params
+from rcm_jax.wan.networks import init_params
 from tests.wan.test_dit import I2V, SMALL
 
 

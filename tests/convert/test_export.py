@@ -9,7 +9,7 @@ from rcm_jax.convert.checkpoint import open_checkpoint
 from rcm_jax.convert.export import export, their_tensors
 from rcm_jax.convert.files import open_weights
 from rcm_jax.convert.output import write_model
-from rcm_jax.training.model_file import ModelInfo
+from rcm_jax.model_file import ModelInfo
 from tests.convert.tiny import T2V, save, wan_arrays
 
 

@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict
 from rcm_jax.convert.checkpoint import open_checkpoint
 from rcm_jax.convert.load import load_sharded
 from rcm_jax.parallel import make_mesh, state_shardings
-from rcm_jax.training.model_file import abstract_network
+from rcm_jax.wan.networks import abstract_network
 from tests.convert.tiny import T2V, save, wan_arrays
 
 

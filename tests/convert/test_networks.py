@@ -14,8 +14,9 @@ from rcm_jax.convert.files import open_weights
 from rcm_jax.convert.networks import NETWORKS, with_dtype
 from rcm_jax.convert.output import write_model
 from rcm_jax.convert.tensors import Tensor
-from rcm_jax.training.model_file import ModelInfo, abstract_network, load_model
+from rcm_jax.model_file import ModelInfo, load_model
 from rcm_jax.wan.config import CLIPConfig, UMT5Config, VAEConfig
+from rcm_jax.wan.networks import abstract_network
 from tests.convert.tiny import T2V, save, wan_arrays
 
 TABLES = {"vae": vae, "umt5": umt5, "clip": clip}

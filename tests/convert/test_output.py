@@ -12,7 +12,7 @@ import pytest
 
 from rcm_jax.convert.output import unfinished, write_model
 from rcm_jax.convert.tensors import Tensor
-from rcm_jax.training.model_file import ModelInfo, load_model
+from rcm_jax.model_file import ModelInfo, load_model
 from tests.convert.tiny import T2V
 
 INFO = ModelInfo(T2V, "teacher", "wan")
@@ -89,7 +89,7 @@ import signal, sys, time
 from pathlib import Path
 import numpy as np
 from rcm_jax.convert import commands, output, tensors
-from rcm_jax.training.model_file import ModelInfo
+from rcm_jax.model_file import ModelInfo
 from tests.convert.tiny import T2V
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell's background job starts

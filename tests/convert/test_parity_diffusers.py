@@ -10,7 +10,7 @@ from rcm_jax.convert.checkpoint import open_checkpoint
 from rcm_jax.convert.export import export
 from rcm_jax.convert.load import load_params
 from rcm_jax.convert.output import write_model
-from rcm_jax.training.model_file import ModelInfo, load_model
+from rcm_jax.model_file import ModelInfo, load_model
 from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.dit import DiT
 from rcm_jax.wan.vae import VAE

@@ -9,7 +9,7 @@ from rcm_jax.convert.checkpoint import open_checkpoint
 from rcm_jax.convert.export import export
 from rcm_jax.convert.load import load_params
 from rcm_jax.convert.output import write_model
-from rcm_jax.training.model_file import ModelInfo
+from rcm_jax.model_file import ModelInfo
 from rcm_jax.wan.clip import CLIP
 from rcm_jax.wan.umt5 import UMT5
 from tests.convert.parity import assert_equal, randomised

@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 from rcm_jax.convert.dit import to_wan
 from rcm_jax.convert.tensors import Tensor
 from rcm_jax.convert.torch_io import write_torch
-from rcm_jax.training.state import init_params
 from rcm_jax.wan.config import DiTConfig
+from rcm_jax.wan.networks import init_params
 
 T2V = DiTConfig(
     dim=48, ffn_dim=64, num_heads=4, num_layers=3, in_channels=4, out_channels=4, freq_dim=16, text_dim=20,

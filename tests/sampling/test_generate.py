@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from rcm_jax.data.world import open_world
 from rcm_jax.sampling.generate import SamplerConfig, draw_noise, generate
-from rcm_jax.training.state import init_params
+from rcm_jax.wan.networks import init_params
+from rcm_jax.worlds.world import open_world
 from tests.tiny import MODEL
 
 PROMPTS = ["a red circle moving left", "a blue square moving up", "a green diamond moving right"]

@@ -7,16 +7,17 @@ import jax
 import numpy as np
 import pytest
 
-from rcm_jax.data import toy
-from rcm_jax.data.world import open_world
+from rcm_jax.data.config import DataConfig
 from rcm_jax.evaluate import sample_row
+from rcm_jax.model_file import read_info, save_model
+from rcm_jax.objectives.config import CausalConfig
 from rcm_jax.sampling.generate_causal import generate_causal, video_noises
-from rcm_jax.sampling.rollout import few_step_schedule, ode_schedule
+from rcm_jax.sampling.schedules import few_step_schedule, ode_schedule
 from rcm_jax.sampling.stream import stream
-from rcm_jax.training.config import CausalConfig, DataConfig
-from rcm_jax.training.model_file import read_info, save_model
 from rcm_jax.training.runs import causal_network, causal_schedule, model_info, sampler_for, train_recipe
-from rcm_jax.training.state import init_params
+from rcm_jax.wan.networks import init_params
+from rcm_jax.worlds import toy
+from rcm_jax.worlds.world import open_world
 from tests.tiny import MODEL, tiny_run
 
 pytestmark = pytest.mark.usefixtures("compile_fast")

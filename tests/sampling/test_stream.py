@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rcm_jax.chunks import ChunkPattern
-from rcm_jax.sampling.rollout import chunk_noises, few_step_schedule, ode_schedule, open_branches, rollout, sample_chunk
+from rcm_jax.sampling.rollout import chunk_noises, open_branches, rollout, sample_chunk
+from rcm_jax.sampling.schedules import few_step_schedule, ode_schedule
 from rcm_jax.sampling.stream import Profile, profile, stream
 from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import DiT

@@ -10,17 +10,17 @@ import pytest
 
 from rcm_jax.convert.checkpoint import open_checkpoint
 from rcm_jax.convert.load import load_params
-from rcm_jax.data.wan_world import WanWorld
 from rcm_jax.parallel import make_mesh
 from rcm_jax.sampling import memory
 from rcm_jax.sampling.generate import SamplerConfig, draw_noise, sample_latents
 from rcm_jax.sampling.memory import GIB, Job, check_memory
-from rcm_jax.sampling.wan_files import open_files
 from rcm_jax.sampling.wan_latents import Experts, sample_wan
-from rcm_jax.training.model_file import abstract_network
 from rcm_jax.wan.config import WAN_1_3B, WAN_VAE
+from rcm_jax.wan.networks import abstract_network
 from rcm_jax.wan.umt5 import UMT5
 from rcm_jax.wan.vae import VAE
+from rcm_jax.worlds.wan.files import open_files
+from rcm_jax.worlds.wan.world import WanWorld
 from tests.wan.tiny import DIT, NAMES, arrays, save, write_wan
 
 SHAPE = (2, 4, 4)

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from rcm_jax.objectives.config import CausalConfig
 from rcm_jax.parallel import make_mesh, sharded_attention
-from rcm_jax.training.config import CausalConfig
 from rcm_jax.training.state import init_state
 from rcm_jax.training.step import make_steps
 from tests.tiny import MODEL, RandomSource, perturbed_params, tiny_run

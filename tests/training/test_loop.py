@@ -13,7 +13,7 @@ import pytest
 
 from rcm_jax.training.loop import Interrupted, train
 from rcm_jax.training.metrics import read_metrics
-from rcm_jax.training.state import init_params
+from rcm_jax.wan.networks import init_params
 from tests.tiny import MODEL, RandomSource, tiny_run
 
 pytestmark = pytest.mark.usefixtures("compile_fast")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rcm_jax.training.config import MethodConfig
+from rcm_jax.objectives.config import MethodConfig
 from rcm_jax.training.loop import step_name
 from rcm_jax.training.schedule import fake_updates, is_student_step, simulation_steps, student_updates
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax.training.config import MethodConfig, RunConfig
+from rcm_jax.objectives.config import MethodConfig
+from rcm_jax.training.config import RunConfig
 from rcm_jax.training.loop import train
 from rcm_jax.training.state import init_state
 from rcm_jax.training.step import accumulate, make_steps

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax.training.state import abstract_params, init_params
 from rcm_jax.wan.config import WAN22_A14B_I2V, WAN_1_3B, WAN_14B, WAN_14B_I2V, DiTConfig
 from rcm_jax.wan.dit import DiT, by_noise, guided_velocity, velocity
+from rcm_jax.wan.networks import abstract_params, init_params
 
 SMALL = DiTConfig(
     dim=48, ffn_dim=64, num_heads=2, num_layers=3, in_channels=4, out_channels=4, freq_dim=32, text_dim=16, text_len=6

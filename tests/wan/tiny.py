@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from rcm_jax.convert import clip, dit, umt5, vae
-from rcm_jax.training.model_file import abstract_network
 from rcm_jax.wan.config import CLIPConfig, DiTConfig, UMT5Config, VAEConfig
+from rcm_jax.wan.networks import abstract_network
 from tests.convert.tiny import save
 
 DIT = DiTConfig(dim=32, ffn_dim=64, num_heads=2, num_layers=2, freq_dim=16, text_dim=24, dtype="bfloat16")

@@ -4,15 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rcm_jax.sampling.frames import (
-    RESOLUTIONS,
-    adapted_size,
-    latent_shape,
-    open_image,
-    parse_size,
-    pixels,
-    table_size,
-)
+from rcm_jax.media.images import open_image, pixels
+from rcm_jax.media.sizes import RESOLUTIONS, adapted_size, latent_shape, parse_size, table_size
 
 WAN = {"space": 8, "time": 4, "patch": 2}
 

@@ -7,7 +7,8 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from rcm_jax.sampling.video import GrowingVideo, enlarge, grid, label_rows, strip, to_uint8, write_png, write_video
+from rcm_jax.media.pictures import enlarge, grid, label_rows, strip, to_uint8, write_png
+from rcm_jax.media.video import GrowingVideo, write_video
 
 
 def moving(frames=6, size=32):

@@ -7,9 +7,9 @@ same as a checkpoint folder of Orbax, which is read here too.
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +19,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from rcm_jax.training.state import abstract_params
 from rcm_jax.types import Params
-from rcm_jax.wan.clip import CLIP
-from rcm_jax.wan.config import CLIPConfig, DiTConfig, UMT5Config, VAEConfig
-from rcm_jax.wan.umt5 import UMT5
-from rcm_jax.wan.vae import VAE
+from rcm_jax.wan.networks import NETWORKS, abstract_network
 
 FORMAT = "rcm_jax/1"
 ORBAX_INFO, ORBAX_PARAMS = "model.json", "params"  # what a checkpoint folder of one network holds
-BUILTIN = {
-    name: Path(__file__).parents[1] / "data" / file
-    for name, file in {"toy": "toy_teacher.safetensors", "toy_causal": "toy_causal_student.safetensors"}.items()
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,36 +60,6 @@ def info_from_json(text: str) -> ModelInfo:
         raise ValueError(f"the file holds a network of kind {info.kind!r}; this version has {sorted(NETWORKS)}")
     config = NETWORKS[info.network].config(**info.model)
     return dataclasses.replace(info, model=config, latent_shape=tuple(info.latent_shape))
-
-
-class Network(NamedTuple):
-    """A kind of network: the class of its config, and its parameters' shapes and dtypes, nothing allocated."""
-
-    config: type
-    abstract_params: Callable[[Any], Params]
-
-
-def _umt5(config: UMT5Config) -> Params:
-    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return jax.eval_shape(UMT5(config).init, jax.random.key(0), ids, ids)["params"]
-
-
-def _clip(config: CLIPConfig) -> Params:
-    image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
-    return jax.eval_shape(CLIP(config).init, jax.random.key(0), image)["params"]
-
-
-NETWORKS = {
-    "dit": Network(DiTConfig, abstract_params),
-    "vae": Network(VAEConfig, lambda config: jax.eval_shape(VAE(config).init, jax.random.key(0))),
-    "umt5": Network(UMT5Config, _umt5),
-    "clip": Network(CLIPConfig, _clip),
-}
-
-
-def abstract_network(config: Any) -> Params:
-    """Shapes and dtypes of the parameters of any network, by its config."""
-    return next(n.abstract_params(config) for n in NETWORKS.values() if isinstance(config, n.config))
 
 
 def save_model(path: str | Path, params: Params, info: ModelInfo, *, dtype: str = "float32") -> Path:
@@ -169,12 +131,3 @@ def check_fit(found: Mapping[str, tuple[int, ...]], config: Any, source: str | P
     ]
     if problems:
         raise ValueError(f"the weights in {source} do not fit the config:\n  " + "\n  ".join(problems))
-
-
-def find_model(name: str | Path) -> Path:
-    """`toy` is the built-in world's teacher, `toy_causal` its causal student; they come with the package. Anything else
-    is a path. Raises FileNotFoundError where the package lacks the file."""
-    path = BUILTIN.get(str(name))
-    if path is not None and not path.is_file():
-        raise FileNotFoundError(f"this copy of the package has no {path.name}, which {str(name)!r} stands for: {path}")
-    return path or Path(name)

@@ -16,10 +16,7 @@ from rcm_jax.losses.consistency import dcm_loss, dcm_times, rf_scm_loss
 from rcm_jax.losses.diffusion import flow_matching_loss
 from rcm_jax.losses.distribution import dmd_loss
 from rcm_jax.losses.forcing import df_times, forcing_loss, over_frames
-from rcm_jax.losses.self_forcing import self_rollout
-from rcm_jax.sampling.rollout import given_noises
-from rcm_jax.training.config import CausalConfig, MethodConfig
-from rcm_jax.training.objective import (
+from rcm_jax.objectives.bidirectional import (
     Batch,
     consistency_metrics,
     draw_D,
@@ -29,6 +26,9 @@ from rcm_jax.training.objective import (
     warmup_ratio,
     with_distribution,
 )
+from rcm_jax.objectives.config import CausalConfig, MethodConfig
+from rcm_jax.sampling.rollout import given_noises
+from rcm_jax.sampling.self_rollout import self_rollout
 from rcm_jax.training.schedule import fake_updates, simulation_steps, student_updates
 from rcm_jax.types import Latents, Metrics, Params, Text
 from rcm_jax.wan.causal import CausalDiT

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax.data import toy
+from rcm_jax.worlds import toy
+from rcm_jax.worlds.toy import text as toy_text
 
 HELD_OUT = 1  # a seed that the codec was not fitted on
 
@@ -175,7 +176,7 @@ def test_text_is_a_vector_a_word_in_order_and_zeros_after():
 def test_every_caption_has_its_own_text_and_every_word_its_own_direction():
     text = toy.encode_text(toy.captions()).reshape(48, -1)
     assert len(np.unique(text, axis=0)) == 48
-    vectors = np.stack(list(toy._word_vectors().values()))
+    vectors = np.stack(list(toy_text._word_vectors().values()))
     assert vectors.std() == pytest.approx(1, abs=0.05)
     cosine = np.corrcoef(vectors) - np.eye(len(vectors))
     assert np.abs(cosine).max() < 0.45

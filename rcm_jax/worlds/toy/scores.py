@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
-from rcm_jax.data import toy
+from rcm_jax.worlds import toy
 
 MIN_CHROMA = 0.3  # a colourful region is fainter than this: there is no shape (palette 0.9 to 1.3, background 0)
 MIN_AREA = 12.0  # pixels; the smallest shape of the world has 50

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from rcm_jax.data import toy
 from rcm_jax.types import Latents
+from rcm_jax.worlds import toy
 
 
 class World(Protocol):

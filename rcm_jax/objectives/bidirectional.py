@@ -15,7 +15,7 @@ from rcm_jax.flow import rf_to_trig, trig_denoiser, trig_velocity
 from rcm_jax.losses.consistency import dcm_loss, dcm_times, rf_scm_loss, scm_loss
 from rcm_jax.losses.diffusion import flow_matching_loss
 from rcm_jax.losses.distribution import critic_loss, dmd_loss, fixed_simulation_times, simulate, simulation_times
-from rcm_jax.training.config import MethodConfig
+from rcm_jax.objectives.config import MethodConfig
 from rcm_jax.training.schedule import fake_updates, simulation_steps, student_updates
 from rcm_jax.types import Latents, Metrics, Params, Text, Velocity
 from rcm_jax.wan.dit import DiT, guided_velocity, velocity

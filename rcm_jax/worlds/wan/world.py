@@ -13,14 +13,14 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
+from rcm_jax.media.pictures import to_uint8
 from rcm_jax.parallel import make_mesh
-from rcm_jax.sampling.text import encode_prompts
-from rcm_jax.sampling.video import to_uint8
-from rcm_jax.sampling.wan_files import WanFiles, load
 from rcm_jax.types import Latents, Params
 from rcm_jax.wan.clip import CLIP, preprocess
 from rcm_jax.wan.image import image_condition
 from rcm_jax.wan.vae import VAE
+from rcm_jax.worlds.wan.files import WanFiles, load
+from rcm_jax.worlds.wan.text import encode_prompts
 
 
 @functools.partial(jax.jit, static_argnames="network")

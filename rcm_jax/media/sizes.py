@@ -1,16 +1,5 @@
 """Sizes of videos: the published resolutions, and that of an image to start from."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
-from jaxtyping import Float
-
-if TYPE_CHECKING:
-    from PIL import Image
-
 RESOLUTIONS: dict[str, dict[str, tuple[int, int]]] = {  # (width, height)
     "480p": {"1:1": (640, 640), "4:3": (640, 480), "3:4": (480, 640), "16:9": (832, 480), "9:16": (480, 832)},
     "720p": {"1:1": (960, 960), "4:3": (960, 720), "3:4": (720, 960), "16:9": (1280, 720), "9:16": (720, 1280)},
@@ -54,25 +43,3 @@ def latent_shape(size: tuple[int, int], num_frames: int, *, space: int, time: in
         below = max(num_frames - 1, 0) // time * time + 1
         raise ValueError(f"--num_frames {num_frames} must be {time}k + 1: use {below} or {below + time}")
     return (num_frames - 1) // time + 1, height // space, width // space
-
-
-def open_image(path: str | Path) -> Image.Image:
-    """An image in RGB, upright. Raises FileNotFoundError, or ValueError for what is not an image."""
-    from PIL import Image, ImageOps
-
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no image at {path}")
-    try:
-        with Image.open(path) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises over other files and damaged ones
-        raise ValueError(f"{path} is not an image that can be read: {error}") from error
-
-
-def pixels(image: Image.Image, size: tuple[int, int] | None = None) -> Float[np.ndarray, "H W 3"]:
-    """In [-1, 1], resized to `size` (width, height) if given: bilinear and antialiased, as in rCM."""
-    from PIL import Image
-
-    image = image if size is None else image.resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(image, np.float32) / 127.5 - 1

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from rcm_jax.data import toy
-from rcm_jax.data import toy_scores as scores
+from rcm_jax.worlds import toy
+from rcm_jax.worlds.toy import scores
 
 FLAGS = ("found", "colour", "shape", "direction", "all")
 OTHER = {"circle": "square", "square": "diamond", "diamond": "circle"}

@@ -17,7 +17,8 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Int
 
 from rcm_jax.chunks import ChunkIndex, Spans
-from rcm_jax.sampling.rollout import Noises, RolloutSchedule, equal_chunks, joined
+from rcm_jax.sampling.rollout import Noises, equal_chunks, joined
+from rcm_jax.sampling.schedules import RolloutSchedule
 from rcm_jax.types import Latents, Params
 from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.layers import KeyValues

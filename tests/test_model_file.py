@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rcm_jax.training import model_file
-from rcm_jax.training.model_file import ModelInfo, find_model, load_model, read_info, save_model
-from rcm_jax.training.state import init_params
+from rcm_jax import model_file
+from rcm_jax.model_file import ModelInfo, load_model, read_info, save_model
+from rcm_jax.wan.networks import init_params
+from rcm_jax.worlds.builtin import BUILTIN, find_model
 from tests.tiny import MODEL
 
 INFO = ModelInfo(model=MODEL, kind="student", world="toy", latent_shape=(9, 6, 6), sigma_max=120.0, note="a test")
@@ -42,7 +43,7 @@ def test_files_written_before_causal_networks_load(tmp_path, params):
 def test_names_of_files_in_the_package(tmp_path, monkeypatch):
     assert read_info(find_model("toy")).kind == "teacher"
     assert find_model("some/where.safetensors") == find_model("some") / "where.safetensors"
-    monkeypatch.setitem(model_file.BUILTIN, "toy_causal", tmp_path / "toy_causal_student.safetensors")
+    monkeypatch.setitem(BUILTIN, "toy_causal", tmp_path / "toy_causal_student.safetensors")
     with pytest.raises(FileNotFoundError, match="no toy_causal_student.safetensors, which 'toy_causal' stands for"):
         find_model("toy_causal")
 
@@ -82,7 +83,7 @@ def test_an_unfinished_file_does_not_replace_a_whole_one(tmp_path, params, monke
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rcm_jax.training.model_file.save_file", full_disk)
+    monkeypatch.setattr("rcm_jax.model_file.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_model(path, params, INFO)
     assert path.read_bytes() == before
