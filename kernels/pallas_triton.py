@@ -11,22 +11,19 @@ any device that is not CUDA the same kernels are interpreted: right, and slow.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
-from rcm_jax.kernels.masks import KeyRuns, row_runs, tile_segments
+from rcm_jax.kernels.masks import KeyRuns
+from rcm_jax.kernels.pallas_kernel import Kernel
 from rcm_jax.kernels.pallas_walk import LOG2_E, Arithmetic, Operand, Refs, Rows, Walk, load, store
-from rcm_jax.kernels.tiles import Tiles, tiles_for
+from rcm_jax.kernels.tiles import Tiles
 
 DTYPES = ("bfloat16", "float16", "float32")
 MAX_WIDTH = 256
 AUTO_MAX_WIDTH = {"bfloat16": 256, "float16": 256, "float32": 64}  # float32 heads wider than this spill registers
-MIN_BLOCK = 16  # the narrowest operand of a matrix product; narrower heads are padded to it
 MIN_CAPABILITY = 8.0
 
 Query = Float[Array, "B S N D"]
@@ -43,7 +40,7 @@ def forward(
 ) -> tuple[Out, Lse]:
     """(o, lse). Raises NotImplementedError for dtypes and head widths that the kernels do not take."""
     _check_served(q, v)
-    return run("forward", {"q": q, "k": k, "v": v}, mask, scale, tiles)
+    return FORWARD({"q": q, "k": k, "v": v}, mask, scale, tiles)
 
 
 def tangent(
@@ -52,7 +49,7 @@ def tangent(
 ) -> Out:  # fmt: skip
     """to, linear in (tq, tk, tv); each may be None for zero, and its products are left out."""
     arrays = {"q": q, "k": k, "v": v, "o": o, "lse": lse, "tq": tq, "tk": tk, "tv": tv}
-    return run("tangent", arrays, mask, scale, tiles)[0]
+    return TANGENT(arrays, mask, scale, tiles)[0]
 
 
 def fused(
@@ -61,7 +58,7 @@ def fused(
 ) -> tuple[Out, Lse, Out]:  # fmt: skip
     """(o, lse, to) from one walk over the keys: 6 matrix products, where `forward` and `tangent` take 2 + 5."""
     _check_served(q, v)
-    return run("fused", {"q": q, "k": k, "v": v, "tq": tq, "tk": tk, "tv": tv}, mask, scale, tiles)
+    return FUSED({"q": q, "k": k, "v": v, "tq": tq, "tk": tk, "tv": tv}, mask, scale, tiles)
 
 
 def backward(
@@ -71,7 +68,7 @@ def backward(
     """(dq, dk, dv). dq walks the keys and (dk, dv) the queries, in two kernels: no atomics, so repeatable."""
     delta = jnp.einsum("bsnv,bsnv->bns", o, do, preferred_element_type=jnp.float32)
     arrays = {"q": q, "k": k, "v": v, "do": do, "lse": lse, "delta": delta}
-    return run("dq", arrays, mask, scale, tiles) + run("dkv", arrays, mask, scale, tiles)
+    return DQ(arrays, mask, scale, tiles) + DKV(arrays, mask, scale, tiles)
 
 
 def _check_served(q: Query, v: Value) -> None:
@@ -108,6 +105,15 @@ def _forward_body(ins: Refs, outs: Refs, walk: Walk, arith: Arithmetic) -> None:
     _store_forward(outs, walk, *walk.over(visit, start))
 
 
+FORWARD = Kernel(
+    "forward",
+    _forward_body,
+    stays="queries",
+    operands={"q": "queries", "k": "keys", "v": "keys"},
+    outputs={"o": "v", "lse": None},
+)
+
+
 def _tangent_body(ins: Refs, outs: Refs, walk: Walk, arith: Arithmetic) -> None:
     q, tq, o = (load(ins[x], walk.stay) for x in ("q", "tq", "o"))
     lse = _base_2(load(ins["lse"], walk.stay))
@@ -120,6 +126,18 @@ def _tangent_body(ins: Refs, outs: Refs, walk: Walk, arith: Arithmetic) -> None:
 
     row, acc = walk.over(visit, (_constant(walk, 0), _constant(walk, 0, outs["to"])))
     store(outs["to"], walk.stay, acc - row[:, None] * o.astype(jnp.float32))
+
+
+TANGENT = Kernel(
+    "tangent",
+    _tangent_body,
+    stays="queries",
+    operands={
+        "q": "queries", "k": "keys", "v": "keys", "o": "queries", "lse": "queries",
+        "tq": "queries", "tk": "keys", "tv": "keys",
+    },
+    outputs={"to": "v"},
+)  # fmt: skip
 
 
 def _fused_body(ins: Refs, outs: Refs, walk: Walk, arith: Arithmetic) -> None:
@@ -140,6 +158,15 @@ def _fused_body(ins: Refs, outs: Refs, walk: Walk, arith: Arithmetic) -> None:
     store(outs["to"], walk.stay, weight * (t_acc - row[:, None] * o))
 
 
+FUSED = Kernel(
+    "fused",
+    _fused_body,
+    stays="queries",
+    operands={"q": "queries", "k": "keys", "v": "keys", "tq": "queries", "tk": "keys", "tv": "keys"},
+    outputs={"o": "v", "lse": None, "to": "v"},
+)
+
+
 def _dq_body(ins: Refs, outs: Refs, walk: Walk, arith: Arithmetic) -> None:
     q, do, lse, delta = (load(ins[x], walk.stay) for x in ("q", "do", "lse", "delta"))
 
@@ -150,6 +177,15 @@ def _dq_body(ins: Refs, outs: Refs, walk: Walk, arith: Arithmetic) -> None:
         return dq + arith.dot(ds.astype(k.dtype), k)
 
     store(outs["dq"], walk.stay, arith.scale * walk.over(visit, _constant(walk, 0, outs["dq"])))
+
+
+DQ = Kernel(
+    "dq",
+    _dq_body,
+    stays="queries",
+    operands={"q": "queries", "k": "keys", "v": "keys", "do": "queries", "lse": "queries", "delta": "queries"},
+    outputs={"dq": "q"},
+)
 
 
 # --- and the keys of a tile stay, the queries are walked --------------------------------------------------------------
@@ -169,6 +205,15 @@ def _dkv_body(ins: Refs, outs: Refs, walk: Walk, arith: Arithmetic) -> None:
     dk, dv = walk.over(visit, (_constant(walk, 0, outs["dk"]), _constant(walk, 0, outs["dv"])))
     store(outs["dk"], walk.stay, arith.scale * dk)
     store(outs["dv"], walk.stay, dv)
+
+
+DKV = Kernel(
+    "dkv",
+    _dkv_body,
+    stays="keys",
+    operands={"q": "queries", "k": "keys", "v": "keys", "do": "queries", "lse": "queries", "delta": "queries"},
+    outputs={"dk": "k", "dv": "v"},
+)
 
 
 # --- pieces of the bodies -------------------------------------------------------------------------------------------
@@ -212,105 +257,3 @@ def _constant(walk: Walk, value: float, like: Operand | None = None) -> Array:
     """A float32 accumulator: one number a row of the tile, or as wide as `like`."""
     shape = (walk.stay.size,) if like is None else (walk.stay.size, like.ref.shape[-1])
     return jnp.full(shape, value, jnp.float32)
-
-
-# --- the calls --------------------------------------------------------------------------------------------------------
-
-_OUTS: dict[str, dict[str, str | None]] = {  # results, and the operand that each is as wide as (None: one number a row)
-    "forward": {"o": "v", "lse": None},
-    "tangent": {"to": "v"},
-    "fused": {"o": "v", "lse": None, "to": "v"},
-    "dq": {"dq": "q"},
-    "dkv": {"dk": "k", "dv": "v"},
-}
-_BODIES = {
-    "forward": _forward_body, "tangent": _tangent_body, "fused": _fused_body, "dq": _dq_body, "dkv": _dkv_body,
-}  # fmt: skip
-_BY_KEY = {"k", "v", "tk", "tv", "dk", "dv"}  # the other arrays have a row for each query
-
-
-def run(
-    kind: str, arrays: dict[str, Array | None], mask: KeyRuns | None, scale: float, tiles: Tiles | None
-) -> tuple[Array, ...]:
-    """One kernel over all tiles, heads and samples: on CUDA compiled, anywhere else interpreted."""
-    q, k, v = (arrays[x] for x in "qkv")
-    call = functools.partial(_pallas_call, kind, tiles or tiles_for(kind, q, k, v), scale, mask, tuple(arrays))
-    present = {name: x for name, x in arrays.items() if x is not None}
-    kv_len = None if mask is None else mask.kv_len
-    operands = present if kv_len is None else present | {"kv_len": jnp.asarray(kv_len, jnp.int32).reshape(1)}
-    return jax.lax.platform_dependent(
-        operands, cuda=functools.partial(call, interpret=False), default=functools.partial(call, interpret=True)
-    )
-
-
-def _pallas_call(
-    kind: str, tiles: Tiles, scale: float, mask: KeyRuns | None, names: tuple[str, ...], arrays: dict[str, Array],
-    *, interpret: bool,
-) -> tuple[Array, ...]:  # fmt: skip
-    q = arrays["q"]
-    (B, S, N, _), K = q.shape, arrays["k"].shape[1]
-    keys_stay = kind == "dkv"
-    (stay_len, stay), (walk_len, block) = (S, tiles.block_q), (K, tiles.block_k)
-    if keys_stay:
-        (stay_len, stay), (walk_len, block) = (walk_len, block), (stay_len, stay)
-
-    def spec(by_key: bool, length: int, width: int | None) -> pl.BlockSpec:
-        rows, tile = (stay, True) if by_key == keys_stay else (length, False)
-        if width is None:
-            return pl.BlockSpec((None, None, rows), lambda i, n, b: (b, n, i if tile else 0))
-        return pl.BlockSpec(
-            (None, rows, None, max(MIN_BLOCK, pl.next_power_of_2(width))), lambda i, n, b: (b, i if tile else 0, n, 0)
-        )
-
-    ins, in_specs, widths = [], [], {}
-    for name in names:
-        x = arrays.get(name)
-        if x is None:
-            continue
-        widths[name] = x.shape[-1] if x.ndim == 4 else None
-        ins.append(x)
-        in_specs.append(spec(name in _BY_KEY, x.shape[1] if x.ndim == 4 else x.shape[2], widths[name]))
-    extra = {}
-    if mask is not None and mask.query_ends:
-        extra["segments"] = jnp.asarray(tile_segments(mask, S, K, tiles.block_q, tiles.block_k, keys_stay=keys_stay))
-        extra["runs"] = row_runs(mask).transpose(2, 1, 0)
-        in_specs.append(pl.BlockSpec((None, *extra["segments"].shape[1:]), lambda i, n, b: (i, 0, 0)))
-        runs = extra["runs"].shape[1]
-        in_specs.append(
-            pl.BlockSpec((2, runs, S), lambda i, n, b: (0, 0, 0)) if keys_stay
-            else pl.BlockSpec((2, runs, stay), lambda i, n, b: (0, 0, i))
-        )  # fmt: skip
-    if "kv_len" in arrays:
-        extra["kv_len"] = arrays["kv_len"]
-        in_specs.append(pl.BlockSpec((1,), lambda i, n, b: (0,)))
-
-    out_widths = {name: None if like is None else arrays[like].shape[-1] for name, like in _OUTS[kind].items()}
-    out_shapes, out_specs = [], []
-    for name, width in out_widths.items():
-        by_key = name in _BY_KEY
-        length = K if by_key else S
-        shape, dtype = ((B, N, length), jnp.float32) if width is None else ((B, length, N, width), q.dtype)
-        out_shapes.append(jax.ShapeDtypeStruct(shape, dtype))
-        out_specs.append(spec(by_key, length, width))
-
-    def kernel(*refs: Any) -> None:
-        named = dict(zip((*widths, *extra, *out_widths), refs, strict=True))
-        operands = {name: Operand(named[name], widths[name]) if name in widths else None for name in names}
-        results = {name: Operand(named[name], width) for name, width in out_widths.items()}
-        rows = Rows(pl.program_id(0) * stay, stay, stay_len, None)
-        kv_len = jnp.minimum(named["kv_len"][0], K) if "kv_len" in named else None
-        walk = Walk(rows, keys_stay, walk_len, block, named.get("segments"), named.get("runs"), kv_len)
-        _BODIES[kind](operands, results, walk, Arithmetic(scale, interpret))
-
-    return tuple(
-        pl.pallas_call(
-            kernel,
-            out_shape=out_shapes,
-            grid=(pl.cdiv(stay_len, stay), N, B),
-            in_specs=in_specs,
-            out_specs=out_specs,
-            compiler_params=plgpu.CompilerParams(num_warps=tiles.num_warps, num_stages=tiles.num_stages),
-            interpret=interpret,
-            name=f"attention_{kind}",
-        )(*ins, *extra.values())
-    )

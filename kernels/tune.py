@@ -38,8 +38,8 @@ def milliseconds(kind: str, shape: Shape, x: dict, tiles: Tiles, repeats: int) -
         "forward": lambda: pallas_triton.forward(*residuals[:3], None, scale, tiles=tiles),
         "tangent": lambda: pallas_triton.tangent(*residuals, x["tq"], x["tk"], x["tv"], None, scale, tiles=tiles),
         "fused": lambda: pallas_triton.fused(*residuals[:3], x["tq"], x["tk"], x["tv"], None, scale, tiles=tiles),
-        "dq": lambda: pallas_triton.run(kind, arrays, None, scale, tiles),
-        "dkv": lambda: pallas_triton.run(kind, arrays, None, scale, tiles),
+        "dq": lambda: pallas_triton.DQ(arrays, None, scale, tiles),
+        "dkv": lambda: pallas_triton.DKV(arrays, None, scale, tiles),
     }
     run = jax.jit(calls[kind])
     times = device_milliseconds(run, (), repeats)
