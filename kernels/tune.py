@@ -17,7 +17,9 @@ import jax
 import numpy as np
 
 from rcm_jax.cli import one_line_errors
-from rcm_jax.kernels import bench, pallas_triton
+from rcm_jax.kernels import pallas_triton
+from rcm_jax.kernels.bench import device_milliseconds
+from rcm_jax.kernels.bench_shapes import Shape, operands
 from rcm_jax.kernels.tiles import KINDS, TABLE, WIDTHS, Tiles, this_gpu
 
 BLOCKS = ((128, 128), (128, 64), (64, 128), (64, 64), (128, 32), (32, 128), (64, 32), (32, 64), (32, 32), (16, 16))
@@ -28,7 +30,7 @@ def candidates() -> list[Tiles]:
     return [Tiles(q, k, w, s) for (q, k), w, s in itertools.product(BLOCKS, (4, 8), (1, 2, 3))]
 
 
-def milliseconds(kind: str, shape: bench.Shape, x: dict, tiles: Tiles, repeats: int) -> tuple[float, list]:
+def milliseconds(kind: str, shape: Shape, x: dict, tiles: Tiles, repeats: int) -> tuple[float, list]:
     """Median time of one kernel, and its results."""
     scale, residuals = shape.width**-0.5, (x["q"], x["k"], x["v"], x["o"], x["lse"])
     arrays = {n: x[n] for n in ("q", "k", "v", "do", "lse", "delta")}
@@ -36,18 +38,18 @@ def milliseconds(kind: str, shape: bench.Shape, x: dict, tiles: Tiles, repeats: 
         "forward": lambda: pallas_triton.forward(*residuals[:3], None, scale, tiles=tiles),
         "tangent": lambda: pallas_triton.tangent(*residuals, x["tq"], x["tk"], x["tv"], None, scale, tiles=tiles),
         "fused": lambda: pallas_triton.fused(*residuals[:3], x["tq"], x["tk"], x["tv"], None, scale, tiles=tiles),
-        "dq": lambda: pallas_triton.run(kind, arrays, None, scale, tiles),
-        "dkv": lambda: pallas_triton.run(kind, arrays, None, scale, tiles),
+        "dq": lambda: pallas_triton.DQ(arrays, None, scale, tiles),
+        "dkv": lambda: pallas_triton.DKV(arrays, None, scale, tiles),
     }
     run = jax.jit(calls[kind])
-    times = bench.device_milliseconds(run, (), repeats)
+    times = device_milliseconds(run, (), repeats)
     return statistics.median(times), jax.tree.leaves(run())
 
 
 def tune(kind: str, dtype: str, width: int, tokens: int, repeats: int) -> Tiles | None:
     """The fastest candidate that gives the same numbers as the smallest tiles; None where nothing runs."""
-    shape = bench.Shape("tune", tokens, tokens, 8, width)
-    x = bench.operands(shape, dtype)
+    shape = Shape("tune", tokens, tokens, 8, width)
+    x = operands(shape, dtype)
     x["o"], x["lse"] = pallas_triton.forward(x["q"], x["k"], x["v"], None, width**-0.5, tiles=Tiles(16, 16))
     x["delta"] = (x["do"].astype("float32") * x["o"].astype("float32")).sum(-1).swapaxes(1, 2)
     _, want = milliseconds(kind, shape, x, Tiles(16, 16), 1)

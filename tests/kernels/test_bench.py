@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from rcm_jax.kernels import bench, tune
-from rcm_jax.kernels.attention import select_backend
+from rcm_jax.kernels.backends import select_backend
+from rcm_jax.kernels.bench_shapes import PRODUCTS, SHAPES
 from rcm_jax.kernels.masks import dense
 from rcm_jax.kernels.tiles import KINDS, WIDTHS, Tiles, table, tiles_for
 
@@ -40,12 +41,12 @@ def test_a_machine_without_a_gpu_uses_xla():
 
 def test_pairs_are_counted_as_the_mask_has_them():
     for case in ("tiny", "tf-c1-4"):
-        problem = bench.SHAPES[case]
+        problem = SHAPES[case]
         if problem.queries < 1000:
             assert problem.pairs == int(dense(problem.mask, problem.queries, problem.keys).sum())
-    video = bench.SHAPES["wan-1.3b"]
+    video = SHAPES["wan-1.3b"]
     assert abs(video.flops("forward") / 2 - 3.30e12) < 0.01e12, "a product at 32,760 tokens is 3.30 TFLOP"
-    packed = bench.SHAPES["tf-c1-1"]
+    packed = SHAPES["tf-c1-1"]
     frames = 21
     assert packed.pairs == 1560**2 * (2 * frames * (frames + 1) // 2)
 
@@ -56,7 +57,7 @@ def test_the_benchmark_runs_and_says_what_it_left_out(tmp_path, capsys):
                 "--dtype", "float32", "--json", str(out), "--plot", str(picture)])  # fmt: skip
     records = json.loads(out.read_text())["records"]
     timed = {(r["peer"], r["pass"]): r for r in records if "ms" in r}
-    assert set(timed) >= {(p, k) for p in ("pallas_triton", "xla") for k in bench.PRODUCTS}
+    assert set(timed) >= {(p, k) for p in ("pallas_triton", "xla") for k in PRODUCTS}
     assert all(r["error"] < 1e-5 for r in timed.values())
     assert {r["peer"] for r in records if "reason" in r} == {"tokamax", "torch"}
     assert picture.stat().st_size > 1000

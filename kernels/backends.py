@@ -1,0 +1,71 @@
+"""The backends of attention: these compute, and attention.py says how JAX may differentiate.
+
+A backend is three functions on arrays, and a fourth that is optional:
+
+    forward (q, k, v, mask, scale)                         -> o, lse      lse [B, N, S] = log Σ exp(scale q·k)
+    tangent (q, k, v, o, lse, tq, tk, tv, mask, scale)     -> to          linear in tq, tk, tv; None is a zero
+    backward(q, k, v, o, lse, do, mask, scale)             -> dq, dk, dv  the transpose of tangent
+    fused   (q, k, v, tq, tk, tv, mask, scale)             -> o, lse, to  if it has a kernel for both at once
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable
+
+from jaxtyping import Array
+
+from rcm_jax.kernels.masks import KeyRuns
+
+BACKENDS = {
+    "reference": "rcm_jax.kernels.reference",
+    "xla": "rcm_jax.kernels.xla",
+    "pallas_triton": "rcm_jax.kernels.pallas_triton",
+}
+FAST = ("pallas_triton",)  # each has serves(q, v): whether it runs here, for such operands
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """Three functions on arrays, signatures above; each raises NotImplementedError, with the reason, if it can't serve.
+
+    `forward` is called before the other two, with the same shapes and dtypes: a check there is enough.
+    """
+
+    forward: Callable[..., tuple[Array, Array]]
+    tangent: Callable[..., Array]
+    backward: Callable[..., tuple[Array, Array, Array]]
+    fused: Callable[..., tuple[Array, Array, Array]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.fused is None:
+            object.__setattr__(self, "fused", functools.partial(_one_after_the_other, self.forward, self.tangent))
+
+
+def _one_after_the_other(
+    forward: Callable, tangent: Callable, q: Array, k: Array, v: Array, tq: Array, tk: Array, tv: Array,
+    mask: KeyRuns | None, scale: float,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    """`fused` for a backend that has none."""
+    o, lse = forward(q, k, v, mask, scale)
+    return o, lse, tangent(q, k, v, o, lse, tq, tk, tv, mask, scale)
+
+
+@functools.cache
+def load_backend(name: str) -> Backend:
+    """The backend of that name; its module is imported only now."""
+    if name not in BACKENDS:
+        raise ValueError(f"implementation={name!r} is not one of {['auto', *BACKENDS]}")
+    module = importlib.import_module(BACKENDS[name])
+    return Backend(module.forward, module.tangent, module.backward, getattr(module, "fused", None))
+
+
+def select_backend(q: Array, k: Array, v: Array, mask: KeyRuns | None) -> str:
+    """What implementation="auto" means for these operands: the first fast backend that serves them here, or xla."""
+    del k, mask
+    for name in FAST:
+        with contextlib.suppress(ImportError):  # a jax that has dropped the backend's route
+            if importlib.import_module(BACKENDS[name]).serves(q, v):
+                return name
+    return "xla"

@@ -1,0 +1,131 @@
+"""What a Pallas kernel of attention declares, and the call that is built from it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Int32
+
+from rcm_jax.kernels.masks import KeyRuns, row_runs, tile_segments
+from rcm_jax.kernels.pallas_walk import Arithmetic, Operand, Refs, Rows, Walk
+from rcm_jax.kernels.tiles import Tiles, tiles_for
+
+MIN_BLOCK = 16  # the narrowest operand of a matrix product; narrower heads are padded to it
+
+Side = Literal["queries", "keys"]
+Typed = Array | jax.ShapeDtypeStruct
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A program has a tile of the side that `stays`, of one head and sample; its `body` walks the tiles of the other.
+
+    operands: the side that each has its rows on, in the order of the compiled kernel's arguments. An operand is
+        [B, rows, N, width], or [B, N, rows] where it is one number a row. Tangents may be None.
+    outputs: the operand that each is as wide as, or None for one float32 number a row. Their rows are those that stay.
+    """
+
+    name: str  # in the table of tiles
+    body: Callable[[Refs, Refs, Walk, Arithmetic], None]
+    stays: Side
+    operands: dict[str, Side]
+    outputs: dict[str, str | None]
+
+    @property
+    def walks(self) -> Side:
+        return "keys" if self.stays == "queries" else "queries"
+
+    def __call__(
+        self, arrays: dict[str, Array | None], mask: KeyRuns | None, scale: float, tiles: Tiles | None
+    ) -> tuple[Array, ...]:
+        """The outputs over all tiles, heads and samples: on CUDA compiled, anywhere else interpreted."""
+        tiles = tiles or tiles_for(self.name, arrays["q"], arrays["k"], arrays["v"])
+        present = {name: arrays[name] for name in self.operands if arrays[name] is not None}
+        if mask is not None and mask.kv_len is not None:
+            present["kv_len"] = jnp.asarray(mask.kv_len, jnp.int32).reshape(1)
+        call = functools.partial(_call, self, tiles, scale, mask)
+        return jax.lax.platform_dependent(
+            present, cuda=functools.partial(call, interpret=False), default=functools.partial(call, interpret=True)
+        )
+
+
+def _call(
+    kernel: Kernel, tiles: Tiles, scale: float, mask: KeyRuns | None, arrays: dict[str, Array], *, interpret: bool
+) -> tuple[Array, ...]:
+    (B, S, N, _), K = arrays["q"].shape, arrays["k"].shape[1]
+    sizes = {"queries": (S, tiles.block_q), "keys": (K, tiles.block_k)}
+    (length, block), (walked_length, walked_block) = sizes[kernel.stays], sizes[kernel.walks]
+    operands = {name: arrays[name] for name in kernel.operands if name in arrays}
+    inputs = {}  # arrays, and the part of each that a program sees
+    for name, x in operands.items():
+        inputs[name] = x, _row_spec(x, block if kernel.operands[name] == kernel.stays else None)
+    inputs |= _mask_inputs(kernel, tiles, mask, S, K, arrays.get("kv_len"))
+    outputs = {name: _output(arrays, length, like) for name, like in kernel.outputs.items()}
+
+    def program(*refs: Any) -> None:
+        named = dict(zip((*inputs, *outputs), refs, strict=True))
+        ins = {name: _operand(named[name], operands[name]) if name in operands else None for name in kernel.operands}
+        outs = {name: _operand(named[name], x) for name, x in outputs.items()}
+        stay = Rows(pl.program_id(0) * block, block, length, None)
+        kv_len = jnp.minimum(named["kv_len"][0], K) if "kv_len" in named else None
+        segments, runs = named.get("segments"), named.get("runs")
+        walk = Walk(stay, kernel.stays == "keys", walked_length, walked_block, segments, runs, kv_len)
+        kernel.body(ins, outs, walk, Arithmetic(scale, interpret))
+
+    call = pl.pallas_call(
+        program,
+        out_shape=list(outputs.values()),
+        grid=(pl.cdiv(length, block), N, B),
+        in_specs=[spec for _, spec in inputs.values()],
+        out_specs=[_row_spec(x, block) for x in outputs.values()],
+        compiler_params=plgpu.CompilerParams(num_warps=tiles.num_warps, num_stages=tiles.num_stages),
+        interpret=interpret,
+        name=f"attention_{kernel.name}",
+    )
+    return tuple(call(*(x for x, _ in inputs.values())))
+
+
+def _output(arrays: dict[str, Array], length: int, like: str | None) -> jax.ShapeDtypeStruct:
+    B, _, N, _ = arrays["q"].shape
+    if like is None:
+        return jax.ShapeDtypeStruct((B, N, length), jnp.float32)
+    return jax.ShapeDtypeStruct((B, length, N, arrays[like].shape[3]), arrays["q"].dtype)
+
+
+def _operand(ref: Any, x: Typed) -> Operand:
+    return Operand(ref, x.shape[3] if x.ndim == 4 else None)
+
+
+def _row_spec(x: Typed, block: int | None) -> pl.BlockSpec:
+    """Of a program's head and sample its own `block` rows, or (None) all; widths rounded up to a power of two."""
+
+    def tile(i: Int32[Array, ""]) -> Int32[Array, ""] | int:
+        return 0 if block is None else i
+
+    if x.ndim == 3:
+        return pl.BlockSpec((None, None, block or x.shape[2]), lambda i, n, b: (b, n, tile(i)))
+    width = max(MIN_BLOCK, pl.next_power_of_2(x.shape[3]))
+    return pl.BlockSpec((None, block or x.shape[1], None, width), lambda i, n, b: (b, tile(i), n, 0))
+
+
+def _mask_inputs(
+    kernel: Kernel, tiles: Tiles, mask: KeyRuns | None, S: int, K: int, kv_len: Int32[Array, "1"] | None
+) -> dict[str, tuple[Array, pl.BlockSpec]]:
+    """What a walk needs of the mask: the segments of the program's tile and the runs of its queries; kv_len."""
+    inputs = {}
+    if mask is not None and mask.query_ends:
+        keys_stay = kernel.stays == "keys"
+        segments = jnp.asarray(tile_segments(mask, S, K, tiles.block_q, tiles.block_k, keys_stay=keys_stay))
+        inputs["segments"] = segments, pl.BlockSpec((None, *segments.shape[1:]), lambda i, n, b: (i, 0, 0))
+        runs = row_runs(mask).transpose(2, 1, 0)
+        rows = S if keys_stay else tiles.block_q
+        spec = pl.BlockSpec((*runs.shape[:2], rows), lambda i, n, b: (0, 0, 0 if keys_stay else i))
+        inputs["runs"] = runs, spec
+    if kv_len is not None:
+        inputs["kv_len"] = kv_len, pl.BlockSpec((1,), lambda i, n, b: (0,))
+    return inputs

@@ -1,0 +1,173 @@
+"""What a Pallas kernel's body sees: rows of its operands, its arithmetic, and the walk over the other side's tiles."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Bool, Int32
+
+LOG2_E = math.log2(math.e)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """`size` rows of an array of `length`, from row `first`. `offset` is where they are in the ref that a body has."""
+
+    first: Int32[Array, ""]
+    size: int
+    length: int
+    offset: Int32[Array, ""] | None  # None: the ref is these rows
+
+    @property
+    def index(self) -> Int32[Array, " R"]:
+        return self.first + jnp.arange(self.size, dtype=jnp.int32)
+
+    @property
+    def inside(self) -> Bool[Array, " R"] | None:
+        return self.index < self.length if self.length % self.size else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """A ref [rows, padded width] of an array that is `width` wide, or a ref [rows] of one that has no width."""
+
+    ref: Any
+    width: int | None
+
+
+Refs = dict[str, Operand | None]  # None: a tangent that is absent, a zero
+
+
+def _view(operand: Operand, rows: Rows) -> tuple[Any, Array | None]:
+    """The part of the ref that holds the rows, and which of its elements exist (None: all)."""
+    index = slice(None) if rows.offset is None else pl.ds(rows.offset, rows.size)
+    if operand.width is None:
+        return operand.ref.at[index], rows.inside
+    padded = operand.ref.shape[-1]
+    exists = None if rows.inside is None else rows.inside[:, None]
+    if operand.width < padded:
+        columns = (jnp.arange(padded, dtype=jnp.int32) < operand.width)[None, :]
+        exists = columns if exists is None else exists & columns
+    if exists is not None:
+        exists = jnp.broadcast_to(exists, (rows.size, padded))
+    return operand.ref.at[index, :], exists
+
+
+def load(operand: Operand | None, rows: Rows) -> Array | None:
+    """The rows, 0 where there is nothing. An operand that is None stays None."""
+    if operand is None:
+        return None
+    view, exists = _view(operand, rows)
+    return plgpu.load(view, mask=exists, other=None if exists is None else 0)
+
+
+def store(operand: Operand, rows: Rows, value: Array) -> None:
+    view, exists = _view(operand, rows)
+    plgpu.store(view, value.astype(operand.ref.dtype), mask=exists)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arithmetic:
+    """The products of a kernel, summed in float32."""
+
+    scale: float
+    interpret: bool
+
+    def dot(self, a: Array, b: Array) -> Array:
+        """a b."""
+        return self._product(a, b, 0)
+
+    def dot_t(self, a: Array, b: Array) -> Array:
+        """a bᵀ."""
+        return self._product(a, b, 1)
+
+    def _product(self, a: Array, b: Array, axis: int) -> Array:
+        precision = None
+        if b.dtype == jnp.float32:  # on tensor cores as three products of TF32 halves: float32 but for the last bits
+            exact = jax.lax.Precision.HIGHEST
+            precision = exact if self.interpret else jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+        return jax.lax.dot_general(a, b, (((1,), (axis,)), ((), ())), precision, jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """A tile of rows that stays, and the tiles of the other side that it visits, in `segments` where there are runs.
+
+    A segment (lo, split, hi) is tiles [lo, split), where every pair is allowed, then [split, hi), where scores need
+    the mask. Without runs the segments follow from the lengths and kv_len.
+    """
+
+    stay: Rows
+    keys_stay: bool
+    length: int  # of the walked side
+    block: int  # walked rows at a time
+    segments: Any  # ref [segments, 3] or None
+    runs: Any  # ref [2, runs, query rows] of starts and ends, or None
+    kv_len: Int32[Array, ""] | None
+
+    def over(self, visit: Callable[[Rows, Any, bool], Any], carry: Any) -> Any:
+        """visit(rows, carry, masked) -> carry, over all tiles that the walk touches."""
+
+        def tiles(masked: bool) -> Callable:
+            def step(i: Int32[Array, ""], carry: Any) -> Any:
+                first = i * self.block
+                return visit(Rows(first, self.block, self.length, first), carry, masked)
+
+            return step
+
+        def segment(i: Int32[Array, ""] | int, carry: Any) -> Any:
+            lo, split, hi = self._bounds(i)
+            carry = jax.lax.fori_loop(lo, split, tiles(False), carry)
+            return carry if isinstance(split, int) and split == hi else jax.lax.fori_loop(split, hi, tiles(True), carry)
+
+        if self.segments is None or self.segments.shape[0] == 1:
+            return segment(0, carry)
+        return jax.lax.fori_loop(0, self.segments.shape[0], segment, carry)
+
+    def _bounds(self, i: Int32[Array, ""] | int) -> tuple:
+        """(lo, split, hi) of segment i, with kv_len taken into account."""
+        tiles, whole = pl.cdiv(self.length, self.block), self.length // self.block
+        if self.segments is not None:
+            lo, split, hi = (self.segments[i, j] for j in range(3))
+        else:
+            lo, split, hi = 0, tiles if self.keys_stay else whole, tiles
+        if self.kv_len is None:
+            return lo, split, hi
+        if self.keys_stay:  # all queries see the tile's keys below kv_len
+            first = self.stay.first
+            some = (first < self.kv_len).astype(jnp.int32)
+            every = (first + self.stay.size <= self.kv_len).astype(jnp.int32)
+            return lo, lo + every * (split - lo), lo + some * (hi - lo)  # (a select of plain ints does not lower)
+        full = self.kv_len // self.block
+        hi = jnp.clip((self.kv_len + self.block - 1) // self.block, lo, hi)
+        return lo, jnp.clip(full, lo, jnp.minimum(split, hi)), hi
+
+    def scores(self, stay: Array, moving: Array, rows: Rows, arith: Arithmetic, masked: bool) -> Array:
+        """scale · stay movingᵀ in base 2, and -inf where a `masked` tile's pair is not allowed."""
+        s = arith.dot_t(stay, moving) * (arith.scale * LOG2_E)
+        if not masked:
+            return s
+        return jnp.where(self._seen(rows), s, -jnp.inf)
+
+    def _seen(self, rows: Rows) -> Bool[Array, "stay moving"]:
+        """Which pairs of the two tiles are allowed."""
+        queries, keys = (rows, self.stay) if self.keys_stay else (self.stay, rows)
+        key, query_axis = (keys.index[:, None], 0) if self.keys_stay else (keys.index[None, :], 1)
+        shape = (self.stay.size, rows.size)
+        seen = jnp.broadcast_to(key < (keys.length if self.kv_len is None else self.kv_len), shape)
+        if self.runs is None:
+            return seen
+        at = slice(None) if queries.offset is None else pl.ds(queries.offset, queries.size)
+        other = None if queries.inside is None else 0
+        within = jnp.zeros(shape, bool)
+        for r in range(self.runs.shape[1]):
+            sides = (self.runs.at[jnp.int32(j), jnp.int32(r), at] for j in range(2))  # plain ints do not interpret
+            bounds = (plgpu.load(side, mask=queries.inside, other=other) for side in sides)
+            start, end = (jnp.expand_dims(x, query_axis) for x in bounds)
+            within |= (start <= key) & (key < end)
+        return seen & within
