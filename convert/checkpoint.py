@@ -10,11 +10,30 @@ from rcm_jax.convert.networks import MODELS, NETWORKS, Network, with_dtype
 from rcm_jax.convert.table import lazy_to_ours, lazy_to_theirs
 from rcm_jax.convert.tensors import Tensor, total_bytes
 from rcm_jax.model_file import FORMAT, ModelInfo, info_from_json
+from rcm_jax.options import option
 
 # which of several copies of a network in one file is meant: averaged weights first
 PREFERRED = ("generator_ema", "net_ema", "ema", "generator", "net", "model")
 NOT_SIZES = ("dtype", "round_time_to", "remat", "unroll", "attention", "eps")
 WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod", "module")
+
+
+WAN_LATENTS = (20, 60, 104)  # 77 frames of 832 x 480, what the published students are trained on
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """What a file may leave unsaid of a DiT."""
+
+    kind: str | None = option(
+        None, "how it is sampled: a teacher with guidance in many steps, a student in 1 to 4 (default: what our file "
+        "says; student for rCM's and Self-Forcing's files)", choices=("teacher", "student"),
+    )  # fmt: skip
+    round_time_to: str | None = option(
+        None, "rounding of the time before its embedding (default: the file's; bfloat16 for students of rCM, which are "
+        "trained so)", choices=("none", "bfloat16"),
+    )  # fmt: skip
+    num_heads: int | None = option(None, "attention heads, where they are not 128 wide and no config.json says")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +100,22 @@ class Checkpoint:
         ]
         aside = ", ".join(f"{k or 'rest'} ({n})" for k, n in self.aside.items())
         return ", ".join(parts) + (f"; left aside: {aside}" if aside else "")
+
+
+def info_of(network: Checkpoint, options: NetworkOptions, like: Checkpoint | None = None) -> ModelInfo:
+    """What a network is and how it is sampled: its own file says so, else the names in it, which may be those of
+    another network that it was made `like`; the options overrule both."""
+    config, kind, like = network.config, network.network.name, network if like is None else like
+    if kind != "dit":
+        return ModelInfo(config, kind, "wan")
+    known = like.info or ModelInfo(like.config, "student" if like.distilled else "teacher", "wan", WAN_LATENTS)
+    known = dataclasses.replace(known, kind=options.kind or known.kind)
+    rounding = known.model.round_time_to
+    if options.round_time_to:
+        rounding = None if options.round_time_to == "none" else options.round_time_to
+    elif like.dialect == "rcm" and known.kind == "student":
+        rounding = "bfloat16"
+    return dataclasses.replace(known, model=dataclasses.replace(config, round_time_to=rounding))
 
 
 def short(config: Any) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import signal
 import sys
@@ -22,13 +21,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rcm_jax.cli import one_line_errors
+from rcm_jax.cli import command_parser, one_line_errors
+from rcm_jax.options import add_options, taken
 
 if TYPE_CHECKING:
-    from rcm_jax.convert.checkpoint import Checkpoint
-    from rcm_jax.model_file import ModelInfo
-
-WAN_LATENTS = (20, 60, 104)  # 77 frames of 832 x 480, what the published students are trained on
+    from rcm_jax.convert.checkpoint import Checkpoint, NetworkOptions
 
 
 def _common(p: argparse.ArgumentParser) -> None:
@@ -40,35 +37,18 @@ def _common(p: argparse.ArgumentParser) -> None:
                    "are computed with in float32 stay float32 (default: as they are)")  # fmt: skip
     p.add_argument("--entry", help="which copy of the network, e.g. generator or net_ema, where there are several")
     p.add_argument("--model", choices=MODELS, help="fail unless SOURCE is this network in this size")
-    p.add_argument("--num_heads", type=int, help="attention heads, where they are not 128 wide and no config.json says")
     p.add_argument("--dry_run", action="store_true", help="print what would go where, and write nothing")
     p.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
 
 
-def _for_ours(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "--kind", choices=("teacher", "student"),
-        help="how a DiT is sampled: a teacher with guidance in many steps, a student in 1 to 4 (default: student for "
-        "files of rCM and Self-Forcing, and after merging one)",
-    )  # fmt: skip
-    p.add_argument(
-        "--round_time_to", choices=("none", "bfloat16"),
-        help="rounding of the time before its embedding (default: bfloat16 for students of rCM, trained so)",
-    )  # fmt: skip
-
-
 def parser(command: str) -> argparse.ArgumentParser:
-    from rcm_jax.convert.checkpoint import PREFERRED
+    from rcm_jax.convert.checkpoint import PREFERRED, NetworkOptions
     from rcm_jax.convert.export import TARGETS
 
-    p = argparse.ArgumentParser(
-        prog="python -m rcm_jax.convert" + ("" if command == "convert" else f" {command}"),
-        description=__doc__.format(preferred=", ".join(PREFERRED)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    words = "convert" if command == "convert" else f"convert {command}"
+    p = command_parser(words, __doc__.format(preferred=", ".join(PREFERRED)))
     _common(p)
-    if command != "export":
-        _for_ours(p)
+    add_options(p, NetworkOptions, names=["num_heads"] if command == "export" else None)
     formats = ("safetensors", "orbax")
     if command == "convert":
         p.add_argument("--format", dest="to", choices=formats, default="safetensors", help="default: %(default)s")
@@ -84,7 +64,7 @@ def parser(command: str) -> argparse.ArgumentParser:
     return p
 
 
-def merge(args: argparse.Namespace, base: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
+def merge(args: argparse.Namespace, options: NetworkOptions, base: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
     """The network that `merge` makes, and the one that tells how it is sampled."""
     from rcm_jax.convert.checkpoint import open_checkpoint
     from rcm_jax.convert.merge import add_difference, add_lora
@@ -93,7 +73,8 @@ def merge(args: argparse.Namespace, base: Checkpoint) -> tuple[Checkpoint, Check
         raise ValueError("give --student and --reference together, or --lora")
     network, like = base, base
     if args.student:
-        like, reference = (open_checkpoint(path, num_heads=args.num_heads) for path in (args.student, args.reference))
+        paths, heads = (args.student, args.reference), options.num_heads
+        like, reference = (open_checkpoint(path, num_heads=heads) for path in paths)
         print(like, reference, sep="\n")
         network = add_difference(network, like, reference, scale=args.scale, keep=args.keep)
     for path in args.lora:
@@ -101,33 +82,16 @@ def merge(args: argparse.Namespace, base: Checkpoint) -> tuple[Checkpoint, Check
     return network, like
 
 
-def info_for(network: Checkpoint, like: Checkpoint, args: argparse.Namespace) -> ModelInfo:
-    """What our file will say of a network; how it is sampled is taken from `like` and the flags."""
-    from rcm_jax.model_file import ModelInfo
-
-    config, kind = network.config, network.network.name
-    if kind != "dit":
-        return ModelInfo(config, kind, "wan")
-    known = like.info or ModelInfo(like.config, "student" if like.distilled else "teacher", "wan", WAN_LATENTS)
-    if args.kind:
-        known = dataclasses.replace(known, kind=args.kind)
-    rounding = known.model.round_time_to
-    if args.round_time_to:
-        rounding = None if args.round_time_to == "none" else args.round_time_to
-    elif like.dialect == "rcm" and known.kind == "student":
-        rounding = "bfloat16"
-    return dataclasses.replace(known, model=dataclasses.replace(config, round_time_to=rounding))
-
-
 def run(command: str, args: argparse.Namespace) -> None:
-    from rcm_jax.convert.checkpoint import open_checkpoint
+    from rcm_jax.convert.checkpoint import NetworkOptions, info_of, open_checkpoint
     from rcm_jax.convert.export import export, their_tensors
     from rcm_jax.convert.networks import with_dtype
     from rcm_jax.convert.output import write_model
 
-    source = open_checkpoint(args.source, entry=args.entry, model=args.model, num_heads=args.num_heads)
+    options = NetworkOptions(**taken(vars(args), NetworkOptions))
+    source = open_checkpoint(args.source, entry=args.entry, model=args.model, num_heads=options.num_heads)
     print(source)
-    source, like = merge(args, source) if command == "merge" else (source, source)
+    source, like = merge(args, options, source) if command == "merge" else (source, source)
     ours = args.to in ("safetensors", "orbax")
     tensors = with_dtype(source.ours(), args.dtype, source.network) if ours else None
     if args.dry_run:
@@ -136,7 +100,7 @@ def run(command: str, args: argparse.Namespace) -> None:
         print(*(source.mapping(tensors) if ours else lines), sep="\n")
         return
     if ours:
-        write_model(args.out, tensors, info_for(source, like, args), format=args.to, overwrite=args.overwrite)
+        write_model(args.out, tensors, info_of(source, options, like), format=args.to, overwrite=args.overwrite)
     else:
         export(source, args.out, args.to, dtype=args.dtype, overwrite=args.overwrite)
     print(f"wrote {args.out}")

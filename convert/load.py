@@ -2,32 +2,38 @@
 
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+from tqdm import tqdm
 
 from rcm_jax.convert.checkpoint import Checkpoint
 from rcm_jax.convert.networks import with_dtype
+from rcm_jax.convert.tensors import total_bytes
+from rcm_jax.parallel import make_mesh, state_shardings
 from rcm_jax.types import Params
 
 
-def load_params(source: Checkpoint, *, dtype: str = "keep") -> Params:
-    """The network's parameters on the default device, leaf by leaf. dtype: see `networks.with_dtype`.
+def load_params(source: Checkpoint, mesh: Mesh | None = None, *, dtype: str = "keep") -> Params:
+    """The network's parameters on the mesh, sharded by `parallel`'s table; without one on the default device.
 
-    Raises ValueError listing what does not fit the network.
+    dtype: see `networks.with_dtype`. Raises ValueError listing what does not fit the network.
     """
-    flat = with_dtype(source.ours(), dtype, source.network)
-    return unflatten_dict({name: jax.device_put(tensor.read()) for name, tensor in flat.items()}, sep="/")
+    mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
+    return load_sharded(source, state_shardings(mesh, unflatten_dict(source.ours(), sep="/")), dtype=dtype)
 
 
 def load_sharded(source: Checkpoint, shardings: Params, *, dtype: str = "keep") -> Params:
-    """The network's parameters as jax Arrays on a mesh, leaf by leaf; every device reads its own slice of the file.
+    """The network's parameters as jax Arrays, leaf by leaf; every device reads its own slice of the file.
 
     shardings: a tree like the parameters, of `jax.sharding.Sharding`s, e.g. from `parallel.state_shardings` of
-    `model_file.abstract_network(source.config)`. Raises ValueError listing what does not fit.
+    `wan.networks.abstract_network(source.config)`. Raises ValueError listing what does not fit.
     """
     flat = with_dtype(source.ours(), dtype, source.network)
     places = flatten_dict(shardings, sep="/")
     if set(places) != set(flat):
         raise ValueError(f"shardings do not fit the network; in one alone: {sorted(set(places) ^ set(flat))}")
-    arrays = {
-        name: jax.make_array_from_callback(tensor.shape, places[name], tensor.read) for name, tensor in flat.items()
-    }
+    arrays, size = {}, total_bytes(flat)
+    with tqdm(desc=f"load {source.network.name}", total=size, unit="B", unit_scale=True, delay=2, leave=False) as bar:
+        for name, tensor in flat.items():
+            arrays[name] = jax.make_array_from_callback(tensor.shape, places[name], tensor.read)
+            bar.update(tensor.nbytes)
     return unflatten_dict(arrays, sep="/")

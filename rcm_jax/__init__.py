@@ -1,5 +1,6 @@
 """rcm_jax: few-step video generators by consistency and distribution matching distillation, in JAX.
 
+rcm_jax.load("toy")("a red circle moving left")      a network, ours or anybody's, and what surrounds it: videos
 from rcm_jax import DiT, DiTConfig, velocity          the network
 from rcm_jax import scm_loss, dcm_loss, dmd_loss       the losses, pure functions
 from rcm_jax import sample_few_step, sample_ode        the samplers
@@ -12,6 +13,8 @@ from rcm_jax.losses.consistency import dcm_loss, rf_scm_loss, scm_loss
 from rcm_jax.losses.diffusion import flow_matching_loss
 from rcm_jax.losses.distribution import critic_loss, dmd_loss, simulate
 from rcm_jax.model_file import load_model, save_model
+from rcm_jax.pipelines.pipeline import Pipeline, load
+from rcm_jax.pipelines.video import Video
 from rcm_jax.sampling.few_step import sample_few_step
 from rcm_jax.sampling.ode import rcm_times, sample_ode, wan_times
 from rcm_jax.training.config import RunConfig
@@ -25,8 +28,10 @@ __all__ = [
     "DiT",
     "DiTConfig",
     "LogNormal",
+    "Pipeline",
     "RunConfig",
     "UniformShift",
+    "Video",
     "attention",
     "critic_loss",
     "dcm_loss",
@@ -34,6 +39,7 @@ __all__ = [
     "flow_matching_loss",
     "guided",
     "guided_velocity",
+    "load",
     "load_model",
     "rcm_times",
     "rf_scm_loss",

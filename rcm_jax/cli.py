@@ -1,21 +1,23 @@
-"""What the commands share: how they read times, and how they end (one line for what a user can mend, code 143 for a run
-that a signal stopped)."""
+"""How a command begins and ends: its parser, and one line for what a user can mend (code 143 for a run that a signal
+stopped)."""
 
+import argparse
 import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from fractions import Fraction
+
+from rcm_jax.errors import ArgumentError, Interrupted
 
 USAGE_ERRORS = (ValueError, TypeError, OSError, RuntimeError)
 
 
-def times(text: str, flag: str) -> tuple[float, ...]:
-    """Numbers or fractions between commas or spaces; none in an empty text. Raises ValueError that names the flag."""
-    try:
-        return tuple(float(Fraction(word)) for word in text.replace(",", " ").split())
-    except (ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"--{flag} {text!r} must be numbers or fractions, like 15/16,5/6") from error
+def command_parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of `python -m rcm_jax.MODULE`."""
+    return argparse.ArgumentParser(
+        prog=f"python -m rcm_jax.{module}", description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -23,14 +25,10 @@ def one_line_errors() -> Iterator[None]:
     """The library's errors become `error: …` and exit code 1; RCM_JAX_DEBUG=1 in the environment keeps the trace."""
     try:
         yield
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(143)
     except USAGE_ERRORS as error:
         if os.environ.get("RCM_JAX_DEBUG"):
             raise
-        sys.exit(f"error: {error}")
-    except Exception as error:
-        from rcm_jax.training.loop import Interrupted
-
-        if not isinstance(error, Interrupted):
-            raise
-        print(error, file=sys.stderr)
-        sys.exit(143)
+        sys.exit(f"error: {error.as_flags() if isinstance(error, ArgumentError) else error}")

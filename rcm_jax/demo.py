@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rcm_jax.cli import one_line_errors
+from rcm_jax.cli import command_parser, one_line_errors
 
 PICTURE_PROMPTS = (
     "a red circle moving left", "a blue square moving up", "a green diamond moving right",
@@ -29,9 +29,7 @@ SCALE = 4  # pixels of the pictures for one of the world's
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m rcm_jax.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_parser("demo", __doc__)
     p.add_argument("--out", type=Path, default=Path("output/demo"), help="folder for everything (default output/demo)")
     p.add_argument("--from_scratch", action="store_true", help="train the teacher too (40 minutes on 2 cores)")
     p.add_argument("--steps", type=int, help="distillation steps (default: the recipe's, about 4 minutes on 2 cores)")
@@ -87,14 +85,18 @@ def picture(rows: list[Row], seed: int, out: Path) -> None:
     from rcm_jax.evaluate import sample_row
     from rcm_jax.media.pictures import enlarge, grid, label_rows, strip, to_uint8, write_png
     from rcm_jax.media.video import write_video
+    from rcm_jax.pipelines.pipeline import load
 
     prompts = list(PICTURE_PROMPTS)
-    videos = np.stack([sample_row(r.path, prompts, [seed], num_steps=r.num_steps, label=r.label) for r in rows])
+    videos = [
+        to_uint8(sample_row(load(r.path), prompts, [seed], num_steps=r.num_steps, label=r.label)) for r in rows
+    ]  # fmt: skip
     labels = [r.label for r in rows]
-    frames = label_rows(to_uint8(enlarge(grid(videos, gap=2), SCALE)), labels)
+    frames = label_rows(enlarge(grid(videos, gap=2), SCALE), labels)
     write_video(out / "videos.mp4", frames.repeat(2, axis=0), fps=12)
     # a still picture of moving things: first, middle and last frame of each
-    write_png(out / "videos.png", label_rows(to_uint8(enlarge(strip(videos, frames=3), 3))[None], labels)[0])
+    strips = grid([[strip(video, frames=3)[None] for video in row] for row in videos], gap=2)
+    write_png(out / "videos.png", label_rows(enlarge(strips, 3), labels)[0])
 
 
 def plot_losses(workdir: Path, out: Path) -> Path:
@@ -127,6 +129,7 @@ def plot_losses(workdir: Path, out: Path) -> Path:
 
 def run(args: argparse.Namespace) -> None:
     from rcm_jax.evaluate import Table, data_row, sample_row
+    from rcm_jax.pipelines.pipeline import load
     from rcm_jax.worlds.toy.scores import evaluation_prompts
 
     began = time.monotonic()
@@ -141,7 +144,9 @@ def run(args: argparse.Namespace) -> None:
     table = Table()
     table.add("data", [data_row(prompts, args.seed)], prompts)
     for row in rows:
-        videos = sample_row(row.path, prompts, [args.seed + 1], num_steps=row.num_steps, label=f"score {row.label}")
+        videos = sample_row(
+            load(row.path), prompts, [args.seed + 1], num_steps=row.num_steps, label=f"score {row.label}"
+        )
         table.add(row.label, [videos], prompts)
     table.write(args.out / "scores.json")
     (args.out / "scores.txt").write_text(f"{table}\n")

@@ -13,20 +13,21 @@ with 95% bootstrap intervals.
 
 import argparse
 import json
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rcm_jax.cli import one_line_errors, times
+from rcm_jax.cli import command_parser, one_line_errors
+
+if TYPE_CHECKING:
+    from rcm_jax.pipelines.pipeline import Pipeline
 
 COLUMNS = ("all", "colour", "shape", "direction", "overlap", "noise", "position_spread", "position_ratio")
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m rcm_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_parser("evaluate", __doc__)
     p.add_argument("--student", action="append", default=[], metavar="NAME=PATH[,PATH…]", help="may be repeated")
     p.add_argument("--teacher", default="toy", help="model file of the teacher ('toy': the built-in one; '': none)")
     p.add_argument("--num_steps", type=int, nargs="+", default=[4, 2, 1], help="sampler steps (default 4 2 1)")
@@ -75,28 +76,15 @@ class Table:
 
 
 def sample_row(
-    path: str | Path, prompts: list[str], seeds: list[int], *, num_steps: int, label: str,
+    pipe: "Pipeline", prompts: list[str], seeds: list[int], *, num_steps: int, label: str,
     middle: tuple[float, ...] | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """A network's videos: a student's few-step sampler, or Euler for a teacher; by rollout if it is causal, with
-    `middle` between its steps."""
-    from rcm_jax.model_file import load_model
-    from rcm_jax.sampling.generate import SamplerConfig, generate
-    from rcm_jax.sampling.generate_causal import generate_causal
-    from rcm_jax.training.runs import causal_network, causal_schedule
-    from rcm_jax.worlds.builtin import find_model
-    from rcm_jax.worlds.world import open_world
-
-    params, info = load_model(find_model(path))
-    if info.causal:
-        schedule = causal_schedule(info, num_steps, middle)
-        videos = partial(generate_causal, params, causal_network(info), schedule=schedule)
-    else:
-        student = info.kind == "student"
-        sampler = SamplerConfig("few_step" if student else "euler", num_steps, info.sigma_max, info.guidance)
-        videos = partial(generate, params, info.model, latent_shape=info.latent_shape, sampler=sampler)
-    world = open_world(info.world)
-    return np.concatenate([videos(world=world, prompts=prompts, seed=seed, progress=label) for seed in seeds])
+    """A network's videos in [-1, 1]: a student's few-step sampler, or Euler for a teacher; by rollout if it is causal,
+    with `middle` between its steps. Every video has a noise of its own."""
+    solver = {"sampler": "euler"} if pipe.info.kind == "teacher" and not pipe.causal else {}
+    between = {"mid_t": middle} if middle is not None and pipe.causal and pipe.info.kind == "student" else {}
+    asked = {"num_steps": num_steps, "indices": range(len(prompts)), "progress": label, **solver, **between}
+    return np.concatenate([pipe.arrays(prompts, seed=seed, **asked) for seed in seeds])
 
 
 def students(specs: list[str]) -> dict[str, list[str]]:
@@ -108,12 +96,14 @@ def students(specs: list[str]) -> dict[str, list[str]]:
 
 
 def run(args: argparse.Namespace) -> Table:
+    from rcm_jax.options import times
+    from rcm_jax.pipelines.pipeline import load
     from rcm_jax.sampling.schedules import few_step_schedule
     from rcm_jax.worlds.toy.scores import evaluation_prompts
 
     prompts = evaluation_prompts(args.per_caption)
     pooled = prompts * len(args.seeds)
-    middle = None if args.mid_t is None else times(" ".join(args.mid_t), "mid_t")
+    middle = None if args.mid_t is None else times(args.mid_t, "mid_t")
     if middle is not None:
         few_step_schedule(args.num_steps, middle=middle)  # its errors, before the first row is sampled
     table = Table()
@@ -121,7 +111,8 @@ def run(args: argparse.Namespace) -> Table:
     rows = [(f"teacher {n}", [args.teacher], n) for n in args.teacher_steps if args.teacher]
     rows += [(f"{name} {n}", paths, n) for name, paths in students(args.student).items() for n in args.num_steps]
     for label, paths, n in rows:
-        videos = [sample_row(path, prompts, args.seeds, num_steps=n, label=label, middle=middle) for path in paths]
+        asked = {"num_steps": n, "label": label, "middle": middle}
+        videos = [sample_row(load(path), prompts, args.seeds, **asked) for path in paths]
         table.add(label, videos, pooled)
     return table
 

@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PyTree
 
+from rcm_jax.errors import ArgumentError
 from rcm_jax.kernels.attention import attention
 from rcm_jax.kernels.masks import KeyRuns
 
@@ -72,14 +73,17 @@ def make_mesh(data: int = -1, fsdp: int = 1, sequence: int = 1, devices: list | 
 
 
 def sampling_mesh(fsdp: int, sequence: int, heads: int) -> Mesh:
-    """A mesh over the first fsdp * sequence devices, for a network of so many heads. Raises ValueError, in terms of a
-    sampling command's flags, for a mesh that is not to be had here, or that does not divide the heads."""
+    """A mesh over the first fsdp * sequence devices, for a network of so many heads. Raises ArgumentError for
+    a mesh that is not to be had here, or that does not divide the heads."""
     if min(fsdp, sequence) < 1 or fsdp * sequence > jax.device_count():
-        raise ValueError(
-            f"--fsdp {fsdp} times --sequence {sequence} must be at least 1 and at most the {jax.device_count()} devices"
-        )
+        raise ArgumentError(
+            f"{{fsdp}} times {{sequence}} must be at least 1 and at most the {jax.device_count()} devices", fsdp=fsdp,
+            sequence=sequence,
+        )  # fmt: skip
     if heads % sequence:
-        raise ValueError(f"--sequence {sequence} must divide the {heads} heads; use one of {_divisors(heads)}")
+        raise ArgumentError(
+            f"{{sequence}} must divide the {heads} heads; use one of {_divisors(heads)}", sequence=sequence
+        )
     return make_mesh(1, fsdp, sequence, devices=jax.devices()[: fsdp * sequence])
 
 

@@ -7,6 +7,7 @@ Every setting of the recipe can be changed from here, e.g. --config.optimizer.lr
 never stopped; SIGTERM saves and exits with code 143. --dry_run prints parameters and bytes per device and stops.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 def run(config) -> None:
     """What the command does, after its flags are read. Imports late, so that --help and flag errors are immediate."""
     from rcm_jax.configs.base import run_config
+    from rcm_jax.pipelines.preview import write_preview
     from rcm_jax.training import runs
 
     config = run_config(config)
@@ -59,7 +61,8 @@ def run(config) -> None:
         return
     if not _WORKDIR.value:
         raise ValueError("--workdir is missing: say where the run lives, e.g. --workdir=runs/mine")
-    print(f"weights: {runs.train_recipe(config, _WORKDIR.value)}")
+    preview = functools.partial(write_preview, seed=config.seed)
+    print(f"weights: {runs.train_recipe(config, _WORKDIR.value, on_samples=preview)}")
 
 
 def main() -> None:

@@ -7,30 +7,21 @@ import jax
 import numpy as np
 import pytest
 
+import rcm_jax
 from rcm_jax import sample_causal
-from rcm_jax.chunks import ChunkPattern
-from rcm_jax.convert.load import load_params
 from rcm_jax.media.pictures import write_png
 from rcm_jax.media.video import GrowingVideo, write_video
 from rcm_jax.model_file import ModelInfo, save_model
-from rcm_jax.objectives.config import CausalConfig
-from rcm_jax.parallel import make_mesh
-from rcm_jax.sampling.generate_causal import video_noises
-from rcm_jax.sampling.rollout import rollout
-from rcm_jax.sampling.schedules import few_step_schedule, ode_schedule
-from rcm_jax.wan.causal import CausalDiT
-from rcm_jax.wan.dit import DiT
+from rcm_jax.options import taken
+from rcm_jax.pipelines.options import FileOptions, SamplingOptions
 from rcm_jax.wan.networks import init_params
 from rcm_jax.worlds.builtin import BUILTIN
-from rcm_jax.worlds.wan.files import open_files
-from rcm_jax.worlds.wan.world import WanWorld
 from tests.media.test_video import moving
 from tests.test_entry_points import fails
 from tests.tiny import MODEL
 from tests.wan.tiny import I2V, write_wan
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
-FIRST, FOUR = 1600 / 1601, (15 / 16, 5 / 6, 5 / 8)
 STUDENT = ModelInfo(
     dataclasses.replace(MODEL, remat=False), "student", "toy", (5, 6, 6), 1600.0, 3.0,
     causal={"pattern": "c1-2", "steps_per_chunk": [1]},
@@ -58,60 +49,21 @@ def shown(monkeypatch):
     return out
 
 
-def parsed(*flags):
-    return sample_causal.parser().parse_args(list(flags))
-
-
 @pytest.mark.parametrize(
-    ("info", "flags", "want"),
+    ("flags", "want"),
     [
-        (STUDENT, "", few_step_schedule([1])),
-        (STUDENT, "--num_steps 4", few_step_schedule([4])),
-        (STUDENT, "--num_steps 2 --sigma_max 80", few_step_schedule([2], sigma_max=80.0)),
-        (STUDENT, "--mid_t 15/16 0.5", few_step_schedule([3], middle=(15 / 16, 0.5))),
-        (STUDENT, "--mid_t 15/16,5/6 5/8 --num_steps 2", few_step_schedule([2])),
-        (STUDENT, "--mid_t", few_step_schedule([1])),
-        (STUDENT, "--steps_per_chunk 4 2", few_step_schedule([4, 2])),
-        (STUDENT, "--distilled --num_steps 4 --steps_per_chunk 4 2 --mid_t_schedules 15/16,5/6,5/8;5/6",
-         few_step_schedule([4, 2], middle_by_entry=[FOUR, (5 / 6,)])),
-        (STUDENT, "--steps_per_chunk 4 1 --mid_t_schedules 15/16,5/6,5/8;",
-         few_step_schedule([4, 1], middle_by_entry=[FOUR, ()])),
-        (STUDENT, "--num_steps 2 --context_from_last_step", few_step_schedule([2], noisy_context_from=0)),
-        (STUDENT, "--steps_per_chunk 4 2 --context_from_last_step --context_from_last_step_start_chunk 1",
-         few_step_schedule([4, 2], noisy_context_from=1)),
-        (STUDENT, "--steps_per_chunk 4 2 --image_path x.png", few_step_schedule([4, 4, 2])),
-        (TEACHER, "", ode_schedule(50, guidance=3.0)),
-        (TEACHER, "--num_steps 8 --guidance_scale 1.5 --timestep_shift 5", ode_schedule(8, shift=5.0, guidance=1.5)),
-        (TEACHER, "--distilled", few_step_schedule([1])),
-        # what is published, not what bidirectional files have
-        (BARE, "--num_steps 2", few_step_schedule([2])),
-        (dataclasses.replace(BARE, kind="teacher", guidance=5.0), "", ode_schedule(50, guidance=3.0)),
+        ("", {}),
+        ("--mid_t 15/16 0.5 --timestep_shift 5 --seed 3", {"mid_t": ["15/16", "0.5"], "shift": 5.0, "seed": 3}),
+        ("--mid_t", {"mid_t": []}),
+        ("--shift 4 --no-context_from_last_step", {"shift": 4.0, "context_from_last_step": False}),
+        ("--context_from_last_step --steps_per_chunk 4 2", {"context_from_last_step": True, "steps_per_chunk": [4, 2]}),
+        ("--mid_t_schedules 15/16;", {"mid_t_schedules": "15/16;"}),
     ],
-)  # fmt: skip
-def test_flags_make_the_schedule(info, flags, want):
-    assert sample_causal.schedule_from(parsed(*flags.split()), info) == want
-
-
-def test_a_file_with_noisy_context_keeps_it_unless_told():
-    info = dataclasses.replace(STUDENT, causal=STUDENT.causal | {"noisy_context_from": 1})
-    for flags, want in (("", 1), ("--num_steps 2", 1), ("--mid_t 1/2", 1), ("--no-context_from_last_step", None),
-                        ("--context_from_last_step", 0)):  # fmt: skip
-        assert sample_causal.schedule_from(parsed(*flags.split()), info).noisy_context_from == want
-    teacher = dataclasses.replace(info, kind="teacher")
-    assert sample_causal.schedule_from(parsed(), teacher).noisy_context_from is None
-
-
-def test_flags_make_the_network():
-    mesh = make_mesh(devices=jax.devices()[:1])
-    network = sample_causal.network_from(parsed(), STUDENT, mesh)
-    assert (str(network.pattern), network.frames, network.size, network.window) == ("c1-2", 5, (6, 6), None)
-    flags = ["--first_chunk_t", "3", "--chunk_t", "3", "--window", "4", "--sink", "1"]
-    network = sample_causal.network_from(parsed(*flags), dataclasses.replace(STUDENT, latent_shape=(33, 8, 6)), mesh)
-    assert (str(network.pattern), network.frames, network.size) == ("c3-3", 33, (8, 6))
-    assert (network.window, network.sink) == (4, 1)
-    bare = dataclasses.replace(BARE, latent_shape=(3, 6, 6))
-    assert str(sample_causal.network_from(parsed(*flags[:4]), bare, mesh).pattern) == "c3-3"
-    assert CausalConfig(**STUDENT.causal).window == 0  # the file is what it was
+)
+def test_flags_are_the_options(flags, want):
+    given = vars(sample_causal.parser().parse_args([*flags.split(), "--chunk_t", "3", "--size", "64x32"]))
+    assert taken(given, FileOptions) == {"chunk_t": 3}
+    assert taken(given, SamplingOptions) == want | {"size": "64x32"}
 
 
 def test_it_streams_a_video_that_is_the_written_one(tmp_path, student, capsys):
@@ -156,8 +108,8 @@ def test_it_starts_from_an_image(tmp_path, student):
         ("--num_steps 5", "5 steps must be 1..4"),
         ("--num_steps 0", "0 steps must be 1..4"),
         ("--mid_t 5/8 5/6", "must fall from at most 1 to 0"),
-        ("--mid_t 5/8 half", "--mid_t '5/8 half' must be numbers or fractions"),
-        ("--mid_t 1/0", "--mid_t '1/0' must be numbers or fractions"),
+        ("--mid_t 5/8 half", "--mid_t='5/8 half' must be numbers or fractions"),
+        ("--mid_t 1/0", "--mid_t='1/0' must be numbers or fractions"),
         ("--steps_per_chunk 4 2 --mid_t_schedules 15/16,5/6,5/8", "1 schedules of middle times for 2 step counts"),
         ("--steps_per_chunk 2 --mid_t_schedules 5/6,5/8", "2 steps need 1 middle times, not 2"),
         ("--steps_per_chunk 1 1 1 1", "times for 4 chunks; the video has 3"),
@@ -165,7 +117,7 @@ def test_it_starts_from_an_image(tmp_path, student):
         ("--context_from_last_step --context_from_last_step_start_chunk 3", "=3 is beyond the last chunk, 2"),
         ("--context_from_last_step_start_chunk 1", "needs --context_from_last_step"),
         ("--window 1 --sink 2", "window=1 is smaller than sink=2"),
-        ("--sigma_max 0", "--sigma_max=0.0"),
+        ("--sigma_max 0", "--sigma_max=0.0 must be above 0"),
         ("--guidance_scale 3", "--guidance_scale is for an ODE; the network is sampled in few steps"),
         ("--prompt purple", "purple"),
         ("--num_samples 0", "--num_samples=0 must be at least 1"),
@@ -175,9 +127,9 @@ def test_it_starts_from_an_image(tmp_path, student):
         ("--image_path {picture} --first_chunk_t 3", "an image is a first chunk of 1 latent frame"),
         ("--model toy", "give --model or --dit_path, not both"),
         ("--size 32x32 --dtype float32", "--size, --dtype does not apply"),
-        ("--sequence 3", "--sequence 3 must divide the 2 heads; use one of [1, 2]"),
+        ("--sequence 3", "--sequence=3 must divide the 2 heads; use one of [1, 2]"),
         ("--fsdp 3 --sequence 3", "must be at least 1 and at most the 8 devices"),
-        ("--fsdp 0", "--fsdp 0 times --sequence 1 must be at least 1"),
+        ("--fsdp 0", "--fsdp=0 times --sequence=1 must be at least 1"),
     ],
 )
 def test_it_refuses_and_overwrites_nothing(tmp_path, student, flags, message):
@@ -197,7 +149,8 @@ def test_it_refuses_other_files(tmp_path, student, monkeypatch):
         sample_causal.main, [*flags, str(other)], "does not say its chunk pattern: give --first_chunk_t and --chunk_t"
     )
     teacher = save_model(tmp_path / "t.safetensors", params, TEACHER)
-    fails(sample_causal.main, [*flags, str(teacher), "--steps_per_chunk", "2"], "--steps_per_chunk is for --distilled")
+    for_students = "--steps_per_chunk is for few-step sampling"
+    fails(sample_causal.main, [*flags, str(teacher), "--steps_per_chunk", "2"], for_students)
     fails(sample_causal.main, [*flags, str(student), "--save_path", "v.avi"], "v.avi must end in .mp4")
     assert not (tmp_path / "v.mp4").exists()
     monkeypatch.setitem(BUILTIN, "toy_causal", tmp_path / "toy_causal_student.safetensors")
@@ -225,15 +178,9 @@ def test_wan_streams_through_its_autoencoder(tmp_path, folder, shown):
     assert iio.imread(path, plugin="pyav").shape == (13, 48, 32, 3)
     assert iio.immeta(path, plugin="pyav")["fps"] == 16
 
-    files = open_files([folder])
-    world = WanWorld(files, dtype="float32")
-    dit = DiT(dataclasses.replace(files.dit[0].config, dtype="float32", remat=False))
-    network, schedule = CausalDiT(dit, ChunkPattern(1, 1), 4, (6, 4)), few_step_schedule([2])
-    params, text = load_params(files.dit[0], dtype="float32"), world.encode_text(["a red fox"])
-    noises = video_noises(network, schedule, 3, [0])
-    latents = jax.jit(lambda p: rollout(network, p, text, noises, schedule, frames=4))(params)
-    difference = np.concatenate(shown).astype(int) - world.decode_uint8(latents[0])
-    assert np.abs(difference).max() <= 1  # of 255: rounding
+    pipe = rcm_jax.load(folder, first_chunk_t=1, chunk_t=1, dtype="float32", kind="student")
+    videos = pipe("a red fox", size="32x48", num_frames=13, num_steps=2, seed=3)
+    assert np.abs(np.concatenate(shown).astype(int) - videos[0].frames).max() <= 1  # of 255: rounding
 
 
 def test_the_decoder_may_round(tmp_path, folder, shown):

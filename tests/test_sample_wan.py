@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import rcm_jax
 from rcm_jax import sample
 from rcm_jax.convert import commands
 from rcm_jax.media.video import write_video
-from rcm_jax.sampling import wan_video
+from rcm_jax.worlds.wan.world import WanWorld
 from tests.convert.tiny import save
 from tests.media.test_video import moving
 from tests.test_entry_points import fails, student  # noqa: F401
@@ -46,8 +47,13 @@ def videos(monkeypatch):
         out.append(np.array(frames))
         return write_video(path, frames, fps)
 
-    monkeypatch.setattr("rcm_jax.media.video.write_video", write)
+    monkeypatch.setattr("rcm_jax.pipelines.video.write_video", write)
     return out
+
+
+@pytest.fixture
+def nothing_computes(monkeypatch):
+    monkeypatch.setattr("rcm_jax.pipelines.bidirectional.sample_batches", lambda *_, **__: pytest.fail("computes"))
 
 
 def run(folder, path, *flags):
@@ -127,25 +133,24 @@ def test_wan22_has_two_networks(tmp_path, folder, videos):
     [
         (["--num_steps", "5"], ["5", "1", "4"]),
         (["--guidance_scale", "3"], ["--guidance_scale does not apply", "--kind"]),
-        (["--num_frames", "6"], ["--num_frames 6", "5 or 9"]),
+        (["--num_frames", "6"], ["--num_frames=6", "5 or 9"]),
         (["--size", "40x40"], ["40x40", "multiples of 16"]),
-        (["--resolution", "480p"], ["--size, or --resolution"]),
-        (["--model_size", "1.3B"], ["not of --model_size 1.3B", "dim=32 instead of 1536"]),
+        (["--resolution", "480p"], ["--size, or --resolution and --aspect_ratio"]),
+        (["--model_size", "1.3B"], ["not of --model_size=1.3B", "dim=32 instead of 1536"]),
         (["--image_path", "p.png"], ["no image at p.png"]),
         (["--adaptive_resolution"], ["--image_path"]),
         (["--scale", "2"], ["--scale does not apply"]),
-        (["--fsdp", "16"], ["--fsdp 16", "8 devices"]),
-        (["--sequence", "4"], ["--sequence 4", "2 heads"]),
-        (["--vae_path", "{folder}/" + NAMES["umt5"]], ["umT5 text encoder, not a video autoencoder", "--vae_path"]),
-        (["--text_encoder_path", "{folder}/" + NAMES["vae"]], ["autoencoder, not a umT5", "--text_encoder_path"]),
+        (["--fsdp", "16"], ["--fsdp=16", "8 devices"]),
+        (["--sequence", "4"], ["--sequence=4", "2 heads"]),
+        (["--vae_path", "{folder}/" + NAMES["umt5"]], ["umT5 text encoder, not a video autoencoder", "--vae_path="]),
+        (["--text_encoder_path", "{folder}/" + NAMES["vae"]], ["autoencoder, not a umT5", "--text_encoder_path="]),
         (["--vae_path", "{folder}/none.pth"], ["none.pth"]),
         (["--tokenizer_path", "{folder}"], ["tokenizer.json", "google/umt5-xxl", "--tokenizer_path"]),
         (["--prompts_file", "none.txt"], ["none.txt"]),
         (["--num_samples", "0"], ["--num_samples=0"]),
     ],
 )
-def test_refuses_and_overwrites_nothing(tmp_path, folder, monkeypatch, flags, words):
-    monkeypatch.setattr(wan_video, "_videos", lambda *_, **__: pytest.fail("computes"))
+def test_refuses_and_overwrites_nothing(tmp_path, folder, nothing_computes, flags, words):
     path = write_video(tmp_path / "v.mp4", moving(), fps=8)
     before = path.read_bytes()
     flags = [flag.format(folder=folder) for flag in flags]
@@ -190,20 +195,18 @@ def test_files_are_looked_for_beside_the_network(tmp_path, folder, monkeypatch):
     shutil.copy(folder / "config.json", alone.parent)
     fails(sample.main, ["--dit_path", str(alone), *SMALL], "no video autoencoder", str(alone.parent), "--vae_path")
     shutil.copytree(folder, tmp_path / "checkpoints")
-    seen = []
-    monkeypatch.setattr(wan_video, "_videos", lambda request, *_, **__: seen.append(request.job.files) or iter([]))
-    with pytest.raises(SystemExit):
-        sample.main(["--dit_path", str(alone), *SMALL])
-    assert str(seen[0].vae.path) == "checkpoints/" + NAMES["vae"]
-    assert str(seen[0].tokenizer.path) == "checkpoints/google/umt5-xxl/tokenizer.json"
+    files = rcm_jax.load(alone)._opened.files
+    assert str(files.vae.path) == "checkpoints/" + NAMES["vae"]
+    assert str(files.tokenizer.path) == "checkpoints/google/umt5-xxl/tokenizer.json"
 
 
-def test_too_little_memory_is_known_before_anything_is_loaded(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr(wan_video, "device_limit", lambda: 1 << 20)
-    monkeypatch.setattr(wan_video, "_videos", lambda *_, **__: pytest.fail("computes"))
+def test_too_little_memory_is_known_before_anything_is_loaded(tmp_path, folder, monkeypatch, nothing_computes):
+    monkeypatch.setattr("rcm_jax.pipelines.bidirectional.device_limit", lambda: 1 << 20)
+    monkeypatch.setattr(WanWorld, "encode_text", lambda *_, **__: pytest.fail("computes"))
     where = ["--save_path", str(tmp_path / "v.mp4")]
     fails(sample.main, ["--dit_path", str(folder), *where], "832x480 with 77 frames takes about", "would fit")
 
 
 def test_the_toy_world_has_no_such_flags(student):  # noqa: F811
-    fails(sample.main, ["--dit_path", student, "--num_frames", "5"], "--num_frames does not apply", "built-in world")
+    fails(sample.main, ["--dit_path", student, "--num_frames", "5"], "--num_frames=5 does not apply", "built-in world")
+    fails(sample.main, ["--dit_path", student, "--vae_path", "x"], "--vae_path does not apply", "built-in world")

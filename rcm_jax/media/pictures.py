@@ -1,13 +1,16 @@
 """Pictures of videos: grids, strips, labels, and PNG files."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
-from jaxtyping import Float, UInt8
+from einops import rearrange
+from jaxtyping import Float, Shaped, UInt8
 
 Frames = UInt8[np.ndarray, "F H W 3"]
+WHITE = 255
 
 
 def to_uint8(video: Float[np.ndarray, "... 3"]) -> UInt8[np.ndarray, "... 3"]:
@@ -15,29 +18,25 @@ def to_uint8(video: Float[np.ndarray, "... 3"]) -> UInt8[np.ndarray, "... 3"]:
     return np.round((np.clip(video, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
-def enlarge(video: np.ndarray, scale: int) -> np.ndarray:
-    """Every pixel of [..., H, W, 3] becomes scale x scale pixels."""
+def enlarge(video: Shaped[np.ndarray, "... H W 3"], scale: int) -> Shaped[np.ndarray, "... h w 3"]:
+    """Every pixel becomes scale x scale pixels."""
     return video.repeat(scale, axis=-3).repeat(scale, axis=-2)
 
 
-def grid(
-    rows: Float[np.ndarray, "R N F H W 3"], *, gap: int = 1, background: float = 1.0
-) -> Float[np.ndarray, "F h w 3"]:
-    """R rows of N videos side by side as one video, `gap` pixels apart."""
-    R, N, F, H, W, _ = rows.shape
-    out = np.full((F, R * (H + gap) - gap, N * (W + gap) - gap, 3), background, rows.dtype)
-    for r in range(R):
-        for n in range(N):
-            out[:, r * (H + gap) : r * (H + gap) + H, n * (W + gap) : n * (W + gap) + W] = rows[r, n]
+def grid(rows: Sequence[Sequence[Frames]], *, gap: int = 1) -> Frames:
+    """Rows of videos of one shape as one video, `gap` white pixels apart."""
+    (F, H, W, _), N = rows[0][0].shape, max(map(len, rows))
+    out = np.full((F, len(rows) * (H + gap) - gap, N * (W + gap) - gap, 3), WHITE, np.uint8)
+    for r, row in enumerate(rows):
+        for n, video in enumerate(row):
+            out[:, r * (H + gap) : r * (H + gap) + H, n * (W + gap) : n * (W + gap) + W] = video
     return out
 
 
-def strip(rows: Float[np.ndarray, "R N F H W 3"], *, frames: int, gap: int = 2) -> Float[np.ndarray, "h w 3"]:
-    """The same grid as one picture: of every video, `frames` frames from first to last, side by side."""
-    R, N, F, H, W, _ = rows.shape
-    picked = rows[:, :, np.linspace(0, F - 1, frames).round().astype(int)]
-    wide = picked.transpose(0, 1, 3, 2, 4, 5).reshape(R, N, 1, H, frames * W, 3)
-    return grid(wide, gap=gap)[0]
+def strip(video: Frames, *, frames: int) -> UInt8[np.ndarray, "H w 3"]:
+    """`frames` of its frames from first to last, side by side."""
+    picked = video[np.linspace(0, len(video) - 1, frames).round().astype(int)]
+    return rearrange(picked, "f h w c -> h (f w) c")
 
 
 def label_rows(frames: Frames, labels: list[str], *, width: int = 150) -> Frames:

@@ -1,5 +1,7 @@
 """Sizes of videos: the published resolutions, and that of an image to start from."""
 
+from rcm_jax.errors import ArgumentError
+
 RESOLUTIONS: dict[str, dict[str, tuple[int, int]]] = {  # (width, height)
     "480p": {"1:1": (640, 640), "4:3": (640, 480), "3:4": (480, 640), "16:9": (832, 480), "9:16": (480, 832)},
     "720p": {"1:1": (960, 960), "4:3": (960, 720), "3:4": (720, 960), "16:9": (1280, 720), "9:16": (720, 1280)},
@@ -7,7 +9,7 @@ RESOLUTIONS: dict[str, dict[str, tuple[int, int]]] = {  # (width, height)
 
 
 def table_size(resolution: str, aspect_ratio: str) -> tuple[int, int]:
-    """(width, height). Raises ValueError that lists the table for what is not in it."""
+    """(width, height). Raises ArgumentError that lists the table for what is not in it."""
     try:
         return RESOLUTIONS[resolution][aspect_ratio]
     except KeyError:
@@ -15,14 +17,18 @@ def table_size(resolution: str, aspect_ratio: str) -> tuple[int, int]:
             f"{name}: " + ", ".join(f"{ratio} {w}x{h}" for ratio, (w, h) in sizes.items())
             for name, sizes in RESOLUTIONS.items()
         )
-        raise ValueError(f"--resolution {resolution} --aspect_ratio {aspect_ratio} is not one of {table}") from None
+        raise ArgumentError(
+            f"{{resolution}} with {{aspect_ratio}} is not one of {table}",
+            resolution=resolution,
+            aspect_ratio=aspect_ratio,
+        ) from None
 
 
 def parse_size(text: str) -> tuple[int, int]:
     """ "832x480" as (width, height)."""
     parts = text.split("x")
     if len(parts) != 2 or not all(part.isdigit() for part in parts):
-        raise ValueError(f"--size {text} must be WIDTHxHEIGHT, like 832x480")
+        raise ArgumentError("{size} must be WIDTHxHEIGHT, like 832x480", size=text)
     return int(parts[0]), int(parts[1])
 
 
@@ -34,12 +40,14 @@ def adapted_size(image: tuple[int, int], area: int, step: int) -> tuple[int, int
 
 
 def latent_shape(size: tuple[int, int], num_frames: int, *, space: int, time: int, patch: int) -> tuple[int, int, int]:
-    """(T, H, W) of the latents of a video. Raises ValueError for a size or a number of frames that has none."""
+    """(T, H, W) of the latents of a video. Raises ArgumentError for a size or a number of frames that has none."""
     width, height = size
     step = space * patch
     if width < step or height < step or width % step or height % step:
-        raise ValueError(f"a video of {width}x{height} is not possible: both must be multiples of {step}")
+        raise ArgumentError(
+            f"{{size}} is not possible: width and height must be multiples of {step}", size=f"{width}x{height}"
+        )
     if num_frames < 1 or (num_frames - 1) % time:
         below = max(num_frames - 1, 0) // time * time + 1
-        raise ValueError(f"--num_frames {num_frames} must be {time}k + 1: use {below} or {below + time}")
+        raise ArgumentError(f"{{num_frames}} must be {time}k + 1: use {below} or {below + time}", num_frames=num_frames)
     return (num_frames - 1) // time + 1, height // space, width // space

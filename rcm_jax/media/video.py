@@ -1,12 +1,16 @@
-"""MP4 files: written whole or not at all, but for the video that plays while it grows."""
+"""Video files: written whole or not at all, but for the MP4 that plays while it grows."""
 
+import io
 import os
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
 
 from rcm_jax.media.pictures import Frames
+
+H264 = {"plugin": "pyav", "codec": "libx264", "out_pixel_format": "yuv420p"}
 
 
 def write_video(path: str | Path, frames: Frames, fps: int) -> Path:
@@ -14,15 +18,39 @@ def write_video(path: str | Path, frames: Frames, fps: int) -> Path:
 
     The file appears under its name only when it is whole. Raises RuntimeError where the video library is missing.
     """
-    path = mp4_path(path)
-    frames = _even(frames)
-    unfinished = path.with_name(f".{path.stem}.part.mp4")
+    return _write(mp4_path(path), _even(frames), fps=fps, **H264)
+
+
+def write_gif(path: str | Path, frames: Frames, fps: int) -> Path:
+    """An animation that repeats. The file appears under its name only when it is whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _write(path, frames, plugin="pillow", duration=1000 / fps, loop=0)
+
+
+def mp4_bytes(frames: Frames, fps: int) -> bytes:
+    """The MP4 of `write_video`, for a page. Raises RuntimeError where the video library is missing."""
+    _check_pyav()
+    out = io.BytesIO()
+    iio.imwrite(out, _even(frames), extension=".mp4", fps=fps, **H264)
+    return out.getvalue()
+
+
+def _write(path: Path, frames: Frames, **how: Any) -> Path:
+    unfinished = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        iio.imwrite(unfinished, frames, plugin="pyav", codec="libx264", fps=fps, out_pixel_format="yuv420p")
+        iio.imwrite(unfinished, frames, **how)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
     return path
+
+
+def _check_pyav() -> None:
+    try:
+        import av  # noqa: F401  (imageio would only say that no plugin fits)
+    except ImportError as error:
+        raise RuntimeError("writing MP4 needs PyAV, which brings ffmpeg with it: pip install av") from error
 
 
 def mp4_path(path: str | Path) -> Path:
@@ -30,10 +58,7 @@ def mp4_path(path: str | Path) -> Path:
     path = Path(path)
     if path.suffix != ".mp4":
         raise ValueError(f"{path} must end in .mp4")
-    try:
-        import av  # noqa: F401  (imageio would only say that no plugin fits)
-    except ImportError as error:
-        raise RuntimeError("writing MP4 needs PyAV, which brings ffmpeg with it: pip install av") from error
+    _check_pyav()
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 

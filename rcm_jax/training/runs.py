@@ -1,32 +1,22 @@
 """Whole runs from a config: opens data and teacher, trains, leaves the weights; or plans one without allocating."""
 
-import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from rcm_jax.data.source import make_source
-from rcm_jax.kernels.attention import attention
-from rcm_jax.media.pictures import enlarge, grid, to_uint8
-from rcm_jax.media.video import write_video
 from rcm_jax.model_file import ModelInfo, load_model, save_model
-from rcm_jax.objectives.config import CausalConfig
 from rcm_jax.parallel import abstract_mesh, bytes_per_device
-from rcm_jax.sampling.generate import SamplerConfig, generate
-from rcm_jax.sampling.generate_causal import generate_causal
-from rcm_jax.sampling.schedules import MIDDLE, RolloutSchedule, few_step_schedule, ode_schedule
 from rcm_jax.training.config import RunConfig
 from rcm_jax.training.loop import train
 from rcm_jax.training.state import TrainState, abstract_state
-from rcm_jax.wan.causal import CausalDiT
-from rcm_jax.wan.dit import DiT
+from rcm_jax.types import Params
 from rcm_jax.worlds.builtin import find_model
-from rcm_jax.worlds.world import open_world
 
-PREVIEW_PROMPTS = ("a red circle moving left", "a blue square moving up", "a green diamond moving right")
+OnSamples = Callable[[int, Params, ModelInfo, Path], None]
 CAUSAL_FIELDS = ("pattern", "window", "sink", "steps_per_chunk", "middle", "noisy_context_from")
 
 
@@ -41,62 +31,24 @@ def model_info(config: RunConfig, note: str = "") -> ModelInfo:
     )  # fmt: skip
 
 
-def sampler_for(info: ModelInfo) -> SamplerConfig:
-    """How a model file's network is sampled unless the user says otherwise. Raises ValueError for a causal one."""
-    if info.causal:
-        raise ValueError(f"the network is causal ({info.causal['pattern']}): use python -m rcm_jax.sample_causal")
-    if info.kind == "student":
-        return SamplerConfig("few_step", 4, sigma_max=info.sigma_max)
-    return SamplerConfig("unipc", 50, guidance=info.guidance)
-
-
-def causal_network(info: ModelInfo, attend: Callable = attention) -> CausalDiT:
-    """The network of a causal model file; `attend` as in `DiT`."""
-    return CausalConfig(**info.causal).network(DiT(info.model, attend), info.latent_shape)
-
-
-def causal_schedule(
-    info: ModelInfo, num_steps: int | None = None, middle: Sequence[float] | None = None
-) -> RolloutSchedule:
-    """How a causal model file's network is sampled: a teacher in 50 Euler steps with guidance, a student as it was
-    trained. Another `num_steps` is for all chunks alike, between `middle`, a student's published times unless given."""
-    causal = CausalConfig(**info.causal)
-    if info.kind != "student":
-        return ode_schedule(num_steps or 50, guidance=info.guidance, sigma_max=info.sigma_max)
-    own, own_steps = causal.schedule(info.sigma_max), causal.steps_per_chunk[-1]
-    if middle is None and num_steps in (None, own_steps):
-        return own
-    steps, middle = own_steps if num_steps is None else num_steps, MIDDLE if middle is None else middle
-    return dataclasses.replace(own, times=few_step_schedule([steps], middle=middle, sigma_max=info.sigma_max).times)
-
-
-def train_recipe(config: RunConfig, workdir: str | Path, *, progress: str = "train") -> Path:
+def train_recipe(
+    config: RunConfig, workdir: str | Path, *, on_samples: OnSamples | None = None, progress: str = "train"
+) -> Path:
     """Trains to the end and writes the averaged weights to `workdir`; returns their path.
 
+    on_samples: called as (step, averaged weights, what they are, workdir) every `config.sample_every` steps.
     Raises ValueError for a teacher whose shapes do not fit the config (listing what differs), and what `train` raises.
     """
     files = {"teacher": config.teacher, "init": config.init, "score_teacher": config.score_teacher}
     weights = {name: load_model(find_model(file), expect=config.model)[0] for name, file in files.items() if file}
     source = make_source(config.data, config.seed)
-    info = model_info(config)
-    world = open_world(info.world)
-    workdir = Path(workdir)
+    info, workdir = model_info(config), Path(workdir)
 
-    def preview(step: int, state: TrainState) -> None:
-        if info.causal:
-            videos = generate_causal(
-                state.ema, causal_network(info), world, PREVIEW_PROMPTS, schedule=causal_schedule(info),
-                seed=config.seed,
-            )  # fmt: skip
-        else:
-            videos = generate(
-                state.ema, config.model, world, PREVIEW_PROMPTS, latent_shape=config.data.latent_shape,
-                sampler=sampler_for(info), seed=config.seed,
-            )  # fmt: skip
-        frames = to_uint8(enlarge(grid(videos[None]), 8))
-        write_video(workdir / "samples" / f"{step:07d}.mp4", frames, world.fps)
+    def sampled(step: int, state: TrainState) -> None:
+        if on_samples is not None:
+            on_samples(step, state.ema, info, workdir)
 
-    state = train(config, source, workdir, weights=weights, on_samples=preview, progress=progress)
+    state = train(config, source, workdir, weights=weights, on_samples=sampled, progress=progress)
     return save_model(workdir / f"{info.kind}.safetensors", jax.device_get(state.ema), info)
 
 

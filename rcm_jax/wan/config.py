@@ -52,6 +52,11 @@ class DiTConfig:
     def head_dim(self) -> int:
         return self.dim // self.num_heads
 
+    @property
+    def takes_image(self) -> bool:
+        """Whether it is image-to-video: it has channels of a condition behind the noise."""
+        return self.in_channels > self.out_channels
+
     def grid(self, latent_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """Tokens along (frame, row, column) of a latent of (T, H, W)."""
         if any(n % p for n, p in zip(latent_shape, self.patch_size, strict=True)):

@@ -16,6 +16,8 @@ from types import ModuleType
 import numpy as np
 from jaxtyping import Int
 
+from rcm_jax.errors import MissingFileError
+
 FILES = ("tokenizer.json", "spiece.model")
 END = "</s>"
 LENGTH = 512  # tokens that the DiT attends to
@@ -60,9 +62,10 @@ def open_tokenizer(places: Sequence[str | Path]) -> Tokenizer:
     tried = [file for place in map(Path, places) for file in ([place] if place.is_file() else _inside(place))]
     path = next((file for file in tried if file.is_file()), None)
     if path is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no tokenizer: there is no {' or '.join(map(str, tried))}. It comes with Wan2.1's weights as the folder "
-            "google/umt5-xxl (the same as huggingface.co/google/umt5-xxl); name the folder with --tokenizer_path"
+            "google/umt5-xxl (the same as huggingface.co/google/umt5-xxl); name the folder with {tokenizer_path}",
+            tokenizer_path=None,
         )
     read = _from_json if path.suffix == ".json" else _from_sentencepiece
     tokenizer = read(path)

@@ -1,44 +1,71 @@
-"""A world turns prompts into text features and latents into video: what surrounds the network when sampling."""
+"""A world surrounds a network: it turns prompts and images into what the network reads, and latents into video."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-import jax
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
 
+from rcm_jax.sampling.stream import Decode
 from rcm_jax.types import Latents
-from rcm_jax.worlds import toy
+from rcm_jax.wan.config import DiTConfig
+
+Size = tuple[int, int]  # width, height in pixels
+Pixels = Float[np.ndarray, "F H W 3"]
 
 
 class World(Protocol):
+    """name: as model files have it. prompt: what is shown where nothing is asked for. fps: frames a second.
+
+    scale: how many times its frames are enlarged for the eye. gap: pixels between videos side by side.
+    small: its networks are sampled in one compiled program; else step by step from the host.
+    """
+
+    name: str
+    prompt: str
     fps: int
-    null_text: Float[np.ndarray, "L D"]
+    scale: int
+    gap: int
+    small: bool
 
-    def encode_text(self, prompts: Sequence[str]) -> Float[np.ndarray, "B L D"]: ...
-
-    def decode(self, latents: Latents) -> Float[np.ndarray, "B F H W 3"]:
-        """Video in [-1, 1]."""
+    def size(
+        self, resolution: str | None, aspect_ratio: str | None, size: str | None, image: Image.Image | None
+    ) -> Size:
+        """Of the video that is asked for; with an `image`, in its proportions. Raises ArgumentError for a size that the
+        world does not have."""
         ...
 
+    def latent_shape(self, size: Size, num_frames: int, model: DiTConfig) -> tuple[int, int, int]:
+        """(T, H, W). Raises ArgumentError for a size or a number of frames that has no latents."""
+        ...
 
-class ToyWorld:
-    """The built-in world's codec and word vectors."""
-
-    fps = 8
-
-    def __init__(self):
-        self._decode = jax.jit(toy.ToyCodec.load().decode)
-        self.null_text = toy.encode_text([""])[0]
+    def num_frames(self, latent_frames: int) -> int:
+        """Frames of a video of so many latent frames."""
+        ...
 
     def encode_text(self, prompts: Sequence[str]) -> Float[np.ndarray, "B L D"]:
-        return toy.encode_text(prompts)
+        """Features; "" is the unconditional text. Raises ValueError for a prompt that the world cannot read."""
+        ...
 
-    def decode(self, latents: Latents) -> Float[np.ndarray, "B F H W 3"]:
-        return np.asarray(self._decode(latents))
+    def first_latent(self, image: Image.Image, size: Size) -> Float[np.ndarray, "1 1 H W C"]:
+        """Of a causal network's first chunk."""
+        ...
 
+    def condition(
+        self, image: Image.Image, size: Size, num_frames: int
+    ) -> tuple[Float[np.ndarray, "1 T H W C"], Float[np.ndarray, "1 K D"] | None]:
+        """Of an image-to-video network: the channels behind the noise, and CLIP's tokens where the network has them."""
+        ...
 
-def open_world(name: str) -> World:
-    if name != "toy":
-        raise ValueError(f"world {name!r} is unknown; this version has 'toy'")
-    return ToyWorld()
+    def decode(self, latents: Latents) -> Iterator[Iterator[Pixels]]:
+        """Videos one after the other, each in parts along its frames; values may leave [-1, 1]."""
+        ...
+
+    def decoder(self) -> Decode:
+        """Frames [B, f, H, W, 3] of one chunk of latents after the other, for streams."""
+        ...
+
+    def release(self) -> None:
+        """Frees what decoding and encoding keep on the device."""
+        ...

@@ -20,13 +20,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rcm_jax.sampling.generate_causal import video_noises
 
 from rcm_jax.configs import wan_1_3b_causal_sf_dmd as recipe
 from rcm_jax.configs.base import run_config
 from rcm_jax.convert.networks import NETWORKS
 from rcm_jax.media.sizes import latent_shape
 from rcm_jax.parallel import leaf_path
-from rcm_jax.sampling.generate_causal import video_noises
 from rcm_jax.sampling.stream import Profile, profile, stream
 from rcm_jax.wan.config import WAN_VAE
 from rcm_jax.wan.dit import DiT

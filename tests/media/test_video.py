@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rcm_jax.media.pictures import enlarge, grid, label_rows, strip, to_uint8, write_png
-from rcm_jax.media.video import GrowingVideo, write_video
+from rcm_jax.media.video import GrowingVideo, mp4_bytes, write_gif, write_video
 
 
 def moving(frames=6, size=32):
@@ -97,13 +97,25 @@ def test_a_growing_video_ends_whole_after_an_error(tmp_path):
 
 
 def test_layouts():
-    rows = np.random.default_rng(0).uniform(-1, 1, (2, 3, 5, 4, 4, 3))
+    rows = np.random.default_rng(0).integers(0, 255, (2, 3, 5, 4, 4, 3), np.uint8)
     frames = grid(rows, gap=1)
     assert frames.shape == (5, 9, 14, 3)
     np.testing.assert_array_equal(frames[:, 5:9, 5:9], rows[1, 1])
-    picture = strip(rows, frames=3, gap=1)
-    np.testing.assert_array_equal(picture[:4, 4:8], rows[0, 0, 2])
-    assert enlarge(frames, 2).shape == (5, 18, 28, 3)
-    labelled = label_rows(to_uint8(frames), ["one", "two"], width=50)
+    assert (frames[:, 4] == 255).all()
+    picture = strip(rows[0, 0], frames=3)
+    assert picture.shape == (4, 12, 3)
+    np.testing.assert_array_equal(picture[:, 4:8], rows[0, 0, 2])
+    large = enlarge(frames, 2)
+    assert large.shape == (5, 18, 28, 3)
+    np.testing.assert_array_equal(large[:, 1::2, ::2], frames)
+    labelled = label_rows(frames, ["one", "two"], width=50)
     assert labelled.shape == (5, 9, 64, 3)
+    np.testing.assert_array_equal(labelled[:, :, 50:], frames)
     assert to_uint8(np.array([-1.0, 0.0, 1.0, 3.0])).tolist() == [0, 128, 255, 255]
+
+
+def test_other_files_of_a_video(tmp_path):
+    assert close_to(decoded(mp4_bytes(moving(size=33), fps=8)), moving(size=33)[:, :32, :32])
+    path = write_gif(tmp_path / "new" / "v.gif", moving(), fps=8)
+    np.testing.assert_array_equal(iio.imread(path, plugin="pillow"), moving())
+    assert iio.immeta(path, plugin="pillow")["duration"] == pytest.approx(125, abs=5)

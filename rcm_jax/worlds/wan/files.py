@@ -3,23 +3,15 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import jax
-from flax.traverse_util import unflatten_dict
-from jax.sharding import Mesh
-from tqdm import tqdm
 
 from rcm_jax.convert.checkpoint import Checkpoint, differences, open_checkpoint
-from rcm_jax.convert.networks import NETWORKS, with_dtype
-from rcm_jax.convert.tensors import total_bytes
-from rcm_jax.parallel import state_shardings
-from rcm_jax.types import Params
-from rcm_jax.wan.config import WAN_1_3B, WAN_14B, DiTConfig
+from rcm_jax.convert.networks import NETWORKS
+from rcm_jax.errors import ArgumentError, MissingFileError
+from rcm_jax.wan.config import WAN_1_3B, WAN_14B
 from rcm_jax.wan.tokenizer import Tokenizer, open_tokenizer
 
 CHECKPOINTS = (Path("checkpoints"), Path("assets/checkpoints"))  # where rCM's commands look
-FLAGS = {"dit": "--dit_path", "vae": "--vae_path", "umt5": "--text_encoder_path", "clip": "--image_encoder_path"}
+ARGUMENTS = {"dit": "dit_path", "vae": "vae_path", "umt5": "text_encoder_path", "clip": "image_encoder_path"}
 USUAL = {  # the published file, diffusers' folder, and what docs/convert.md calls the converted file
     "vae": ("Wan2.1_VAE.pth", "vae", "vae.safetensors"),
     "umt5": ("models_t5_umt5-xxl-enc-bf16.pth", "text_encoder", "umt5.safetensors"),
@@ -42,21 +34,20 @@ class WanFiles:
 
 
 def open_files(
-    dit: Sequence[str | Path],
+    dit: Sequence[Checkpoint],
     *,
     vae: str | None = None,
     text: str | None = None,
     tokenizer: str | None = None,
     clip: str | None = None,
     model_size: str | None = None,
-    num_heads: int | None = None,
 ) -> WanFiles:
-    """Opens what is named; what is not is looked for beside the DiT and in rCM's folders.
+    """Opens what belongs to a DiT, or to Wan2.2's two; what is not named is looked for beside it and in rCM's folders.
 
-    Raises FileNotFoundError that says where it looked, and ValueError for a file of another network or size, or
-    networks that do not go together.
+    Raises MissingFileError that says where it looked, ArgumentError for a file of another network or size, ValueError
+    for networks that do not go together.
     """
-    networks = tuple(_open("dit", path, num_heads) for path in dit)
+    networks = tuple(_checked("dit", network) for network in dit)
     config = networks[0].config
     for network in networks[1:]:
         if found := differences(config, network.config):
@@ -84,16 +75,15 @@ def open_files(
     return files
 
 
-def takes_image(config: DiTConfig) -> bool:
-    """Whether a DiT is image-to-video: it has channels of a condition behind the noise."""
-    return config.in_channels > config.out_channels
+def _open(kind: str, path: str | Path) -> Checkpoint:
+    return _checked(kind, open_checkpoint(path))
 
 
-def _open(kind: str, path: str | Path, num_heads: int | None = None) -> Checkpoint:
-    found = open_checkpoint(path, num_heads=num_heads)
+def _checked(kind: str, found: Checkpoint) -> Checkpoint:
     if found.network.name != kind:
         wanted = next(network for network in NETWORKS if network.name == kind)
-        raise ValueError(f"{path} is a {found.network.title}, not a {wanted.title} ({FLAGS[kind]})")
+        name = ARGUMENTS[kind]
+        raise ArgumentError(f"{{{name}}} is a {found.network.title}, not a {wanted.title}", **{name: found.path})
     found.ours()  # raises for what is missing, left over or misshapen
     return found
 
@@ -103,7 +93,7 @@ def _check_size(network: Checkpoint, model_size: str) -> None:
     names = ("dim", "ffn_dim", "num_heads", "num_layers")
     differ = [f"{n}={found[n]} instead of {wanted[n]}" for n in names if found[n] != wanted[n]]
     if differ:
-        raise ValueError(f"{network.path} is not of --model_size {model_size}: {', '.join(differ)}")
+        raise ArgumentError(f"{network.path} is not of {{model_size}}: {', '.join(differ)}", model_size=model_size)
 
 
 def _near(path: Path) -> list[Path]:
@@ -118,26 +108,11 @@ def _find(kind: str, folders: Sequence[Path]) -> Path:
             if (folder / name).exists():
                 return folder / name
     title = next(network.title for network in NETWORKS if network.name == kind)
-    raise FileNotFoundError(
-        f"no {title}: {', '.join(map(str, folders))} have no {' or '.join(USUAL[kind])}; name it with {FLAGS[kind]}. "
-        f"Wan2.1 is published with it as {USUAL[kind][0]}"
-    )
+    raise MissingFileError(
+        f"no {title}: {', '.join(map(str, folders))} have no {' or '.join(USUAL[kind])}; name it with "
+        f"{{{ARGUMENTS[kind]}}}. Wan2.1 is published with it as {USUAL[kind][0]}", **{ARGUMENTS[kind]: None},
+    )  # fmt: skip
 
 
 def _tokenizer_places(text: Path) -> list[Path]:
     return [folder / name for folder in _near(text) for name in ("", *TOKENIZERS) if folder / name != Path()]
-
-
-def load(source: Checkpoint, mesh: Mesh, *, dtype: str) -> Params:
-    """The weights on the mesh, sharded by `parallel`'s table; what is computed with in float32 stays float32."""
-    flat = with_dtype(source.ours(), dtype, source.network)
-    tree: dict[str, Any] = unflatten_dict(flat, sep="/")
-    size = total_bytes(flat)
-    with tqdm(desc=f"load {source.network.name}", total=size, unit="B", unit_scale=True, delay=2, leave=False) as bar:
-
-        def place(tensor, sharding):
-            array = jax.make_array_from_callback(tensor.shape, sharding, tensor.read)
-            bar.update(tensor.nbytes)
-            return array
-
-        return jax.tree.map(place, tree, state_shardings(mesh, tree))

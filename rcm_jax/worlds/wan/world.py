@@ -5,22 +5,31 @@ Each network is loaded when it is needed and freed when its work is done, so tha
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, PyTree
+from PIL import Image
 from tqdm import tqdm
 
-from rcm_jax.media.pictures import to_uint8
+from rcm_jax.convert.load import load_params
+from rcm_jax.errors import ArgumentError
+from rcm_jax.media.images import pixels
+from rcm_jax.media.sizes import adapted_size, latent_shape, parse_size, table_size
 from rcm_jax.parallel import make_mesh
-from rcm_jax.types import Latents, Params
+from rcm_jax.sampling.stream import Decode
+from rcm_jax.types import Latents, Params, Video
 from rcm_jax.wan.clip import CLIP, preprocess
+from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.image import image_condition
 from rcm_jax.wan.vae import VAE
-from rcm_jax.worlds.wan.files import WanFiles, load
+from rcm_jax.worlds.wan.files import WanFiles
 from rcm_jax.worlds.wan.text import encode_prompts
+from rcm_jax.worlds.world import Pixels, Size
 
 
 @functools.partial(jax.jit, static_argnames="network")
@@ -29,25 +38,50 @@ def _see(network: CLIP, params: Params, image: Float[Array, "B H W 3"]) -> Float
 
 
 class WanWorld:
-    """A `World` from opened files. The text encoder and CLIP compute in `dtype`, the autoencoder in float32.
+    """A `World` from opened files. The text encoder and CLIP compute in `dtype`, the autoencoder in `vae_dtype`.
 
     All of them run on one device. Prompts that were encoded once are remembered. `tiled` decodes large frames in tiles:
     less memory, and not quite the same numbers.
     """
 
-    fps = 16
+    name, fps, scale, gap, small = "wan", 16, 1, 0, False
+    prompt = (
+        "A red fox trots through fresh snow at dawn; the camera follows it from the side, low sun behind the trees."
+    )
 
-    def __init__(self, files: WanFiles, *, negative_prompt: str = "", dtype: str = "bfloat16", tiled: bool = False):
-        self.files, self.dtype, self.tiled = files, dtype, tiled
+    def __init__(
+        self, files: WanFiles, *, dtype: str = "bfloat16", vae_dtype: str = "float32", tiled: bool = False
+    ) -> None:
+        self.files, self.dtype, self.vae_dtype, self.tiled = files, dtype, vae_dtype, tiled
+        self.vae = VAE(dataclasses.replace(files.vae.config, dtype=vae_dtype))
         self.device = make_mesh(devices=jax.devices()[:1])
-        self.negative_prompt = negative_prompt
         self._features: dict[str, Float[np.ndarray, "L D"]] = {}
-        self._vae: Params | None = None
+        self._vae_params: Params | None = None
 
-    @property
-    def null_text(self) -> Float[np.ndarray, "L D"]:
-        """What guidance leads away from: the features of the negative prompt."""
-        return self.encode_text([self.negative_prompt])[0]
+    # --- sizes --------------------------------------------------------------------------------------------------------
+
+    def size(
+        self, resolution: str | None, aspect_ratio: str | None, size: str | None, image: Image.Image | None
+    ) -> Size:
+        if size is None:
+            width, height = table_size(resolution or "480p", aspect_ratio or "16:9")
+        elif resolution or aspect_ratio:
+            raise ArgumentError(
+                "give {size}, or {resolution} and {aspect_ratio}", size=None, resolution=None, aspect_ratio=None
+            )
+        else:
+            width, height = parse_size(size)
+        step = self.files.vae.config.space * self.files.dit[0].config.patch_size[1]
+        return (width, height) if image is None else adapted_size(image.size, width * height, step)
+
+    def latent_shape(self, size: Size, num_frames: int, model: DiTConfig) -> tuple[int, int, int]:
+        vae = self.files.vae.config
+        return latent_shape(size, num_frames, space=vae.space, time=vae.time, patch=model.patch_size[1])
+
+    def num_frames(self, latent_frames: int) -> int:
+        return self.files.vae.config.time * (latent_frames - 1) + 1
+
+    # --- what the network reads ---------------------------------------------------------------------------------------
 
     def encode_text(self, prompts: Sequence[str]) -> Float[np.ndarray, "B L D"]:
         """Features of 512 tokens, zeros after the prompt."""
@@ -57,52 +91,61 @@ class WanWorld:
             self._features |= dict(zip(new, features, strict=True))
         return np.stack([self._features[prompt] for prompt in prompts])
 
-    def encode_image(
-        self, image: Float[np.ndarray, "h w 3"], frame: Float[np.ndarray, "H W 3"], frames: int
+    def first_latent(self, image: Image.Image, size: Size) -> Float[np.ndarray, "1 1 H W C"]:
+        return np.asarray(self.vae.encode(self._autoencoder(), jnp.asarray(pixels(image, size))[None, None]))
+
+    def condition(
+        self, image: Image.Image, size: Size, num_frames: int
     ) -> tuple[Float[np.ndarray, "1 T H W C"], Float[np.ndarray, "1 K D"] | None]:
-        """The condition [1, T, H/8, W/8, C+4] of a video of `frames` frames that starts with `frame`, and the CLIP
-        tokens [1, 257, D] of the `image` in its own size, None for a network that takes none. Both in [-1, 1]."""
-        vae = VAE(self.files.vae.config)
-        params = self._autoencoder()
+        """The image of another size is CLIP's; the condition's is resized to the video's."""
+        params, vae = self._autoencoder(), self.vae
 
         def encode(video: Array) -> Latents:
-            steps = tqdm(
-                vae.stream_latents(params, video), "image", 1 + (frames - 1) // vae.config.time, delay=2, leave=False
-            )
-            return jnp.concatenate(list(steps), axis=1)
+            parts = vae.stream_latents(params, video)
+            return jnp.concatenate(list(self._bar(parts, "image", self._latent_frames(num_frames))), axis=1)
 
-        condition = np.asarray(image_condition(encode, jnp.asarray(frame)[None], frames))
+        condition = np.asarray(image_condition(encode, jnp.asarray(pixels(image, size))[None], num_frames))
         self.release()
         if self.files.clip is None:
             return condition, None
         config = dataclasses.replace(self.files.clip.config, dtype=self.dtype)
-        params = load(self.files.clip, self.device, dtype=self.dtype)
-        tokens = _see(CLIP(config), params, preprocess(jnp.asarray(image)[None], config.image_size))
+        clip = load_params(self.files.clip, self.device, dtype=self.dtype)
+        tokens = _see(CLIP(config), clip, preprocess(jnp.asarray(pixels(image))[None], config.image_size))
         return condition, np.asarray(tokens)
 
-    def decode(self, latents: Latents) -> Float[np.ndarray, "B F H W 3"]:
-        """Video, one sample at a time; values may leave [-1, 1]."""
-        vae, params = VAE(self.files.vae.config), self._autoencoder()
-        if self.tiled:
-            return np.concatenate([vae.decode_tiled(params, one[None]) for one in tqdm(latents, "tiled", delay=2)])
-        return np.concatenate([np.concatenate(list(self._frames(vae, params, one)), axis=1) for one in latents])
+    # --- what it makes ------------------------------------------------------------------------------------------------
 
-    def decode_uint8(self, latents: Float[Array, "T H W C"]) -> UInt8[np.ndarray, "F H W 3"]:
-        """One video as it is written to files; holds no more than that in memory."""
-        if self.tiled:
-            return to_uint8(self.decode(latents[None])[0])
-        frames = self._frames(VAE(self.files.vae.config), self._autoencoder(), latents)
-        return np.concatenate([to_uint8(part[0]) for part in frames])
+    def decode(self, latents: Latents) -> Iterator[Iterator[Pixels]]:
+        params = self._autoencoder()
+        for one in latents:
+            if self.tiled:
+                yield iter(np.asarray(self.vae.decode_tiled(params, one[None])))
+            else:
+                parts = self.vae.stream(params, jnp.asarray(one)[None])
+                yield (np.asarray(part)[0] for part in self._bar(parts, "decode", len(one)))
 
-    def _frames(self, vae: VAE, params: Params, latents: Float[Array, "T H W C"]):
-        parts = vae.stream(params, jnp.asarray(latents)[None])
-        return map(np.asarray, tqdm(parts, "decode", len(latents), unit="latent frame", delay=2, leave=False))
+    def decoder(self) -> Decode:
+        """On one device, whatever devices the network has."""
+        params, decode_chunk = self._autoencoder(), jax.jit(self.vae.decode_chunk, donate_argnums=2)
+        here = NamedSharding(self.device, P())
 
-    def _autoencoder(self) -> Params:
-        if self._vae is None:
-            self._vae = load(self.files.vae, self.device, dtype="float32")
-        return self._vae
+        def decode(latents: Latents, state: PyTree | None) -> tuple[Video, PyTree]:
+            with jax.set_mesh(self.device):
+                return decode_chunk(params, jax.device_put(latents, here), state)
+
+        return decode
 
     def release(self) -> None:
-        """Frees the autoencoder."""
-        self._vae = None
+        self._vae_params = None
+
+    def _autoencoder(self) -> Params:
+        if self._vae_params is None:
+            self._vae_params = load_params(self.files.vae, self.device, dtype=self.vae_dtype)
+        return self._vae_params
+
+    def _latent_frames(self, num_frames: int) -> int:
+        return 1 + (num_frames - 1) // self.files.vae.config.time
+
+    @staticmethod
+    def _bar(parts: Iterator, what: str, count: int) -> Iterator:
+        return tqdm(parts, what, count, unit="latent frame", delay=2, leave=False)

@@ -3,19 +3,21 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from rcm_jax.errors import ArgumentError
 from rcm_jax.media.sizes import RESOLUTIONS, latent_shape
 from rcm_jax.parallel import abstract_mesh, bytes_per_device
 from rcm_jax.types import Params
 from rcm_jax.wan.config import DiTConfig, VAEConfig
 from rcm_jax.wan.networks import abstract_network
 from rcm_jax.wan.vae import VAE
-from rcm_jax.worlds.wan.files import WanFiles, takes_image
+from rcm_jax.worlds.wan.files import WanFiles
 
 GIB = 2**30
 SLACK = 1.1  # compiler's padding, noise, text
@@ -61,7 +63,7 @@ def autoencoder_bytes(job: Job) -> int:
     weights, decoder, encoder = _autoencoder(c)
     features = 4 * c.time * c.dim * c.space**2  # bytes for one latent pixel
     peak = (decoder + PEAK_DECODE * features) * h * w
-    if takes_image(job.files.dit[0].config):
+    if job.files.dit[0].config.takes_image:
         peak = max(peak, (encoder + PEAK_ENCODE * features) * H * W)
     return int(SLACK * (weights + peak))
 
@@ -98,35 +100,44 @@ def device_limit() -> int | None:
 
 
 def check_memory(job: Job, limit: int | None) -> None:
-    """Raises ValueError that says what would fit, where the job does not. Without a limit all fits."""
+    """Raises ArgumentError that says what would fit, where the job does not. Without a limit all fits."""
     parts = {"the network": network_bytes(job), "the autoencoder": autoencoder_bytes(job)}
     if limit is None or max(parts.values()) <= limit:
         return
     needs = ", ".join(f"{name} {size / GIB:.1f} GiB" for name, size in parts.items())
     width, height = job.size
-    raise ValueError(
+    fitting = _what_fits(job, limit)
+    words = "; ".join(words for words, _ in fitting) or "nothing of this network"
+    arguments = {name: value for _, named in fitting for name, value in named.items()}
+    raise ArgumentError(
         f"{width}x{height} with {job.num_frames} frames takes about {needs}, and JAX may use {limit / GIB:.1f} GiB of "
-        f"this device; what would fit: {'; '.join(_what_fits(job, limit)) or 'nothing of this network'}. "
-        "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 lets JAX use more than three quarters of a GPU"
-    )
+        f"this device; what would fit: {words}. "
+        "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 lets JAX use more than three quarters of a GPU", **arguments,
+    )  # fmt: skip
 
 
-def _what_fits(job: Job, limit: int) -> list[str]:
+def _what_fits(job: Job, limit: int) -> list[tuple[str, dict[str, Any]]]:
+    """Ways to fit: words with the arguments' names between braces, and the arguments."""
+
     def fits(**changes) -> bool:
         changed = dataclasses.replace(job, **changes)
         return max(network_bytes(changed), autoencoder_bytes(changed)) <= limit
 
-    out = ["--vae_tiling"] if fits(tiled=True) else []
-    out += ["--dtype bfloat16"] if fits(dtype="bfloat16") else []
+    out: list[tuple[str, dict[str, Any]]] = []
+    if fits(tiled=True):
+        out.append(("{vae_tiling}", {"vae_tiling": True}))
+    if fits(dtype="bfloat16"):
+        out.append(("{dtype}", {"dtype": "bfloat16"}))
     time, heads = job.files.vae.config.time, job.files.dit[0].config.num_heads
-    frames = [n for n in range(1, job.num_frames, time) if fits(num_frames=n)]
-    out += [f"--num_frames {frames[-1]}"] if frames else []
+    if frames := [n for n in range(1, job.num_frames, time) if fits(num_frames=n)]:
+        out.append(("{num_frames}", {"num_frames": frames[-1]}))
     smaller = RESOLUTIONS["480p"]["16:9"]
     if math.prod(smaller) < math.prod(job.size) and fits(size=smaller):
-        out.append("--resolution 480p")
+        out.append(("{resolution}", {"resolution": "480p"}))
     meshes = [(f, s) for n in (2, 4, 8) for f, s in ((1, n), (2, n // 2), (n, 1)) if f * s > job.fsdp * job.sequence]
     for fsdp, sequence in meshes:
         if heads % sequence == 0 and fits(fsdp=fsdp, sequence=sequence, tiled=True):
-            out.append(f"{fsdp * sequence} GPUs with --fsdp {fsdp} --sequence {sequence} --vae_tiling")
+            mesh = {"fsdp": fsdp, "sequence": sequence, "vae_tiling": True}
+            out.append((f"{fsdp * sequence} GPUs with {{fsdp}} {{sequence}} {{vae_tiling}}", mesh))
             break
     return out

@@ -1,0 +1,161 @@
+"""Latents of a bidirectional network, batch by batch.
+
+A batch has one size for the whole run; what is missing is filled up. So a video's numbers come from one program and
+from its own noise, text and image, whatever it is batched with. The steps of a small network are one program; those of
+a large one a loop of the host, so that weights can change on the way and a bar can move.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+from tqdm import tqdm
+
+from rcm_jax.errors import ArgumentError
+from rcm_jax.flow import guided
+from rcm_jax.parallel import batch_sharding
+from rcm_jax.pipelines.memory import Job, check_memory, device_limit, network_bytes
+from rcm_jax.pipelines.networks import Experts
+from rcm_jax.pipelines.opening import Opened
+from rcm_jax.pipelines.options import SamplingOptions
+from rcm_jax.pipelines.request import Request
+from rcm_jax.sampling.noise import draw_noise
+from rcm_jax.sampling.sampler import SamplerConfig, run_sampler
+from rcm_jax.types import Latents, Params, Text, Velocity
+from rcm_jax.wan.config import WAN22_BOUNDARY
+from rcm_jax.wan.dit import DiT, velocity
+
+SMALL_BATCH = 48  # videos at a time of a small network
+
+
+class Conditions(NamedTuple):
+    """What a network reads beside noise and time: a row a video, or one that serves all. null_text: under guidance
+    alone. condition and image: of image-to-video networks."""
+
+    text: Float[Array, "V L D"]
+    null_text: Float[Array, "v L D"] | None = None
+    condition: Float[Array, "1 T H W C"] | None = None
+    image: Float[Array, "1 K D"] | None = None
+
+
+@functools.partial(jax.jit, static_argnames="dit")
+def _velocity(
+    dit: DiT, params: Params, text: Text, x: Latents, t: Array, condition: Latents | None, image: Array | None
+) -> Latents:
+    return velocity(dit, params, text, condition=condition, image=image)(x, t)
+
+
+def _bound(call: Callable[[Text], Velocity], given: Conditions, sampler: SamplerConfig) -> Velocity:
+    """The velocity of a batch, guided where there is an unconditional text. call: text -> velocity."""
+    if given.null_text is None:
+        return call(given.text)
+    return guided(call(given.text), call(given.null_text), sampler.guidance)
+
+
+@functools.partial(jax.jit, static_argnames=("dit", "sampler"))
+def _in_one_program(dit: DiT, sampler: SamplerConfig, params: Params, given: Conditions, noise: Array) -> Latents:
+    def call(text: Text) -> Velocity:
+        return velocity(dit, params, text, condition=given.condition, image=given.image)
+
+    return run_sampler(sampler, _bound(call, given, sampler), noise)
+
+
+def host_loop(advance: Callable[[], object]) -> Callable:
+    """`jax.lax.scan` as a loop of the host, with `advance` called after every step."""
+
+    def loop(step: Callable, carry: Any, inputs: Any) -> tuple[Any, None]:
+        for i in range(len(jax.tree.leaves(inputs)[0])):
+            carry, _ = step(carry, jax.tree.map(lambda x, i=i: x[i], inputs))
+            jax.block_until_ready(carry)
+            advance()
+        return carry, None
+
+    return loop
+
+
+def _step_by_step(experts: Experts, sampler: SamplerConfig, given: Conditions, noise: Array, bar: tqdm) -> Latents:
+    def call(text: Text) -> Velocity:  # for numbers t, not for inside jit
+        return lambda x, t: _velocity(
+            experts.dit, experts.params(float(t[0])), text, x, t, given.condition, given.image
+        )  # fmt: skip
+
+    return run_sampler(sampler, _bound(call, given, sampler), noise, host_loop(bar.update))
+
+
+def sample_batches(
+    experts: Experts,
+    given: Conditions,
+    indices: Sequence[int],
+    *,
+    latent_shape: tuple[int, int, int],
+    sampler: SamplerConfig,
+    seed: int,
+    batch_size: int,
+    small: bool,
+    progress: str = "sample",
+) -> Iterator[Float[np.ndarray, "b T H W C"]]:
+    """Latents of as many videos as there are texts, in order; the noise of video v comes from (seed, indices[v]) alone.
+
+    small: whether all steps are one program. progress: names a bar with the time left; empty for none.
+    """
+    count, sharding = len(given.text), batch_sharding(experts.mesh)
+    shape = (sampler.noises, *latent_shape, experts.dit.config.out_channels)
+    batches = range(0, count, batch_size)
+    total, unit, delay = (len(batches), "batch", 0) if small else (len(batches) * sampler.num_steps, "step", 2)
+    with tqdm(desc=progress, total=total, unit=unit, delay=delay, leave=False, disable=not progress) as bar:
+        for start in batches:
+            rows = np.minimum(np.arange(start, start + batch_size), count - 1)
+
+            def put(x: np.ndarray | None, rows=rows) -> Array | None:
+                if x is None:
+                    return None
+                return jax.device_put(x[rows] if len(x) == count else np.repeat(x, batch_size, axis=0), sharding)
+
+            batch = Conditions(*map(put, given))
+            noise = jax.device_put(draw_noise(seed, np.asarray(indices)[rows], shape), sharding)
+            if small:
+                latents = _in_one_program(experts.dit, sampler, experts.params(), batch, noise)
+                bar.update()
+            else:
+                latents = _step_by_step(experts, sampler, batch, noise, bar)
+            yield np.asarray(latents)[: count - start]
+
+
+def sample_request(
+    opened: Opened, request: Request, asked: SamplingOptions, sampler: SamplerConfig, progress: str
+) -> Iterator[Float[np.ndarray, "b T H W C"]]:
+    """`sample_batches` of a request; text and image are read before, each network in memory alone. Raises ArgumentError
+    for what does not fit the device before anything is computed."""
+    world, experts, fsdp = opened.world, opened.experts, opened.options.fsdp
+    whole = -(-min(SMALL_BATCH, len(request.prompts)) // fsdp) * fsdp
+    batch_size = asked.batch_size or (whole if world.small else fsdp)
+    if batch_size % fsdp:
+        raise ArgumentError("{batch_size} must be a multiple of {fsdp}", batch_size=batch_size, fsdp=fsdp)
+    experts.keep_all = world.small or _both_fit(opened, request, batch_size)
+    if experts.boundary is None:
+        experts.boundary = WAN22_BOUNDARY["t2v" if request.image is None else "i2v"]
+    guided = sampler.name != "few_step" and sampler.guidance > 1
+    text, null_text = request.features(world, guided=guided)
+    condition, image = None, None
+    if request.image is not None:
+        condition, image = world.condition(request.image, request.size, request.num_frames)
+    with jax.set_mesh(experts.mesh):
+        yield from sample_batches(
+            experts, Conditions(text, null_text, condition, image), request.indices,
+            latent_shape=request.latent_shape, sampler=sampler, seed=request.seed, batch_size=batch_size,
+            small=world.small, progress=progress,
+        )  # fmt: skip
+
+
+def _both_fit(opened: Opened, request: Request, batch_size: int) -> bool:
+    """Whether Wan2.2's two experts may stay in memory. Raises ArgumentError where the request does not fit at all."""
+    options, limit = opened.options, device_limit()
+    job = Job(
+        opened.files, request.size, request.num_frames, opened.experts.dtype, batch_size=batch_size, fsdp=options.fsdp,
+        sequence=options.sequence, tiled=options.vae_tiling,
+    )  # fmt: skip
+    check_memory(job, limit)
+    return limit is not None and network_bytes(job, loaded=2) <= limit

@@ -1,0 +1,88 @@
+"""What a file is: its network, its world, how it is sampled, what surrounds it. Decided here, for all commands."""
+
+import dataclasses
+from typing import NamedTuple
+
+from rcm_jax.chunks import ChunkPattern
+from rcm_jax.convert.checkpoint import Checkpoint, info_of, open_checkpoint
+from rcm_jax.errors import ArgumentError
+from rcm_jax.model_file import ModelInfo
+from rcm_jax.options import refuse
+from rcm_jax.parallel import sampling_mesh
+from rcm_jax.pipelines.networks import Experts
+from rcm_jax.pipelines.options import WAN, FileOptions
+from rcm_jax.worlds.builtin import find_model
+from rcm_jax.worlds.toy.world import ToyWorld
+from rcm_jax.worlds.wan.files import WanFiles, open_files
+from rcm_jax.worlds.wan.world import WanWorld
+from rcm_jax.worlds.world import World
+
+# published, for files that do not say they are causal: 81 frames of 832 x 480
+PUBLISHED_CAUSAL = {"sigma_max": 1600.0, "guidance": 3.0, "latent_shape": (21, 60, 104)}
+
+
+class Opened(NamedTuple):
+    """A network and what is beside it, read but for the weights. files: of Wan's worlds."""
+
+    options: FileOptions
+    info: ModelInfo
+    world: World
+    experts: Experts
+    files: WanFiles | None = None
+
+
+def open_pipeline(options: FileOptions) -> Opened:
+    """Raises FileNotFoundError, ArgumentError for options that do not apply, and ValueError for files that are not what
+    they should be or do not go together."""
+    path = find_model(options.dit_path)
+    if not path.exists():
+        raise FileNotFoundError(f"no model file at {path}")
+    network = open_checkpoint(path, num_heads=options.num_heads)
+    return (_open_toy if network.info and network.info.world == "toy" else _open_wan)(options, network)
+
+
+def _open_toy(options: FileOptions, network: Checkpoint) -> Opened:
+    refuse(options, WAN, f"{network.path} is of the built-in world")
+    network.ours()  # its errors
+    info = _with_chunks(info_of(network, options), options)
+    return Opened(options, info, ToyWorld(), _experts([network], info, options, "float32"))
+
+
+def _open_wan(options: FileOptions, network: Checkpoint) -> Opened:
+    second = [] if options.second_dit_path is None else [open_checkpoint(options.second_dit_path)]
+    files = open_files(
+        [network, *second], vae=options.vae_path, text=options.text_encoder_path, tokenizer=options.tokenizer_path,
+        clip=options.image_encoder_path, model_size=options.model_size,
+    )  # fmt: skip
+    info = _with_chunks(info_of(network, options), options)
+    if info.causal and (info.model.takes_image or second):
+        what = "takes an image in its channels; a causal network takes it as its first chunk"
+        raise ValueError(f"{network.path} {'is one of two experts, which are not causal' if second else what}")
+    dtype = options.dtype or "bfloat16"
+    info = dataclasses.replace(info, model=dataclasses.replace(info.model, dtype=dtype))
+    world = WanWorld(files, dtype=dtype, vae_dtype=options.vae_dtype or "float32", tiled=options.vae_tiling)
+    return Opened(options, info, world, _experts(files.dit, info, options, dtype), files)
+
+
+def _experts(sources: list[Checkpoint], info: ModelInfo, options: FileOptions, dtype: str) -> Experts:
+    mesh = sampling_mesh(options.fsdp, options.sequence, info.model.num_heads)
+    return Experts(sources, info.model, mesh, dtype=dtype, boundary=options.boundary)
+
+
+def _with_chunks(info: ModelInfo, options: FileOptions) -> ModelInfo:
+    """The chunk pattern that is asked for. A file that does not say it is causal becomes so, as it is published."""
+    if options.first_chunk_t is None and options.chunk_t is None:
+        return info
+    if not info.causal:
+        if None in (options.first_chunk_t, options.chunk_t):
+            raise ArgumentError(
+                "the file does not say its chunk pattern: give {first_chunk_t} and {chunk_t}",
+                first_chunk_t=None, chunk_t=None,
+            )  # fmt: skip
+        info = dataclasses.replace(info, **PUBLISHED_CAUSAL)
+    own = ChunkPattern.parse(info.causal.get("pattern", "c1-1"))
+    pattern = ChunkPattern(
+        own.first if options.first_chunk_t is None else options.first_chunk_t,
+        own.rest if options.chunk_t is None else options.chunk_t,
+    )
+    return dataclasses.replace(info, causal=info.causal | {"pattern": str(pattern)})

@@ -1,0 +1,126 @@
+"""From a prompt to a video: one pipeline for the built-in world and for Wan, bidirectional and causal networks.
+
+    pipe = load("Wan2.1-T2V-1.3B/rcm.safetensors")
+    videos = pipe("a red fox in the snow", num_steps=4, num_samples=2)
+    for part in load("toy_causal").stream("a red circle moving left"): ...
+
+The way of a prompt is one line: `load` says what a file is and what surrounds it (`opening.py`); a call reads its
+options (`options.py`, `request.py`), settles how the network is sampled (`settings.py`), samples latents
+(`bidirectional.py`, `causal.py`) and decodes them in the world (`worlds/`).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from rcm_jax.errors import ArgumentError
+from rcm_jax.media.pictures import to_uint8
+from rcm_jax.model_file import ModelInfo
+from rcm_jax.parallel import make_mesh
+from rcm_jax.pipelines.bidirectional import sample_request
+from rcm_jax.pipelines.causal import Stream, roll_out_request, start_from
+from rcm_jax.pipelines.networks import Experts
+from rcm_jax.pipelines.opening import Opened, open_pipeline
+from rcm_jax.pipelines.options import FileOptions, SamplingOptions
+from rcm_jax.pipelines.request import Prompts, Request, read_request
+from rcm_jax.pipelines.settings import sampler_from, schedule_from
+from rcm_jax.pipelines.video import Video
+from rcm_jax.sampling.sampler import SamplerConfig
+from rcm_jax.sampling.schedules import RolloutSchedule
+from rcm_jax.types import Params
+from rcm_jax.worlds.toy.world import ToyWorld
+
+
+def load(dit_path: str | Path = "toy", **options: Any) -> "Pipeline":
+    """Opens a network, ours or anybody's, and what surrounds it; weights are read when they are needed.
+
+    dit_path: a file or folder; "toy" is the built-in world's teacher, "toy_causal" its causal student.
+    options: fields of `FileOptions`, which are the commands' flags.
+    Raises FileNotFoundError, ValueError for files that are not what they should be, and ArgumentError (a ValueError)
+    that names the argument.
+    """
+    return Pipeline(open_pipeline(FileOptions(dit_path=dit_path, **options)))
+
+
+class Pipeline:
+    """Call it for videos, `stream` a causal one. `info` says what the network is and how it is sampled by default;
+    `world` is what surrounds it."""
+
+    def __init__(self, opened: Opened):
+        self._opened = opened
+        self.info, self.world = opened.info, opened.world
+
+    @classmethod
+    def of(cls, params: Params, info: ModelInfo) -> "Pipeline":
+        """Of weights of the built-in world that are in memory, e.g. of a training run."""
+        if info.world != "toy":
+            raise ValueError(
+                f"weights of the world {info.world!r} need files around them: save them, and `load` the file"
+            )
+        mesh = make_mesh(devices=jax.devices()[:1])
+        return cls(Opened(FileOptions(), info, ToyWorld(), Experts.of(params, info.model, mesh)))
+
+    @property
+    def causal(self) -> bool:
+        """Whether the network makes a video chunk by chunk, and can be streamed."""
+        return bool(self.info.causal)
+
+    def __call__(self, prompt: Prompts = None, *, progress: str = "sample", **options: Any) -> list[Video]:
+        """`num_samples` videos of each prompt, one after the other.
+
+        prompt: one, several, or the world's own example for None. options: fields of `SamplingOptions`, which are the
+        commands' flags. progress: names a bar with the time left; empty for none.
+        Raises ArgumentError (a ValueError) that names the argument, before anything is computed.
+        """
+        return list(self.videos(prompt, progress=progress, **options))
+
+    def videos(self, prompt: Prompts = None, *, progress: str = "sample", **options: Any) -> Iterator[Video]:
+        """The same, but each video is decoded when it is asked for: one at a time need be in memory."""
+        request, decoded = self._decoded(prompt, SamplingOptions(**options), progress)
+        return (
+            Video(np.concatenate([*map(to_uint8, parts)]), self.world.fps, request.seed, words, index, self.world.scale)
+            for words, index, parts in zip(request.prompts, request.indices, decoded, strict=True)
+        )
+
+    def arrays(
+        self, prompt: Prompts = None, *, progress: str = "sample", **options: Any
+    ) -> Float[np.ndarray, "V F H W 3"]:
+        """The same as one array in [-1, 1], before it is rounded to pixels: what scores are made of."""
+        _, decoded = self._decoded(prompt, SamplingOptions(**options), progress)
+        return np.stack([np.concatenate(list(parts)) for parts in decoded])
+
+    def stream(self, prompt: Prompts = None, **options: Any) -> Stream:
+        """Frames of a causal network chunk by chunk, as soon as each is decoded. Arguments and errors as of a call;
+        ArgumentError for a network that is not causal."""
+        asked = SamplingOptions(**options)
+        if not self.causal:
+            raise ArgumentError(
+                "the file does not say its chunk pattern: give {first_chunk_t} and {chunk_t}", first_chunk_t=None,
+                chunk_t=None,
+            )  # fmt: skip
+        request = read_request(self._opened, prompt, asked)
+        start = start_from(self._opened, request, asked, schedule_from(asked, self.info))
+        return Stream(self._opened, start)
+
+    def sampling(self, **options: Any) -> SamplerConfig | RolloutSchedule:
+        """How a call with these options samples."""
+        settle = schedule_from if self.causal else sampler_from
+        return settle(SamplingOptions(**options), self.info)
+
+    def _decoded(self, prompt: Prompts, asked: SamplingOptions, progress: str) -> tuple[Request, Iterator[Iterator]]:
+        """What is asked for, and for every video its frames in parts. Latents are sampled here, frames when asked for:
+        so a large network has gone before the autoencoder comes."""
+        request = read_request(self._opened, prompt, asked)
+        if self.causal:
+            start = start_from(self._opened, request, asked, schedule_from(asked, self.info))
+            batches = roll_out_request(self._opened, start, progress)
+        else:
+            batches = sample_request(self._opened, request, asked, sampler_from(asked, self.info), progress)
+        latents = list(batches)
+        if not self.world.small:
+            self._opened.experts.release()
+        return request, (parts for batch in latents for parts in self.world.decode(batch))

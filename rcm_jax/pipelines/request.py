@@ -1,0 +1,116 @@
+"""What a call asks for, worked out: a row a video, sizes, the image; nothing computed yet."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from rcm_jax.errors import ArgumentError
+from rcm_jax.media.images import open_image
+from rcm_jax.options import refuse
+from rcm_jax.pipelines.opening import Opened
+from rcm_jax.pipelines.options import BIDIRECTIONAL, CAUSAL, WAN, SamplingOptions
+from rcm_jax.worlds.world import Size, World
+
+Prompts = str | Sequence[str] | None
+NUM_FRAMES = 77  # published, of Wan's bidirectional networks
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """prompts, indices: one a video; the noise of a video comes from (seed, index) alone. negative_prompts: one, or one
+    a video. image: to start from, or None. size: width and height in pixels. latent_shape: (T, H, W)."""
+
+    prompts: list[str]
+    indices: list[int]
+    seed: int
+    negative_prompts: list[str]
+    image: Image.Image | None
+    size: Size
+    num_frames: int
+    latent_shape: tuple[int, int, int]
+
+    def features(
+        self, world: World, *, guided: bool
+    ) -> tuple[Float[np.ndarray, "V L D"], Float[np.ndarray, "V L D"] | None]:
+        """Of the prompts, and under guidance of the negative ones (one row that serves all, or one a video). All are
+        encoded together: a large encoder is read once."""
+        features = world.encode_text([*self.prompts, *(self.negative_prompts if guided else [])])
+        count = len(self.prompts)
+        return features[:count], features[count:] if guided else None
+
+
+def read_request(opened: Opened, prompt: Prompts, asked: SamplingOptions) -> Request:
+    """Raises ArgumentError for options that do not apply to the network, and for what is not possible."""
+    info, world = opened.info, opened.world
+    name = opened.options.dit_path
+    if opened.files is None:
+        refuse(asked, WAN, f"{name} is of the built-in world")
+    if info.causal:
+        refuse(asked, BIDIRECTIONAL, f"{name} is causal ({info.causal['pattern']})")
+    else:
+        refuse(asked, CAUSAL, f"{name} is not causal")
+    prompts = [world.prompt] if prompt is None else [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise ArgumentError("{prompt} is an empty list: give one at least", prompt=None)
+    image = None if asked.image_path is None else open_image(asked.image_path)
+    _check_image(opened, asked, image)
+    size = world.size(asked.resolution, asked.aspect_ratio, asked.size, image if asked.adaptive_resolution else None)
+    num_frames = _num_frames(opened, asked)
+    videos = [words for words in prompts for _ in range(asked.num_samples)]
+    return Request(
+        videos, _indices(asked, len(videos)), asked.seed, _negative_prompts(asked, prompts), image, size, num_frames,
+        world.latent_shape(size, num_frames, info.model),
+    )  # fmt: skip
+
+
+def _check_image(opened: Opened, asked: SamplingOptions, image: Image.Image | None) -> None:
+    if asked.adaptive_resolution and image is None:
+        raise ArgumentError(
+            "{adaptive_resolution} takes its proportions from an image: give {image_path}", adaptive_resolution=None,
+            image_path=None,
+        )  # fmt: skip
+    model = opened.info.model
+    if not opened.info.causal and model.takes_image != (image is not None):
+        says = (
+            "it makes videos from an image: give {image_path}"
+            if model.takes_image
+            else "it takes no image: {image_path}"
+        )
+        raise ArgumentError(
+            f"{opened.options.dit_path} has {model.in_channels} input channels; {says}", image_path=None
+        )
+
+
+def _num_frames(opened: Opened, asked: SamplingOptions) -> int:
+    info, world = opened.info, opened.world
+    own = world.num_frames(info.latent_shape[0]) if info.causal or world.small else NUM_FRAMES
+    if asked.num_frames in (None, own):
+        return own
+    if world.small and not info.causal:
+        raise ArgumentError(
+            f"{{num_frames}} does not apply: {opened.options.dit_path} is of the built-in world: {own} frames",
+            num_frames=asked.num_frames,
+        )
+    return asked.num_frames
+
+
+def _indices(asked: SamplingOptions, videos: int) -> list[int]:
+    if asked.indices is None:
+        return list(range(asked.num_samples)) * (videos // asked.num_samples)
+    if len(asked.indices) != videos:
+        raise ArgumentError(f"{{indices}} has {len(asked.indices)} entries for {videos} videos", indices=None)
+    return list(asked.indices)
+
+
+def _negative_prompts(asked: SamplingOptions, prompts: Sequence[str]) -> list[str]:
+    negative = asked.negative_prompt or ""
+    if isinstance(negative, str):
+        return [negative]
+    if len(negative) != len(prompts):
+        raise ArgumentError(
+            f"{{negative_prompt}} has {len(negative)} entries for {len(prompts)} prompts", negative_prompt=None
+        )
+    return [words for words in negative for _ in range(asked.num_samples)]

@@ -1,0 +1,53 @@
+"""What a pipeline makes: a video that knows where it comes from, saves itself and shows itself in a notebook."""
+
+import base64
+import dataclasses
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from rcm_jax.media.pictures import enlarge, grid, strip, write_png
+from rcm_jax.media.video import mp4_bytes, write_gif, write_video
+
+STRIP = 5  # frames of a strip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Video:
+    """frames: [F, H, W, 3], 0 to 255. fps: frames a second. index: which of its seed's noises it was made from.
+
+    scale: how many times files and notebooks enlarge a pixel (the built-in world's frames have 24 of them)."""
+
+    frames: UInt8[np.ndarray, "F H W 3"]
+    fps: int
+    seed: int
+    prompt: str
+    index: int = 0
+    scale: int = 1
+
+    def save(self, path: str | Path) -> Path:
+        """Writes .mp4, .gif, or as .png a strip of some frames; the file appears under its name when it is whole.
+
+        Raises ValueError for another suffix."""
+        path, frames = Path(path), enlarge(self.frames, self.scale)
+        if path.suffix == ".mp4":
+            return write_video(path, frames, self.fps)
+        if path.suffix == ".gif":
+            return write_gif(path, frames, self.fps)
+        if path.suffix == ".png":
+            return write_png(path, strip(frames, frames=min(STRIP, len(frames))))
+        raise ValueError(f"{path} must end in .mp4, .gif or .png")
+
+    def _repr_html_(self) -> str:
+        """An MP4 inside the page, which plays and repeats by itself."""
+        data = base64.b64encode(mp4_bytes(enlarge(self.frames, self.scale), self.fps)).decode()
+        words = html.escape(f"{self.prompt} (seed {self.seed}, {self.index})", quote=True)
+        return f'<video controls autoplay loop muted title="{words}" src="data:video/mp4;base64,{data}"></video>'
+
+
+def side_by_side(videos: Sequence[Video], *, gap: int = 0) -> Video:
+    """Videos of one size as one, `gap` pixels apart; it has the first one's seed and prompt."""
+    return dataclasses.replace(videos[0], frames=grid([[video.frames for video in videos]], gap=gap))

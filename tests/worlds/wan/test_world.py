@@ -1,0 +1,76 @@
+"""Wan's world: text layer by layer, frames in parts and chunk by chunk, sizes; and its two experts."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from rcm_jax.convert.checkpoint import open_checkpoint
+from rcm_jax.convert.load import load_params
+from rcm_jax.sampling.noise import draw_noise
+from rcm_jax.wan.umt5 import UMT5
+from rcm_jax.wan.vae import VAE
+from rcm_jax.worlds.wan.files import open_files
+from rcm_jax.worlds.wan.world import WanWorld
+from tests.wan.tiny import DIT, write_wan
+
+SHAPE = (2, 4, 4)
+PROMPTS = ["a red fox", "two dogs run", "it rains in the snow", "a cat", "a boat"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_wan(tmp_path_factory.mktemp("wan"))
+
+
+@pytest.fixture(scope="module")
+def files(folder):
+    return open_files([open_checkpoint(folder)])
+
+
+@pytest.fixture(scope="module")
+def world(files):
+    return WanWorld(files, dtype="float32")
+
+
+def test_prompts_layer_by_layer_are_the_whole_encoders(files, world):
+    ids, masks = files.tokenizer(PROMPTS)
+    params = load_params(files.text, dtype="float32")
+    whole = UMT5(dataclasses.replace(files.text.config, dtype="float32")).apply({"params": params}, ids, masks)
+    mine = world.encode_text(PROMPTS)
+    assert mine.shape == (5, 512, 24)
+    np.testing.assert_allclose(mine, whole, atol=2e-5)
+    np.testing.assert_array_equal(world.encode_text(PROMPTS[2:3])[0], mine[2])
+    other = WanWorld(files, dtype="float32").encode_text(["it rains", PROMPTS[0]])  # in another order, not remembered
+    np.testing.assert_array_equal(other[1], mine[0])
+
+
+def test_frames_are_the_autoencoders(files, world):
+    z = np.asarray(draw_noise(1, [0, 1], (*SHAPE, 16)))
+    params = load_params(files.vae, dtype="float32")
+    video = np.asarray(VAE(files.vae.config).decode(params, z))
+    assert video.shape == (2, 5, 32, 32, 3)
+    parts = [list(parts) for parts in world.decode(z)]
+    assert [part.shape for part in parts[0]] == [(1, 32, 32, 3), (4, 32, 32, 3)]
+    whole = np.stack([np.concatenate(video) for video in parts])
+    np.testing.assert_allclose(whole, video, atol=1e-5)
+    (tiled,) = WanWorld(files, tiled=True).decode(z[1:])  # a single tile at this size
+    np.testing.assert_array_equal(np.concatenate(list(tiled)), whole[1])
+    decode, state = world.decoder(), None
+    streamed = []
+    for chunk in np.split(z, 2, axis=1):
+        out, state = decode(jnp.asarray(chunk), state)
+        streamed.append(out)
+    np.testing.assert_allclose(np.concatenate(streamed, axis=1), video, atol=1e-5)
+    world.release()
+    assert world._vae_params is None
+
+
+def test_sizes(world):
+    assert world.size(None, None, None, None) == (832, 480)
+    assert world.size("720p", "1:1", None, None) == (960, 960)
+    assert world.size(None, None, "32x48", Image.new("RGB", (90, 60))) == (48, 32)
+    assert world.latent_shape((832, 480), 77, DIT) == (20, 60, 104)
+    assert world.num_frames(21) == 81
