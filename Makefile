@@ -28,6 +28,7 @@ demo-causal: $(VENV)/.base
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports
 
 goldens: $(VENV)/.test
 	$(PY) -m tests.golden tests/goldens

@@ -82,10 +82,10 @@ def train_networks(args: argparse.Namespace) -> tuple[Path, Path]:
 
 def picture(rows: list[Row], seed: int, out: Path) -> None:
     """videos.mp4 and videos.png: a labelled grid, a row a network, a column a prompt."""
-    from rcm_jax.evaluate import sample_row
     from rcm_jax.media.pictures import enlarge, grid, label_rows, strip, to_uint8, write_png
     from rcm_jax.media.video import write_video
     from rcm_jax.pipelines.pipeline import load
+    from rcm_jax.pipelines.scoring import sample_row
 
     prompts = list(PICTURE_PROMPTS)
     videos = [
@@ -128,8 +128,8 @@ def plot_losses(workdir: Path, out: Path) -> Path:
 
 
 def run(args: argparse.Namespace) -> None:
-    from rcm_jax.evaluate import Table, data_row, sample_row
     from rcm_jax.pipelines.pipeline import load
+    from rcm_jax.pipelines.scoring import Table, data_row, sample_row
     from rcm_jax.worlds.toy.scores import evaluation_prompts
 
     began = time.monotonic()

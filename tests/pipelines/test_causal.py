@@ -11,13 +11,13 @@ import rcm_jax
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.convert.load import load_params
 from rcm_jax.data.config import DataConfig
-from rcm_jax.evaluate import sample_row
 from rcm_jax.media.pictures import to_uint8
 from rcm_jax.model_file import ModelInfo, read_info, save_model
 from rcm_jax.objectives.config import CausalConfig
 from rcm_jax.pipelines.opening import open_pipeline
 from rcm_jax.pipelines.options import FileOptions, SamplingOptions
 from rcm_jax.pipelines.preview import PROMPTS, write_preview
+from rcm_jax.pipelines.scoring import sample_row
 from rcm_jax.pipelines.settings import sampler_from, schedule_from
 from rcm_jax.sampling.noise import video_noises
 from rcm_jax.sampling.rollout import rollout
