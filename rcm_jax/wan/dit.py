@@ -27,6 +27,7 @@ from rcm_jax.wan.layers import AffineNorm, Attention, KeyValues, Tokens, at_leas
 from rcm_jax.wan.rope import rope_table, time_embedding
 
 IMAGE_EPS = 1e-5  # of the two norms around the projection of CLIP tokens
+EXACT = jax.lax.Precision.HIGHEST  # of products that stay float32: GPUs take TF32 unless told not to
 MODEL_TIME = 1000.0  # the network's time is this times the rectified-flow time
 
 
@@ -95,7 +96,7 @@ class Head(nn.Module):
         shift, scale = jnp.unstack(e[:, :, None, :] + table[None, None], axis=2)
         h = modulate(layer_norm(x, c.eps), 1 + scale, shift)
         init = nn.initializers.truncated_normal(c.dim**-0.5)
-        return dense(c, self.features, "out", dtype=h.dtype, kernel_init=init)(h)
+        return dense(c, self.features, "out", dtype=h.dtype, kernel_init=init, precision=EXACT)(h)
 
 
 class DiT(nn.Module):
@@ -113,9 +114,9 @@ class DiT(nn.Module):
         self.patch_embedding = dense(c, c.dim)
         self.text_in = dense(c, c.dim, kernel_init=small)
         self.text_out = dense(c, c.dim, kernel_init=small)
-        self.time_in = nn.Dense(c.dim, kernel_init=small)
-        self.time_out = nn.Dense(c.dim, kernel_init=small)
-        self.time_projection = nn.Dense(6 * c.dim)
+        self.time_in = nn.Dense(c.dim, kernel_init=small, precision=EXACT)
+        self.time_out = nn.Dense(c.dim, kernel_init=small, precision=EXACT)
+        self.time_projection = nn.Dense(6 * c.dim, precision=EXACT)
         if c.image_dim is not None:
             self.image_norm_in = AffineNorm(IMAGE_EPS)
             self.image_in = dense(c, c.image_dim)
