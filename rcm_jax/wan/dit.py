@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from rcm_jax.flow import guided
@@ -164,24 +165,23 @@ class DiT(nn.Module):
             t = t.astype(c.round_time_to)
         t = t.astype(at_least_float32(t.dtype))
         e = self.time_out(nn.silu(self.time_in(time_embedding(t, c.freq_dim).astype(at_least_float32(c.dtype)))))
-        return e, self.time_projection(nn.silu(e)).reshape(*e.shape[:2], 6, c.dim)
+        return e, rearrange(self.time_projection(nn.silu(e)), "b t (six d) -> b t six d", six=6)
 
     def patchify(self, x: Latents) -> Float[Array, "B S P"]:
         """Tokens ordered (frame, row, column), numbers of a patch ordered (p_t, p_h, p_w, c)."""
         c = self.config
-        B, T, H, W, C = x.shape
+        _, T, H, W, C = x.shape
         if c.in_channels != C:
             condition = f", {c.in_channels - c.out_channels} of them the condition" * (c.in_channels > c.out_channels)
             raise ValueError(f"latents have {C} channels; the network takes {c.in_channels}{condition}")
-        (f, h, w), (pt, ph, pw) = c.grid((T, H, W)), c.patch_size
-        x = x.reshape(B, f, pt, h, ph, w, pw, C).transpose(0, 1, 3, 5, 2, 4, 6, 7)
-        return x.reshape(B, f * h * w, pt * ph * pw * C)
+        c.grid((T, H, W))  # its error
+        pt, ph, pw = c.patch_size
+        return rearrange(x, "b (t pt) (h ph) (w pw) c -> b (t h w) (pt ph pw c)", pt=pt, ph=ph, pw=pw)
 
     def unpatchify(self, tokens: Float[Array, "B S P"], grid: tuple[int, int, int]) -> Latents:
-        c = self.config
-        (f, h, w), (pt, ph, pw) = grid, c.patch_size
-        x = tokens.reshape(-1, f, h, w, pt, ph, pw, c.out_channels).transpose(0, 1, 4, 2, 5, 3, 6, 7)
-        return x.reshape(-1, f * pt, h * ph, w * pw, c.out_channels)
+        (t, h, w), (pt, ph, pw) = grid, self.config.patch_size
+        pattern = "b (t h w) (pt ph pw c) -> b (t pt) (h ph) (w pw) c"
+        return rearrange(tokens, pattern, t=t, h=h, w=w, pt=pt, ph=ph, pw=pw)
 
     def tokens(
         self,

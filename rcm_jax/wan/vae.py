@@ -22,6 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float, PyTree
 
 from rcm_jax.types import Latents, Params, Video
@@ -166,7 +167,7 @@ def _in_steps(module, config: VAEConfig, params: Params, x: Frames, size: int, s
         state, y = step(state, x)
         parts.append(y)
     elif x.shape[1]:
-        steps = x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1)
+        steps = rearrange(x, "b (step f) h w c -> step b f h w c", f=size)
         state, y = jax.lax.scan(step, state, steps)
-        parts.append(y.swapaxes(0, 1).reshape(x.shape[0], -1, *y.shape[3:]))
+        parts.append(rearrange(y, "step b f h w c -> b (step f) h w c"))
     return jnp.concatenate(parts, axis=1), state

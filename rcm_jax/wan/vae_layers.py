@@ -7,6 +7,7 @@ frame is a step of its own, which some layers treat apart (`first`).
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from rcm_jax.kernels.attention import attention
@@ -48,17 +49,18 @@ class Conv3D(nn.Module):
 
     @nn.compact
     def __call__(self, x: Frames) -> Frames:
-        B, F, H, W, C = x.shape
+        B, F, _, _, C = x.shape
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (*self.size, C, self.features)).astype(x.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
         last = (F - self.size[0]) // self.stride * self.stride  # the first frame that the last output frame sees
-        planes = [x[:, i : i + last + 1 : self.stride].reshape(-1, H, W, C) for i in range(self.size[0])]
+        seen = [x[:, i : i + last + 1 : self.stride] for i in range(self.size[0])]
+        planes = [rearrange(frames, "b f h w c -> (b f) h w c") for frames in seen]
         axes = ("NHWC", "HWIO", "NHWC")
         y = sum(
             jax.lax.conv_general_dilated(plane, kernel[i], (1, 1), "SAME", dimension_numbers=axes)
             for i, plane in enumerate(planes)
         )
-        return y.reshape(B, -1, H, W, self.features) + by_channel(bias)
+        return rearrange(y, "(b f) h w c -> b f h w c", b=B) + by_channel(bias)
 
 
 class CausalConv(nn.Module):
@@ -90,10 +92,11 @@ class FrameAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Frames) -> Frames:
-        B, F, H, W, C = x.shape
+        _, F, H, _, C = x.shape
         qkv = nn.Dense(3 * C, dtype=x.dtype, name="qkv")(Norm(name="norm")(x))
-        q, k, v = jnp.split(qkv.reshape(B * F, H * W, 1, 3 * C), 3, axis=-1)
-        o = attention(q, k, v, implementation=self.implementation).reshape(x.shape)
+        q, k, v = jnp.split(rearrange(qkv, "b f h w d -> (b f) (h w) 1 d"), 3, axis=-1)
+        o = attention(q, k, v, implementation=self.implementation)
+        o = rearrange(o, "(b f) (h w) 1 d -> b f h w d", f=F, h=H)
         return x + nn.Dense(C, dtype=x.dtype, name="out")(o)
 
 
@@ -138,7 +141,6 @@ class Upsample(nn.Module):
             after_past(self, x[:, :0], 2)  # the first frame is no part of the past: the next one sees zeros before it
         elif self.temporal:
             pairs = Conv3D(2 * C, (3, 1, 1), name="time")(after_past(self, x, 2))
-            B, F, H, W, _ = pairs.shape
-            x = pairs.reshape(B, F, H, W, 2, C).transpose(0, 1, 4, 2, 3, 5).reshape(B, 2 * F, H, W, C)
+            x = rearrange(pairs, "b f h w (pair c) -> b (f pair) h w c", pair=2)
         x = x.repeat(2, axis=2).repeat(2, axis=3)
         return nn.Conv(C // 2, (3, 3), dtype=x.dtype, name="space")(x)
