@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from rcm_jax.convert.table import Layout, Row, Tensors, to_ours, to_theirs
+from rcm_jax.convert.table import Layout, Row, Tensors, pattern, to_ours, to_theirs
 from rcm_jax.wan.config import CLIPConfig
 
 LINEAR = {"attn.to_qkv": "qkv", "attn.proj": "o", "mlp.0": "mlp_in", "mlp.2": "mlp_out"}
 LAYOUTS: dict[str, Layout] = {
-    "conv2": (lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
-    "token": (lambda x: x[0, 0], lambda x: x[None, None]),
+    "conv2": pattern("o i h w", "h w i o"),
+    "token": pattern("1 1 d", "d"),
 }
 
 

@@ -5,6 +5,7 @@ Every row maps a PyTorch name to a path in our parameter tree and says how the a
 """
 
 import numpy as np
+from einops import rearrange
 
 from rcm_jax.convert.table import Layout, Row, Tensors, to_ours, to_theirs
 from rcm_jax.wan.config import DiTConfig
@@ -65,10 +66,11 @@ def layouts(config: DiTConfig) -> dict[str, Layout]:
     def patch_to_ours(weight: np.ndarray) -> np.ndarray:
         # Conv3d [dim, c, p_t, p_h, p_w], or the Linear [dim, c·p_t·p_h·p_w] of the rCM files
         weight = weight.reshape(weight.shape[0], config.in_channels, *config.patch_size)
-        return weight.transpose(2, 3, 4, 1, 0).reshape(-1, weight.shape[0])
+        return rearrange(weight, "d c pt ph pw -> (pt ph pw c) d")
 
     def patch_to_wan(kernel: np.ndarray) -> np.ndarray:
-        return kernel.reshape(*config.patch_size, config.in_channels, -1).transpose(4, 3, 0, 1, 2)
+        pt, ph, pw = config.patch_size
+        return rearrange(kernel, "(pt ph pw c) d -> d c pt ph pw", pt=pt, ph=ph, pw=pw)
 
     return {"patch": (patch_to_ours, patch_to_wan)}
 

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from einops import rearrange
+
 from rcm_jax.convert.checkpoint import Checkpoint
 from rcm_jax.convert.output import progress, unfinished
 from rcm_jax.convert.safetensors_io import write_safetensors
@@ -21,7 +23,8 @@ def their_tensors(source: Checkpoint, target: str, dtype: str = "keep") -> dict[
     if target == "wan":
         return tensors
     if target == "rcm" and network.name == "dit":
-        flat = {"patch_embedding.weight": tensors["patch_embedding.weight"].apply(lambda x: x.reshape(len(x), -1))}
+        linear = tensors["patch_embedding.weight"].apply(lambda x: rearrange(x, "d c pt ph pw -> d (c pt ph pw)"))
+        flat = {"patch_embedding.weight": linear}
         return {f"net.{name}": tensor for name, tensor in (tensors | flat).items()}
     if target == network.library.dialect:
         return network.renamings[target].from_wan(tensors)

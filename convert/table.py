@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rcm_jax.convert.tensors import Tensor
@@ -32,10 +33,17 @@ class Row:
 
 
 Layout = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]
+
+
+def pattern(theirs: str, ours: str) -> Layout:
+    """A change of layout by its axes, in einops' terms, both ways."""
+    return lambda x: rearrange(x, f"{theirs} -> {ours}"), lambda x: rearrange(x, f"{ours} -> {theirs}")
+
+
 LAYOUTS: dict[str, Layout] = {
     "same": (lambda x: x, lambda x: x),
-    "transpose": (lambda x: x.T, lambda x: x.T),
-    "squeeze": (lambda x: x[0], lambda x: x[None]),
+    "transpose": pattern("o i", "i o"),
+    "squeeze": pattern("1 ...", "..."),
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from einops import EinopsError
 
 BLOCK_BYTES = 64 << 20
 TILE = 256
@@ -70,8 +71,9 @@ class Tensor:
         """The tensor after a change of layout. Raises ValueError where the layout does not go with the shape."""
         try:
             shape = layout(np.broadcast_to(np.zeros((), np.uint8), self.shape)).shape
-        except (ValueError, IndexError) as error:
-            raise ValueError(f"{self.origin} has shape {self.shape}, which its place does not take: {error}") from error
+        except (ValueError, EinopsError) as error:
+            why = str(error).splitlines()[-1].strip()  # before it einops repeats pattern and shape
+            raise ValueError(f"{self.origin} has shape {self.shape}, which its place does not take: {why}") from error
         return Tensor(shape, self.dtype, lambda: layout(self.load()), origin=self.origin)
 
     def layer(self, i: int) -> "Tensor":

@@ -2,17 +2,17 @@
 
 import numpy as np
 
-from rcm_jax.convert.table import Layout, Row, Tensors, to_ours, to_theirs
+from rcm_jax.convert.table import Layout, Row, Tensors, pattern, to_ours, to_theirs
 from rcm_jax.wan.config import VAEConfig
 
 # their layers of these kinds are convolutions, or scales of images, with as many axes as the arrays they are applied to
 LAYOUTS: dict[str, Layout] = {
-    "conv3": (lambda x: x.transpose(2, 3, 4, 1, 0), lambda x: x.transpose(4, 3, 0, 1, 2)),
-    "conv2": (lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
-    "point3": (lambda x: x[:, :, 0, 0, 0].T, lambda x: x.T[:, :, None, None, None]),
-    "point2": (lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]),
-    "scale3": (lambda x: x[:, 0, 0, 0], lambda x: x[:, None, None, None]),
-    "scale2": (lambda x: x[:, 0, 0], lambda x: x[:, None, None]),
+    "conv3": pattern("o i f h w", "f h w i o"),
+    "conv2": pattern("o i h w", "h w i o"),
+    "point3": pattern("o i 1 1 1", "i o"),
+    "point2": pattern("o i 1 1", "i o"),
+    "scale3": pattern("c 1 1 1", "c"),
+    "scale2": pattern("c 1 1", "c"),
 }
 
 

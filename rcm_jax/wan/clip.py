@@ -7,6 +7,7 @@ Wan takes the tokens before the tower's last block, without a final norm; so tha
 
 import flax.linen as nn
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from rcm_jax.kernels.attention import attention
@@ -31,9 +32,9 @@ class Block(nn.Module):
     def __call__(self, x: Tokens) -> tuple[Tokens, None]:
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         h = nn.Dense(3 * c.dim, dtype=dtype, name="qkv")(AffineNorm(c.eps, name="norm_attention")(x))
-        q, k, v = jnp.unstack(h.reshape(*x.shape[:2], 3, c.num_heads, -1), axis=2)
-        o = attention(q, k, v, implementation=c.attention).reshape(x.shape)
-        x = x + nn.Dense(c.dim, dtype=dtype, name="o")(o)
+        q, k, v = jnp.unstack(rearrange(h, "b s (qkv n d) -> b s qkv n d", qkv=3, n=c.num_heads), axis=2)
+        o = attention(q, k, v, implementation=c.attention)
+        x = x + nn.Dense(c.dim, dtype=dtype, name="o")(rearrange(o, "b s n d -> b s (n d)"))
         h = nn.Dense(c.mlp_ratio * c.dim, dtype=dtype, name="mlp_in")(AffineNorm(c.eps, name="norm_mlp")(x))
         return x + nn.Dense(c.dim, dtype=dtype, name="mlp_out")(nn.gelu(h, approximate=False)), None
 
@@ -58,7 +59,7 @@ class CLIP(nn.Module):
             dtype=jnp.dtype(c.dtype),
             name="patch_embedding",
         )
-        x = embed(image.astype(c.dtype)).reshape(image.shape[0], -1, c.dim)
+        x = rearrange(embed(image.astype(c.dtype)), "b h w d -> b (h w) d")
         small = nn.initializers.normal(c.dim**-0.5)
         first = self.param("class_token", small, (c.dim,)).astype(x.dtype)
         place = self.param("position", small, (c.tokens, c.dim)).astype(x.dtype)

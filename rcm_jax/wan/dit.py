@@ -10,11 +10,13 @@ Parameters of all blocks are stacked on a leading axis (`nn.scan`), so compile t
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from rcm_jax.flow import guided
@@ -26,7 +28,28 @@ from rcm_jax.wan.layers import AffineNorm, Attention, KeyValues, Tokens, at_leas
 from rcm_jax.wan.rope import rope_table, time_embedding
 
 IMAGE_EPS = 1e-5  # of the two norms around the projection of CLIP tokens
+EXACT = jax.lax.Precision.HIGHEST  # of products that stay float32: GPUs take TF32 unless told not to
 MODEL_TIME = 1000.0  # the network's time is this times the rectified-flow time
+
+
+class BlockContext(NamedTuple):
+    """What a block sees besides the tokens that pass through it.
+
+    All blocks share it but for `past` and `text_keys`, of which each has its own: there the layers are in front.
+    """
+
+    modulation: Float[Array, "B t 6 D"]  # of time, to which a block adds its own table
+    rope: tuple[Array, Array]
+    text: Tokens | None = None  # or its keys
+    text_keys: KeyValues | None = None
+    image: Tokens | None = None
+    mask: KeyRuns | None = None
+    past: KeyValues | None = None
+    slot: Int[Array, ""] | None = None
+
+
+SHARED = BlockContext(*(nn.broadcast,) * len(BlockContext._fields))
+CONTEXT_AXES = SHARED._replace(text_keys=0, past=0)  # for nn.scan: which axis is the layers', if any
 
 
 class Block(nn.Module):
@@ -40,31 +63,22 @@ class Block(nn.Module):
     attend: Callable
 
     @nn.compact
-    def __call__(
-        self,
-        x: Tokens,
-        e: Float[Array, "B t 6 D"],
-        text: Tokens | None,
-        image: Tokens | None,
-        rope: tuple[Array, Array],
-        mask: KeyRuns | None,
-        slot: Int[Array, ""] | None,
-        past: KeyValues | None,
-        text_keys: KeyValues | None,
-    ) -> tuple[Tokens, KeyValues | None]:
+    def __call__(self, x: Tokens, context: BlockContext) -> tuple[Tokens, KeyValues | None]:
         c = self.config
         table = self.param("modulation", nn.initializers.normal(c.dim**-0.5), (6, c.dim))
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = jnp.unstack(e + table[None, None], axis=2)
+        modulation = context.modulation + table[None, None]
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = jnp.unstack(modulation, axis=2)
 
         def gated(x, y, gate):  # residual sums in float32, stored in the network's dtype
             return (x.astype(gate.dtype) + modulate(y.astype(gate.dtype), gate)).astype(x.dtype)
 
         self_attn, cross_attn = (Attention(c, self.attend, name=name) for name in ("self_attn", "cross_attn"))
         h = modulate(layer_norm(x, c.eps), 1 + scale_a, shift_a).astype(x.dtype)
-        own = self_attn.keys(h, rope)
-        x = gated(x, self_attn(h, own if past is None else past.with_chunk(own, slot), rope, mask), gate_a)
-        text_keys = cross_attn.keys(text) if text_keys is None else text_keys
-        x = x + cross_attn(AffineNorm(c.eps, name="norm3")(x), text_keys, image=image)
+        own, past = self_attn.keys(h, context.rope), context.past
+        seen = own if past is None else past.with_chunk(own, context.slot)
+        x = gated(x, self_attn(h, seen, context.rope, context.mask), gate_a)
+        text_keys = cross_attn.keys(context.text) if context.text_keys is None else context.text_keys
+        x = x + cross_attn(AffineNorm(c.eps, name="norm3")(x), text_keys, image=context.image)
         h = modulate(layer_norm(x, c.eps), 1 + scale_f, shift_f).astype(x.dtype)
         h = nn.gelu(dense(c, c.ffn_dim, "ffn_in")(h), approximate=True)
         return gated(x, dense(c, c.dim, "ffn_out")(h), gate_f), None if past is None else own
@@ -83,7 +97,7 @@ class Head(nn.Module):
         shift, scale = jnp.unstack(e[:, :, None, :] + table[None, None], axis=2)
         h = modulate(layer_norm(x, c.eps), 1 + scale, shift)
         init = nn.initializers.truncated_normal(c.dim**-0.5)
-        return dense(c, self.features, "out", dtype=h.dtype, kernel_init=init)(h)
+        return dense(c, self.features, "out", dtype=h.dtype, kernel_init=init, precision=EXACT)(h)
 
 
 class DiT(nn.Module):
@@ -101,9 +115,9 @@ class DiT(nn.Module):
         self.patch_embedding = dense(c, c.dim)
         self.text_in = dense(c, c.dim, kernel_init=small)
         self.text_out = dense(c, c.dim, kernel_init=small)
-        self.time_in = nn.Dense(c.dim, kernel_init=small)
-        self.time_out = nn.Dense(c.dim, kernel_init=small)
-        self.time_projection = nn.Dense(6 * c.dim)
+        self.time_in = nn.Dense(c.dim, kernel_init=small, precision=EXACT)
+        self.time_out = nn.Dense(c.dim, kernel_init=small, precision=EXACT)
+        self.time_projection = nn.Dense(6 * c.dim, precision=EXACT)
         if c.image_dim is not None:
             self.image_norm_in = AffineNorm(IMAGE_EPS)
             self.image_in = dense(c, c.image_dim)
@@ -117,7 +131,7 @@ class DiT(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast,) * 6 + (0, 0),  # keys of the past and of the text have the layers in front
+            in_axes=(CONTEXT_AXES,),
             length=c.num_layers,
             unroll=c.unroll,
         )(c, self.attend)
@@ -151,24 +165,23 @@ class DiT(nn.Module):
             t = t.astype(c.round_time_to)
         t = t.astype(at_least_float32(t.dtype))
         e = self.time_out(nn.silu(self.time_in(time_embedding(t, c.freq_dim).astype(at_least_float32(c.dtype)))))
-        return e, self.time_projection(nn.silu(e)).reshape(*e.shape[:2], 6, c.dim)
+        return e, rearrange(self.time_projection(nn.silu(e)), "b t (six d) -> b t six d", six=6)
 
     def patchify(self, x: Latents) -> Float[Array, "B S P"]:
         """Tokens ordered (frame, row, column), numbers of a patch ordered (p_t, p_h, p_w, c)."""
         c = self.config
-        B, T, H, W, C = x.shape
+        _, T, H, W, C = x.shape
         if c.in_channels != C:
             condition = f", {c.in_channels - c.out_channels} of them the condition" * (c.in_channels > c.out_channels)
             raise ValueError(f"latents have {C} channels; the network takes {c.in_channels}{condition}")
-        (f, h, w), (pt, ph, pw) = c.grid((T, H, W)), c.patch_size
-        x = x.reshape(B, f, pt, h, ph, w, pw, C).transpose(0, 1, 3, 5, 2, 4, 6, 7)
-        return x.reshape(B, f * h * w, pt * ph * pw * C)
+        c.grid((T, H, W))  # its error
+        pt, ph, pw = c.patch_size
+        return rearrange(x, "b (t pt) (h ph) (w pw) c -> b (t h w) (pt ph pw c)", pt=pt, ph=ph, pw=pw)
 
     def unpatchify(self, tokens: Float[Array, "B S P"], grid: tuple[int, int, int]) -> Latents:
-        c = self.config
-        (f, h, w), (pt, ph, pw) = grid, c.patch_size
-        x = tokens.reshape(-1, f, h, w, pt, ph, pw, c.out_channels).transpose(0, 1, 4, 2, 5, 3, 6, 7)
-        return x.reshape(-1, f * pt, h * ph, w * pw, c.out_channels)
+        (t, h, w), (pt, ph, pw) = grid, self.config.patch_size
+        pattern = "b (t h w) (pt ph pw c) -> b (t pt) (h ph) (w pw) c"
+        return rearrange(tokens, pattern, t=t, h=h, w=w, pt=pt, ph=ph, pw=pw)
 
     def tokens(
         self,
@@ -188,12 +201,20 @@ class DiT(nn.Module):
         t = t[:, None] if t.ndim == 1 else t
         if t.shape[1] not in (1, grid[0]):
             raise ValueError(f"t has shape {t.shape}; give [B] or one time a latent frame, [B, {grid[0]}]")
-        e, e_blocks = self.embed_time(t)
+        e, modulation = self.embed_time(t)
         tokens = self.patch_embedding(self.patchify(x.astype(c.dtype)))
-        rope = rope_table(grid, c.head_dim, frames)
-        text, text_keys = (None, text) if isinstance(text, KeyValues) else (self.embed_text(text), None)
-        image = self.embed_image(image)
-        tokens, own = self.blocks(tokens, e_blocks, text, image, rope, mask, slot, past, text_keys)
+        has_keys = isinstance(text, KeyValues)
+        context = BlockContext(
+            modulation,
+            rope_table(grid, c.head_dim, frames),
+            text=None if has_keys else self.embed_text(text),
+            text_keys=text if has_keys else None,
+            image=self.embed_image(image),
+            mask=mask,
+            past=past,
+            slot=slot,
+        )
+        tokens, own = self.blocks(tokens, context)
         return tokens, e, own
 
     def __call__(

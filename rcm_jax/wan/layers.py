@@ -7,6 +7,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from rcm_jax.kernels.masks import KeyRuns
@@ -30,11 +31,10 @@ def layer_norm(x: Tokens, eps: float) -> Tokens:
 
 def modulate(x: Tokens, scale: Float[Array, "B t D"], shift: Float[Array, "B t D"] | None = None) -> Tokens:
     """x·scale + shift, where t (1, or the latent frames) divides S: every frame's tokens share that frame's row."""
-    B, S, D = x.shape
-    frames = x.reshape(B, scale.shape[1], -1, D) * scale[:, :, None, :]
+    frames = rearrange(x, "b (t s) d -> b t s d", t=scale.shape[1]) * scale[:, :, None, :]
     if shift is not None:
         frames = frames + shift[:, :, None, :]
-    return frames.reshape(B, S, D)
+    return rearrange(frames, "b t s d -> b (t s) d")
 
 
 class RMSNorm(nn.Module):
@@ -99,7 +99,7 @@ class Attention(nn.Module):
         self.norm_q, self.norm_k, self.norm_k_img = (RMSNorm(c.eps) for _ in range(3))
 
     def heads(self, tokens: Tokens) -> Float[Array, "B S N d"]:
-        return tokens.reshape(*tokens.shape[:2], self.config.num_heads, self.config.head_dim)
+        return rearrange(tokens, "b s (n d) -> b s n d", n=self.config.num_heads)
 
     def keys(self, context: Tokens, rope: tuple[Array, Array] | None = None) -> KeyValues:
         k = self.heads(self.norm_k(self.k(context)))
@@ -119,4 +119,4 @@ class Attention(nn.Module):
         o = attend(q, *seen, mask=mask)
         if image is not None:
             o = o + attend(q, self.heads(self.norm_k_img(self.k_img(image))), self.heads(self.v_img(image)))
-        return self.o(o.reshape(x.shape))
+        return self.o(rearrange(o, "b s n d -> b s (n d)"))

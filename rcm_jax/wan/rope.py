@@ -6,6 +6,7 @@ Both turn a position into angles; the difference between right and nearly right 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 BASE = 10000.0
@@ -40,16 +41,17 @@ def rope_table(
         shape = [1, 1, 1, frequency.size]
         shape[axis] = grid[axis]
         parts.append([jnp.broadcast_to(z.reshape(shape), (*grid, frequency.size)) for z in cos_sin])
-    cos, sin = (jnp.concatenate(z, axis=-1).reshape(-1, head_dim // 2) for z in zip(*parts, strict=True))
+    cos, sin = (rearrange(jnp.concatenate(z, axis=-1), "t h w d -> (t h w) d") for z in zip(*parts, strict=True))
     return cos, sin
 
 
 def apply_rope(x: Float[Array, "B S N D"], table: tuple[Array, Array]) -> Float[Array, "B S N D"]:
     """Rotates neighbouring pairs (x[2i], x[2i+1]) by their token's angle i. In float32, returned in x's dtype."""
     cos, sin = (z[None, :, None, :] for z in table)
-    pairs = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(*x.shape[:-1], -1, 2)
+    pairs = rearrange(x.astype(jnp.promote_types(x.dtype, jnp.float32)), "b s n (d pair) -> b s n d pair", pair=2)
     a, b = pairs[..., 0], pairs[..., 1]
-    return jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(x.shape).astype(x.dtype)
+    turned = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
+    return rearrange(turned, "b s n d pair -> b s n (d pair)").astype(x.dtype)
 
 
 # --- time -----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Int
 
 from rcm_jax.types import Text
@@ -43,13 +44,14 @@ class Block(nn.Module):
         c = self.config
         exact = jnp.promote_types(c.dtype, jnp.float32)
         h = RMSNorm(c.eps, name="norm_attention")(x)
-        q, k, v = (_dense(c, c.attention_dim, n)(h).reshape(*h.shape[:2], c.num_heads, -1) for n in "qkv")
+        qkv = (_dense(c, c.attention_dim, n)(h) for n in "qkv")
+        q, k, v = (rearrange(x, "b s (n d) -> b s n d", n=c.num_heads) for x in qkv)
         table = self.param("position", nn.initializers.normal(0.1), (c.buckets, c.num_heads))
         scores = jnp.einsum("bsnd,btnd->bnst", q, k, preferred_element_type=exact)
-        scores = scores + table[buckets].astype(exact).transpose(2, 0, 1)[None]
+        scores = scores + rearrange(table[buckets].astype(exact), "s t n -> 1 n s t")
         scores = jnp.where(mask[:, None, None, :] > 0, scores, jnp.finfo(exact).min)
         o = jnp.einsum("bnst,btnd->bsnd", jax.nn.softmax(scores).astype(v.dtype), v)
-        x = x + _dense(c, c.dim, "o")(o.reshape(*h.shape[:2], -1))
+        x = x + _dense(c, c.dim, "o")(rearrange(o, "b s n d -> b s (n d)"))
         h = RMSNorm(c.eps, name="norm_ffn")(x)
         h = _dense(c, c.ffn_dim, "ffn_in")(h) * nn.gelu(_dense(c, c.ffn_dim, "ffn_gate")(h), approximate=True)
         return x + _dense(c, c.dim, "ffn_out")(h), None

@@ -22,143 +22,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float, PyTree
 
-from rcm_jax.kernels.attention import attention
 from rcm_jax.types import Latents, Params, Video
 from rcm_jax.wan.config import VAEConfig
 from rcm_jax.wan.tiles import blend_tiles
-
-Frames = Float[Array, "B F H W C"]
-
-
-def _by_channel(values, dtype=None) -> Float[Array, "1 1 1 1 C"]:
-    return jnp.asarray(values, dtype)[None, None, None, None]
-
-
-def after_past(module: nn.Module, x: Frames, length: int) -> Frames:
-    """x behind the `length` frames before it, which the module's cache keeps: zeros when a video starts."""
-    past = module.variable("cache", "past", jnp.zeros, (x.shape[0], length, *x.shape[2:]), x.dtype)
-    x = jnp.concatenate([past.value, x], axis=1)
-    past.value = x[:, -length:]
-    return x
-
-
-class Norm(nn.Module):
-    """x / |x| · sqrt(C) · scale over the channels, the length in float32."""
-
-    @nn.compact
-    def __call__(self, x: Frames) -> Frames:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        y = y * jax.lax.rsqrt(jnp.maximum(jnp.square(y).sum(-1, keepdims=True), 1e-24)) * x.shape[-1] ** 0.5
-        return (y * _by_channel(scale)).astype(x.dtype)
-
-
-class Conv3D(nn.Module):
-    """Convolution over (frame, row, column), without padding in time, as the sum of one in the plane for each frame it
-    sees: XLA's plane convolutions are the better tuned ones."""
-
-    features: int
-    size: tuple[int, int, int] = (3, 3, 3)
-    stride: int = 1  # in time
-
-    @nn.compact
-    def __call__(self, x: Frames) -> Frames:
-        B, F, H, W, C = x.shape
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (*self.size, C, self.features)).astype(x.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
-        last = (F - self.size[0]) // self.stride * self.stride  # the first frame that the last output frame sees
-        planes = [x[:, i : i + last + 1 : self.stride].reshape(-1, H, W, C) for i in range(self.size[0])]
-        axes = ("NHWC", "HWIO", "NHWC")
-        y = sum(
-            jax.lax.conv_general_dilated(plane, kernel[i], (1, 1), "SAME", dimension_numbers=axes)
-            for i, plane in enumerate(planes)
-        )
-        return y.reshape(B, -1, H, W, self.features) + _by_channel(bias)
-
-
-class CausalConv(nn.Module):
-    """3 × 3 × 3: a frame and the two before it."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x: Frames) -> Frames:
-        return Conv3D(self.features, name="conv")(after_past(self, x, 2))
-
-
-class ResidualBlock(nn.Module):
-    features: int
-
-    @nn.compact
-    def __call__(self, x: Frames) -> Frames:
-        h = CausalConv(self.features, name="conv_in")(nn.silu(Norm(name="norm_in")(x)))
-        h = CausalConv(self.features, name="conv_out")(nn.silu(Norm(name="norm_out")(h)))
-        if x.shape[-1] != self.features:
-            x = nn.Dense(self.features, dtype=x.dtype, name="shortcut")(x)
-        return x + h
-
-
-class FrameAttention(nn.Module):
-    """Every pixel of a frame attends to all pixels of that frame; one head."""
-
-    implementation: str
-
-    @nn.compact
-    def __call__(self, x: Frames) -> Frames:
-        B, F, H, W, C = x.shape
-        qkv = nn.Dense(3 * C, dtype=x.dtype, name="qkv")(Norm(name="norm")(x))
-        q, k, v = jnp.split(qkv.reshape(B * F, H * W, 1, 3 * C), 3, axis=-1)
-        o = attention(q, k, v, implementation=self.implementation).reshape(x.shape)
-        return x + nn.Dense(C, dtype=x.dtype, name="out")(o)
-
-
-class Middle(nn.Module):
-    config: VAEConfig
-
-    @nn.compact
-    def __call__(self, x: Frames) -> Frames:
-        x = ResidualBlock(x.shape[-1], name="block_in")(x)
-        x = FrameAttention(self.config.attention, name="attention")(x)
-        return ResidualBlock(x.shape[-1], name="block_out")(x)
-
-
-class Downsample(nn.Module):
-    """Halves height and width, with `temporal` also time; a video's first frame has no partner and passes."""
-
-    temporal: bool
-    first: bool
-
-    @nn.compact
-    def __call__(self, x: Frames) -> Frames:
-        C = x.shape[-1]
-        x = nn.Conv(C, (3, 3), strides=2, padding=((0, 1), (0, 1)), dtype=x.dtype, name="space")(x)
-        if not self.temporal:
-            return x
-        both = after_past(self, x, 1)
-        if self.first:
-            return x
-        return Conv3D(C, (3, 1, 1), stride=2, name="time")(both)
-
-
-class Upsample(nn.Module):
-    """Doubles height and width and halves the channels, with `temporal` also doubles time but for the first frame."""
-
-    temporal: bool
-    first: bool
-
-    @nn.compact
-    def __call__(self, x: Frames) -> Frames:
-        C = x.shape[-1]
-        if self.temporal and self.first:
-            after_past(self, x[:, :0], 2)  # the first frame is no part of the past: the next one sees zeros before it
-        elif self.temporal:
-            pairs = Conv3D(2 * C, (3, 1, 1), name="time")(after_past(self, x, 2))
-            B, F, H, W, _ = pairs.shape
-            x = pairs.reshape(B, F, H, W, 2, C).transpose(0, 1, 4, 2, 3, 5).reshape(B, 2 * F, H, W, C)
-        x = x.repeat(2, axis=2).repeat(2, axis=3)
-        return nn.Conv(C // 2, (3, 3), dtype=x.dtype, name="space")(x)
+from rcm_jax.wan.vae_layers import CausalConv, Downsample, Frames, Middle, Norm, ResidualBlock, Upsample, by_channel
 
 
 class Encoder(nn.Module):
@@ -250,7 +120,7 @@ class VAE:
         c = self.config
         self._check(video.shape, first=state is None)
         latents, state = _in_steps(Encoder, c, params["encoder"], video, c.time, state)
-        return (latents - _by_channel(c.mean, latents.dtype)) / _by_channel(c.std, latents.dtype), state
+        return (latents - by_channel(c.mean, latents.dtype)) / by_channel(c.std, latents.dtype), state
 
     def _check(self, shape: tuple[int, ...], first: bool) -> None:
         c, (_, F, H, W, C) = self.config, shape
@@ -264,7 +134,7 @@ class VAE:
         if latents.shape[-1] != c.z_dim or latents.shape[1] < 1:
             raise ValueError(f"latents have shape {latents.shape}; give [B, at least 1, H, W, {c.z_dim}]")
         latents = latents.astype(jnp.promote_types(latents.dtype, jnp.float32))
-        latents = latents * _by_channel(c.std, latents.dtype) + _by_channel(c.mean, latents.dtype)
+        latents = latents * by_channel(c.std, latents.dtype) + by_channel(c.mean, latents.dtype)
         return _in_steps(Decoder, c, params["decoder"], latents, 1, state)
 
     def decode_tiled(
@@ -297,7 +167,7 @@ def _in_steps(module, config: VAEConfig, params: Params, x: Frames, size: int, s
         state, y = step(state, x)
         parts.append(y)
     elif x.shape[1]:
-        steps = x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1)
+        steps = rearrange(x, "b (step f) h w c -> step b f h w c", f=size)
         state, y = jax.lax.scan(step, state, steps)
-        parts.append(y.swapaxes(0, 1).reshape(x.shape[0], -1, *y.shape[3:]))
+        parts.append(rearrange(y, "step b f h w c -> b (step f) h w c"))
     return jnp.concatenate(parts, axis=1), state

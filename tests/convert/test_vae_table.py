@@ -40,6 +40,12 @@ def test_their_names_and_layouts(weights):
     assert "decoder.upsamples.6.shortcut.weight" not in shapes
 
 
+@pytest.mark.parametrize("shape", [(6, 6), (6, 6, 3, 1, 1)])
+def test_a_kernel_of_another_size_is_named(weights, shape):
+    with pytest.raises(ValueError, match=r"conv1.weight has shape \(6, 6.*, which its place does not take: .+"):
+        from_wan(weights[0] | {"conv1.weight": np.zeros(shape)}, SMALL)
+
+
 def test_missing_and_unused_names_are_listed(weights):
     theirs = dict(weights[0])
     theirs["decoder.extra"] = theirs.pop("conv1.bias")

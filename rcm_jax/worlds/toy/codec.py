@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from rcm_jax.types import Latents, Video
@@ -60,16 +61,14 @@ class ToyCodec:
 
 
 def _to_patches(video: Array, p: int) -> Array:
-    B, F, H, W, C = video.shape
+    H, W = video.shape[2:4]
     if H % p or W % p:
         raise ValueError(f"a video of {H}x{W} pixels does not divide into {p}x{p} patches; use multiples of {p}")
-    rows = video.reshape(B, F, H // p, p, W // p, p, C)
-    return rows.transpose(0, 1, 2, 4, 3, 5, 6).reshape(B, F, H // p, W // p, p * p * C)
+    return rearrange(video, "b f (h p) (w q) c -> b f h w (p q c)", p=p, q=p)
 
 
 def _from_patches(patches: Array, p: int) -> Array:
-    B, F, H, W, _ = patches.shape
-    return patches.reshape(B, F, H, W, p, p, 3).transpose(0, 1, 2, 4, 3, 5, 6).reshape(B, F, H * p, W * p, 3)
+    return rearrange(patches, "b f h w (p q c) -> b f (h p) (w q) c", p=p, q=p)
 
 
 def fit_codec(*, videos: int = 2048, seed: int = 2025, spatial: int = 4, channels: int = 12) -> ToyCodec:
@@ -77,7 +76,7 @@ def fit_codec(*, videos: int = 2048, seed: int = 2025, spatial: int = 4, channel
     total, product, count = 0.0, 0.0, 0
     for start in range(0, videos, 256):
         pixels, _ = batch(seed, range(start, min(start + 256, videos)))
-        x = np.asarray(_to_patches(pixels, spatial), np.float64).reshape(-1, spatial * spatial * 3)
+        x = rearrange(np.asarray(_to_patches(pixels, spatial), np.float64), "b f h w p -> (b f h w) p")
         total, product, count = total + x.sum(0), product + x.T @ x, count + len(x)
     mean = total / count
     variance, vectors = np.linalg.eigh(product / count - np.outer(mean, mean))
