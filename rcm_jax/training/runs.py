@@ -20,7 +20,7 @@ from rcm_jax.sampling.generate_causal import generate_causal
 from rcm_jax.sampling.schedules import MIDDLE, RolloutSchedule, few_step_schedule, ode_schedule
 from rcm_jax.training.config import RunConfig
 from rcm_jax.training.loop import train
-from rcm_jax.training.state import TrainState, abstract_state
+from rcm_jax.training.state import TrainState, Weights, abstract_state
 from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import DiT
 from rcm_jax.worlds.builtin import find_model
@@ -76,7 +76,9 @@ def train_recipe(config: RunConfig, workdir: str | Path, *, progress: str = "tra
     Raises ValueError for a teacher whose shapes do not fit the config (listing what differs), and what `train` raises.
     """
     files = {"teacher": config.teacher, "init": config.init, "score_teacher": config.score_teacher}
-    weights = {name: load_model(find_model(file), expect=config.model)[0] for name, file in files.items() if file}
+    weights = Weights(
+        **{name: load_model(find_model(file), expect=config.model)[0] for name, file in files.items() if file}
+    )
     source = make_source(config.data, config.seed)
     info = model_info(config)
     world = open_world(info.world)
@@ -117,7 +119,7 @@ def plan(config: RunConfig, devices: int = 0) -> str:
         f"parameters of one network  {count:,}",
         f"tokens of one video        {tokens:,} from latents {config.data.latent_shape}",
         f"mesh                       {' x '.join(f'{k} {n}' for k, n in mesh.shape.items())} = {devices} devices",
-        f"batch                      {config.data.batch_size} videos, {config.grad_accumulation} cuts",
+        f"batch                      {config.data.batch_size} videos, {config.microbatches} cuts",
         "bytes per device:",
     ]
     sizes = {name: bytes_per_device(mesh, tree) for name, tree in parts.items() if tree is not None}
