@@ -123,7 +123,7 @@ def dcm_loss(
         z_k = z_k - expand(theta - theta_next, z_k) * teacher(z_k, theta)
     z_k = stop_gradient(z_k)
     target = stop_gradient(student(z_k, times[-1]))
-    masked = not_finite(prediction, target)
+    masked = not_finite(prediction, target, z_k)
     prediction, target = only_kept(masked, prediction, target)
     loss = scale * sample_sum(jnp.square(prediction - target))
     return loss, {

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from rcm_jax.flow import trig_noisy
 from rcm_jax.losses.distribution import critic_loss, dmd_loss
@@ -44,17 +45,45 @@ def test_critic_value_and_gradients():
     np.testing.assert_array_equal(to_video, jnp.zeros(SHAPE))
 
 
-def test_bad_samples_are_masked():
-    poison = jnp.zeros(SHAPE).at[0, 0, 0, 0, 0].set(jnp.nan)
-    grad, terms = jax.grad(
-        lambda x: (lambda loss, terms: (loss.sum(), terms))(
-            *dmd_loss(x, lambda z, t: z + poison, denoiser, NOISE, THETA)
-        ),
-        has_aux=True,
-    )(VIDEO)
-    assert terms["masked"].tolist() == [True, False]
-    assert not grad[0].any()
-    assert jnp.isfinite(grad).all()
-    loss, terms = critic_loss(VIDEO, lambda z, t: z + poison, NOISE, THETA)
+def poisoned(w, bad):
+    """A network with a parameter, whose output for sample 0 has a bad element."""
+    poison = jnp.zeros(SHAPE).at[0, 0, 0, 0, 0].set(bad)
+    return lambda z, theta: w * z + poison
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("where", ["video", "fake", "teacher"])
+def test_dmd_leaves_a_bad_sample_out(bad, where):
+    networks = {name: poisoned(w, bad if name == where else 0.0) for name, w in (("fake", 0.5), ("teacher", 0.2))}
+    video = VIDEO.at[0, 1, 0, 0, 0].set(bad) if where == "video" else VIDEO
+
+    def total(w, samples):
+        loss, terms = dmd_loss(w * video, networks["fake"], networks["teacher"], NOISE, THETA)
+        return loss[samples].sum(), (loss, terms["masked"])
+
+    grad, (loss, masked) = jax.grad(total, has_aux=True)(1.0, jnp.arange(2))
+    assert masked.tolist() == [True, False]
     assert loss[0] == 0
-    assert loss[1] > 0
+    if where != "video":  # a bad video reaches the weights through the network that made it: the step leaves it out
+        want = jax.grad(lambda w: total(w, jnp.array([1]))[0])(1.0)
+        np.testing.assert_allclose(grad, want, rtol=1e-6)
+        assert want != 0
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("where", ["fake", "theta"])
+def test_the_critic_leaves_a_bad_sample_out(bad, where):
+    """At theta = 0 there is nothing to predict and sin² to divide by: 0/0."""
+    theta = THETA.at[0].set(0.0) if where == "theta" else THETA
+
+    def total(w, samples):
+        fake = poisoned(w, bad if where == "fake" else 0.0)
+        loss, terms = critic_loss(VIDEO, fake, NOISE, theta)
+        return loss[samples].sum(), (loss, terms["masked"])
+
+    grad, (loss, masked) = jax.grad(total, has_aux=True)(0.5, jnp.arange(2))
+    want = jax.grad(lambda w: total(w, jnp.array([1]))[0])(0.5)
+    assert masked.tolist() == [True, False]
+    assert loss[0] == 0
+    np.testing.assert_allclose(grad, want, rtol=1e-6)
+    assert want != 0

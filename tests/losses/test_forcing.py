@@ -23,6 +23,22 @@ def test_without_weights_it_is_flow_matching_summed_over_frames():
     np.testing.assert_allclose(terms["xt"], rf_noisy(X0, NOISE, t), rtol=1e-6)
 
 
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("loss", [flow_matching_loss, forcing_loss])
+def test_a_bad_sample_is_left_out(loss, bad):
+    poison = jnp.zeros(X0.shape).at[1, 2, 0, 0, 0].set(bad)
+
+    def total(w, samples):
+        values, terms = loss(lambda x, t: w * x + poison, X0, NOISE, jnp.array([0.2, 0.5, 0.9]))
+        return values[samples].sum(), (values, terms["masked"])
+
+    grad, (values, masked) = jax.grad(total, has_aux=True)(0.7, jnp.arange(3))
+    want = jax.grad(lambda w: total(w, jnp.array([0, 2]))[0])(0.7)
+    assert masked.tolist() == [False, True, False]
+    assert values[1] == 0
+    np.testing.assert_allclose(grad, want, rtol=1e-6)
+
+
 def test_the_bell_weighs_frames_by_their_time():
     t = jnp.array([[0.5, 0, 0, 0, 0], [0, 0.25, 1, 0, 0], [0.0] * 5])
     loss, terms = forcing_loss(velocity, X0, NOISE, t, weighting="gaussian_bell", scale=1.0)

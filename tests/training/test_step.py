@@ -1,5 +1,7 @@
 """The step as a whole: what it trains, on one device and on a mesh, with good batches and bad ones."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +70,22 @@ def test_consistency_losses_train(teacher, consistency):
     assert after.fake_score is None
     assert moved(before.student, after.student)
     assert all(jnp.isfinite(v) for v in metrics.values())
+
+
+@pytest.mark.parametrize("image_dim", [None, 6])
+def test_image_to_video_networks_train(image_dim):
+    """Mask and image behind the noise, CLIP's tokens where the network takes them: through every loss of both steps."""
+    model = dataclasses.replace(MODEL, in_channels=MODEL.out_channels + 4, image_dim=image_dim, num_layers=1)
+    config = tiny_run(method={"tangent_warmup": 0}, model=model)
+    data = dataclasses.replace(config.data, latent_shape=(3, 4, 4), batch_size=2)
+    config, teacher = dataclasses.replace(config, data=data), perturbed_params(model, 7)
+    before, after, metrics = one_step(config, "student_dmd", teacher)
+    assert all(moved(before.student[name], after.student[name]) for name in before.student)
+    assert ("img_emb" in before.student) == (image_dim is not None)
+    assert metrics["loss_consistency"] > 0
+    assert metrics["loss_dmd"] > 0
+    before, after, _ = one_step(config, "critic", teacher)
+    assert all(moved(before.fake_score[name], after.fake_score[name]) for name in before.fake_score)
 
 
 def test_a_bad_sample_is_counted_and_the_update_goes_on(teacher):
