@@ -89,6 +89,11 @@ class RunConfig:
     def _check_causal(self):
         method, frames = self.method, self.data.latent_shape[0]
         chunks = len(ChunkPattern.parse(self.causal.pattern).spans(frames))
+        if self.diffusion.frame_times:
+            raise ValueError(
+                f"diffusion.frame_times={self.diffusion.frame_times} is for bidirectional teachers; under "
+                f"causal.pattern={self.causal.pattern!r} use causal.forcing 'df' for times of their own"
+            )
         if method.uses_consistency and method.consistency == "scm":
             raise ValueError(
                 "causal training is in rectified flow: use consistency 'rf_scm' or 'dcm' in place of 'scm'"

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from rcm_jax.objectives.config import CausalConfig
+from rcm_jax.objectives.config import CausalConfig, DiffusionConfig
 from rcm_jax.objectives.networks import Networks
 from rcm_jax.parallel import make_mesh, sharded_attention
 from rcm_jax.training.state import init_state
@@ -100,6 +100,8 @@ def test_configs_that_cannot_be():
             dataclasses.replace(good, causal=CausalConfig(**causal))
     with pytest.raises(ValueError, match="use consistency 'rf_scm' or 'dcm'"):
         dataclasses.replace(good, method=dataclasses.replace(good.method, consistency="scm"))
+    with pytest.raises(ValueError, match=r"frame_times=0.5 is for bidirectional teachers; under causal.pattern='c1-2'"):
+        dataclasses.replace(good, diffusion=DiffusionConfig(frame_times=0.5))
     for wrong in (dict(forcing="sf"), dict(df_times="random"), dict(weighting="bell"), dict(steps_per_chunk=(5,))):
         with pytest.raises(ValueError, match="must be|unknown"):
             CausalConfig(**wrong)
