@@ -14,6 +14,7 @@ def get_config(pattern: str = "c1-2"):
     config.data.batch_size = 16
     config.data.latent_shape = (9, 6, 6)
     config.method.update({"name": "diffusion", "guidance": 3.0, "consistency_scale": 1.0})
+    config.diffusion.text_dropout = 0.1
     config.method.p_G.update({"name": "uniform_shift", "shift": 3.0})
     config.optimizer.update({"lr": 1e-3, "b1": 0.9, "b2": 0.99, "warmup_updates": 50, "decay_updates": 800})
     config.sigma_max = 1600.0

@@ -13,7 +13,7 @@ from rcm_jax.configs import toy_teacher_start
 def get_config():
     config = toy_teacher_start.get_config()
     config.teacher = "runs/toy_teacher_start/teacher.safetensors"
-    config.method.frame_times = 0.6
+    config.diffusion.frame_times = 0.6
     config.optimizer.decay_updates = 3000
     config.steps = 3000
     config.seed = 1  # other videos than the first part saw

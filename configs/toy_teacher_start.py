@@ -22,6 +22,7 @@ def get_config():
     config.data.latent_shape = (9, 6, 6)
     config.method.name = "diffusion"
     config.method.guidance = 4.0
+    config.diffusion.text_dropout = 0.1
     config.method.p_G.name = "uniform_shift"
     config.method.p_G.shift = 3.0
     config.optimizer.update({"lr": 2e-3, "b1": 0.9, "b2": 0.99, "decay_updates": 6000})

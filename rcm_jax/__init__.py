@@ -11,14 +11,15 @@ from rcm_jax.flow import LogNormal, UniformShift, guided, trig_denoiser, trig_ve
 from rcm_jax.kernels.attention import attention
 from rcm_jax.losses.consistency import dcm_loss, rf_scm_loss, scm_loss
 from rcm_jax.losses.diffusion import flow_matching_loss
-from rcm_jax.losses.distribution import critic_loss, dmd_loss, simulate
+from rcm_jax.losses.distribution import critic_loss, dmd_loss
 from rcm_jax.model_file import load_model, save_model
 from rcm_jax.pipelines.pipeline import Pipeline, load
 from rcm_jax.pipelines.video import Video
-from rcm_jax.sampling.few_step import sample_few_step
+from rcm_jax.sampling.few_step import sample_few_step, simulate
 from rcm_jax.sampling.ode import rcm_times, sample_ode, wan_times
 from rcm_jax.training.config import RunConfig
 from rcm_jax.training.loop import train
+from rcm_jax.training.state import Weights
 from rcm_jax.wan.config import WAN_1_3B, WAN_14B, DiTConfig
 from rcm_jax.wan.dit import DiT, guided_velocity, velocity
 
@@ -32,6 +33,7 @@ __all__ = [
     "RunConfig",
     "UniformShift",
     "Video",
+    "Weights",
     "attention",
     "critic_loss",
     "dcm_loss",

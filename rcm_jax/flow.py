@@ -11,6 +11,7 @@ denoised          x0 = x_t - t v                      x0 = cos(theta) z - sin(th
 
 The noise-to-signal ratio sigma = t/(1-t) = tan(theta) is common to both. Everything here keeps the precision it is
 given and never goes below float32; the network casts for itself. Times broadcast over a sample: [B] or [B, T].
+`RF` and `TRIG` hold what an algorithm needs to be written once for both columns.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float
 
-from rcm_jax.types import Latents, Time, Velocity
+from rcm_jax.types import Latents, Text, Time, Velocity
 
 # --- times ----------------------------------------------------------------------------------------------------------
 
@@ -135,6 +136,25 @@ def trig_velocity(velocity: Velocity) -> Callable[[Latents, Time], Latents]:
     return F
 
 
+# --- the two forms --------------------------------------------------------------------------------------------------
+
+Network = Callable[[Latents, Time], Latents]
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """One column of the table above: time from RF time, noisy sample, and how it sees an RF velocity network."""
+
+    time: Callable[[Array], Array]
+    noisy: Callable[[Latents, Latents, Time], Latents]
+    denoiser: Callable[[Velocity], Network]
+    velocity: Callable[[Velocity], Network]
+
+
+RF = Form(time=lambda t: t, noisy=rf_noisy, denoiser=rf_denoiser, velocity=lambda v: v)
+TRIG = Form(time=rf_to_trig, noisy=trig_noisy, denoiser=trig_denoiser, velocity=trig_velocity)
+
+
 # --- time samplers --------------------------------------------------------------------------------------------------
 
 
@@ -181,8 +201,13 @@ TimeSampler = LogNormal | UniformShift
 # --- guidance -------------------------------------------------------------------------------------------------------
 
 
+def guide(cond: Latents, uncond: Latents, guidance: float) -> Latents:
+    """Classifier-free guidance: uncond + w (cond - uncond)."""
+    return uncond + guidance * (cond - uncond)
+
+
 def guided(cond: Velocity, uncond: Velocity, guidance: float) -> Velocity:
-    """Classifier-free guidance: uncond + w (cond - uncond). For w <= 1 the unconditional pass is not run.
+    """A network under `guide`. For w <= 1 the unconditional pass is not run.
 
     Linear in the networks' outputs, so it may wrap v, F or x0 alike.
     """
@@ -191,6 +216,22 @@ def guided(cond: Velocity, uncond: Velocity, guidance: float) -> Velocity:
 
     def network(x: Latents, t: Time) -> Latents:
         u = uncond(x, t)
-        return u + guidance * (cond(x, t) - u)
+        return guide(cond(x, t), u, guidance)
 
     return network
+
+
+def one_a_video(null_text: Float[Array, "L D"] | Text, text: Text) -> Text:
+    """The unconditional (or negative) text for every video of `text`, from one for all or one a video.
+
+    Raises ValueError for a text that is neither.
+    """
+    B = text.shape[0]
+    if null_text.ndim == 2:
+        return jnp.broadcast_to(null_text[None], (B, *null_text.shape))
+    if null_text.ndim != 3 or null_text.shape[0] != B:
+        raise ValueError(
+            f"the unconditional text has shape {null_text.shape}; give [L, D], one for all videos, or [{B}, L, D], "
+            "one for each"
+        )
+    return null_text

@@ -169,7 +169,7 @@ def sampler_causal(case: Case) -> list[Check]:
             noises,
             schedule,
             frames=causal.frames,
-            null_text=None if uncond is None else uncond[0],
+            null_text=uncond,
             image=image,
         )
     )(params)

@@ -1,175 +1,177 @@
-"""Golden checks of the losses: every field, the loss per sample, and gradients of its sum over the batch."""
+"""Golden checks of the losses: every field, the loss per sample, and gradients of its sum over the batch.
 
-from collections.abc import Callable
+They run through the objective that trains: a case's weights are bound by its binder, and a case's noises and times come
+in as its draws.
+"""
+
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rcm_jax.convert.dit import from_wan, to_wan
-from rcm_jax.flow import guided, rf_to_trig, trig_denoiser, trig_velocity
-from rcm_jax.losses.consistency import dcm_loss, dcm_times, rf_scm_loss, scm_loss
-from rcm_jax.losses.distribution import critic_loss, dmd_loss, fixed_simulation_times, simulate, simulation_times
-from rcm_jax.types import Velocity
-from rcm_jax.wan.dit import DiT, velocity
+from rcm_jax.data.batch import Batch
+from rcm_jax.flow import trig_to_rf
+from rcm_jax.losses.samples import Terms
+from rcm_jax.objectives.config import CausalConfig, MethodConfig
+from rcm_jax.objectives.draws import Draws
+from rcm_jax.objectives.networks import Networks
+from rcm_jax.objectives.objective import Loss, Objective, make_objective
+from rcm_jax.training.schedule import critic_updates, simulation_steps, student_updates, warmup_ratio
+from rcm_jax.types import Params
+from rcm_jax.wan.dit import DiT
 from tests.golden_common import Case, Check, channels_first, channels_last
 from tests.golden_networks import dit_config, role
 
-Loss = Callable[[Callable[[dict], Velocity]], tuple[jax.Array, dict]]
+ROLES = {"teacher": "teacher", "fake_score": "fake_score", "student": "student"}  # a network's name in the file
 
 
 class Setting:
-    """What all losses of a case share: the networks bound to the texts, and the inputs channels-last."""
+    """What all losses of a case share: the objective, and the file's weights, batch and draws as it takes them."""
 
-    def __init__(self, case: Case, guidance: float):
-        self.case, self.config = case, dit_config(case.config)
-        self.dit = DiT(self.config)
-        self.guidance = guidance
-        latents = {k: v for k, v in case.inputs.items() if v.ndim == 5}
-        self.latents = {k: jnp.asarray(channels_last(v)) for k, v in latents.items()}
+    roles: Mapping[str, str] = ROLES
 
-    def params(self, name: str) -> dict:
+    def __init__(self, case: Case, method: MethodConfig, causal: CausalConfig | None = None):
+        self.case, self.config, self.method = case, dit_config(case.config), method
+        self.latents = {k: jnp.asarray(channels_last(v)) for k, v in case.inputs.items() if v.ndim == 5}
+        text, null_text = (jnp.asarray(case.inputs[name]) for name in ("cond", "uncond"))
+        self.objective: Objective = make_objective(method, causal or CausalConfig(), DiT(self.config), null_text)
+        noise = self.latents["epsilon"]
+        self.batch = Batch(self.latents.get("x0", jnp.full_like(noise, jnp.nan)), text)  # NaN: its shape alone is used
+        self.networks = Networks(
+            **{name: self.params(file) for name, file in self.roles.items() if role(case, file)}
+        )  # fmt: skip
+
+    def params(self, name: str) -> Params:
         return from_wan(role(self.case, name), self.config)
 
-    def network(self, params: dict, text: str = "cond") -> Velocity:
-        return velocity(self.dit, params, jnp.asarray(self.case.inputs[text]))
+    def time(self, name: str) -> jax.Array | None:
+        return jnp.asarray(self.case.inputs[name])[:, 0] if name in self.case.inputs else None
 
-    def teacher(self) -> Velocity:
-        params = self.params("teacher")
-        return guided(self.network(params), self.network(params, "uncond"), self.guidance)
+    @property
+    def warmup(self) -> jax.Array:
+        return warmup_ratio(self.method, self.case.config["iteration"])
 
-    def time(self, name: str) -> jax.Array:
-        return jnp.asarray(self.case.inputs[name])[:, 0]
+    @property
+    def num_steps(self) -> int:
+        count = critic_updates if self.case.config["step"] == "critic" else student_updates
+        return simulation_steps(self.method, count(self.method, self.case.config["iteration"]))
 
-    def differentiate(self, name: str, loss: Loss) -> tuple[np.ndarray, dict, dict[str, np.ndarray]]:
+    def differentiate(
+        self, name: str, loss: Callable[[Params], tuple[Loss, Terms]]
+    ) -> tuple[Loss, Terms, dict[str, np.ndarray]]:
         """(loss [B], terms, gradients in Wan2.1's names) of the network `name`."""
-
-        @jax.jit
-        @jax.value_and_grad
-        def total(params):
-            return loss(self.network(params))[0].sum()
-
         params = self.params(name)
-        values, terms = jax.jit(lambda params: loss(self.network(params)))(params)
-        return values, terms, to_wan(jax.tree.map(np.asarray, total(params)[1]), self.config)
+        values, terms = jax.jit(loss)(params)
+        grads = jax.jit(jax.grad(lambda params: loss(params)[0].sum()))(params)
+        return values, terms, to_wan(jax.tree.map(np.asarray, grads), self.config)
 
 
-def _checks(
-    case: Case, loss, terms: dict, grads: dict, *, fields: float, losses: float, gradients: float
+def checks(
+    case: Case, loss: Loss, terms: Terms, grads: dict, *, fields: float, losses: float, gradients: float
 ) -> list[Check]:
     """One check for every output the file has; 5-D fields are put back to channels first, times to [.., B, 1]."""
-    checks = [Check("loss", loss, case.outputs["loss"], rel=losses)]
+    out = [Check("loss", loss, case.outputs["loss"], rel=losses)]
     for name, want in case.outputs.items():
         if name.startswith("grad/"):
-            checks.append(Check(name, grads[name.removeprefix("grad/")], want, rel=gradients))
+            out.append(Check(name, grads[name.removeprefix("grad/")], want, rel=gradients))
         elif name != "loss" and name in terms:
             got = np.asarray(terms[name])
             got = channels_first(got) if got.ndim >= 5 else got.reshape(want.shape) if got.size == want.size else got
-            checks.append(Check(name, got, want, rel=fields))
-    return checks
+            out.append(Check(name, got, want, rel=fields))
+    return out
 
 
-def _warmup(config: dict) -> float:
-    """r = min(1, step / tangent_warmup), 1 without a warm-up."""
-    return min(1.0, config["iteration"] / config["tangent_warmup"]) if config["tangent_warmup"] else 1.0
+def consistency(s: Setting, draws: Draws) -> Callable[[Params], tuple[Loss, Terms]]:
+    def loss(params: Params) -> tuple[Loss, Terms]:
+        values, parts = s.objective.student(
+            params, s.networks, s.batch, draws, warmup=s.warmup if "iteration" in s.case.config else 1.0, num_steps=None
+        )  # fmt: skip
+        return values, parts["consistency"]
+
+    return loss
+
+
+def dmd(s: Setting, draws: Draws) -> Callable[..., tuple[Loss, Terms]]:
+    def loss(params: Params, num_steps: int | jax.Array = s.num_steps) -> tuple[Loss, Terms]:
+        values, parts = s.objective.student(params, s.networks, s.batch, draws, warmup=1.0, num_steps=num_steps)
+        return values, parts["dmd"]
+
+    return loss
+
+
+def critic(s: Setting, draws: Draws) -> Callable[..., tuple[Loss, Terms]]:
+    def loss(params: Params, num_steps: int | jax.Array = s.num_steps) -> tuple[Loss, Terms]:
+        values, parts = s.objective.critic(params, s.networks, s.batch, draws, num_steps=num_steps)
+        return values, parts["critic"]
+
+    return loss
+
+
+def _consistency_method(case: Case, name: str, **settings) -> MethodConfig:
+    c = case.config
+    return MethodConfig(
+        consistency=name, consistency_scale=c["loss_scale"], dmd_scale=0.0, guidance=c["guidance"],
+        tangent_warmup=c.get("tangent_warmup", 0), **settings,
+    )  # fmt: skip
 
 
 def _scm(case: Case) -> list[Check]:
-    s = Setting(case, case.config["guidance"])
-    teacher = trig_velocity(s.teacher())
-
-    def loss(student):
-        return scm_loss(
-            trig_velocity(student), teacher, s.latents["x0"], s.latents["epsilon"], s.time("time"),
-            warmup=_warmup(case.config), scale=case.config["loss_scale"],
-        )  # fmt: skip
-
-    return _checks(case, *s.differentiate("student", loss), fields=5e-5, losses=1e-5, gradients=1e-4)
+    s = Setting(case, _consistency_method(case, "scm"))
+    draws = Draws(noise=s.latents["epsilon"], t=trig_to_rf(s.time("time")))
+    return checks(case, *s.differentiate("student", consistency(s, draws)), fields=5e-5, losses=1e-5, gradients=1e-4)
 
 
 def _dcm(case: Case) -> list[Check]:
-    s, config = Setting(case, case.config["guidance"]), case.config
-    teacher = trig_velocity(s.teacher())
-    u = s.time("rand_u") * (1 - config["dcm_skip"] / config["dcm_total_steps"])
-    times = rf_to_trig(
-        dcm_times(
-            u.astype(jnp.float32), total_steps=config["dcm_total_steps"], skip=config["dcm_skip"],
-            shift=config["dcm_shift"],
-        )
-    )  # fmt: skip
-
-    def loss(student):
-        values, terms = dcm_loss(
-            trig_denoiser(student), teacher, s.latents["x0"], s.latents["epsilon"], times, scale=config["loss_scale"]
-        )
-        return values, terms | {"u": u, "trig_times_f64": times}
-
-    return _checks(case, *s.differentiate("student", loss), fields=1e-5, losses=1e-4, gradients=5e-4)
-
-
-def _simulation(s: Setting) -> tuple[jax.Array, jax.Array, int]:
-    """(times [n, B], noises [n-1, B, …], n) of a case's backward simulation."""
-    n = s.case.config["n_sim"]
-    start = s.latents["init_noise"]
-    noises = [s.latents[f"sim_noise_{i}"] for i in range(n - 1)]
-    noises = jnp.stack(noises) if noises else jnp.zeros((0, *start.shape))
-    if s.case.config.get("dmd_fix_timesteps"):
-        return fixed_simulation_times(start.shape[0], jnp.result_type(float))[:n], noises, n
-    draws = [s.time(f"sim_time_draw_{i}") for i in range(n - 1)]
-    draws = jnp.stack(draws) if draws else jnp.zeros((0, start.shape[0]), jnp.result_type(float))
-    return simulation_times(draws), noises, n
-
-
-def _simulation_terms(s: Setting, student: Velocity, video: jax.Array) -> dict:
-    times, noises, n = _simulation(s)
-    states = [simulate(trig_denoiser(student), s.latents["init_noise"], times, noises, k)[0] for k in range(1, n + 1)]
-    zero = jnp.zeros_like(times[:1])
-    return {"sim_traj": jnp.stack([*states, video]), "sim_times_f64": jnp.concatenate([times, zero])[..., None]}
-
-
-def _dmd(case: Case) -> list[Check]:
-    s = Setting(case, case.config["guidance"])
-    teacher, fake = trig_denoiser(s.teacher()), trig_denoiser(s.network(s.params("fake_score")))
-    times, noises, n = _simulation(s)
-    frozen = s.network(s.params("student"))
-    z, theta = simulate(trig_denoiser(frozen), s.latents["init_noise"], times, noises, n)
-
-    def loss(student):
-        video = trig_denoiser(student)(z, theta)
-        values, terms = dmd_loss(video, fake, teacher, s.latents["epsilon"], s.time("D_time"))
-        return case.config["loss_scale_dmd"] * values, terms | _simulation_terms(s, frozen, terms["G_x0"])
-
-    return _checks(case, *s.differentiate("student", loss), fields=1e-5, losses=1e-5, gradients=1e-4)
-
-
-def _critic(case: Case) -> list[Check]:
-    s = Setting(case, case.config["guidance"])
-    student = s.network(s.params("student"))
-    times, noises, n = _simulation(s)
-    video = trig_denoiser(student)(*simulate(trig_denoiser(student), s.latents["init_noise"], times, noises, n))
-
-    def loss(fake):
-        values, terms = critic_loss(video, trig_denoiser(fake), s.latents["epsilon"], s.time("D_time"))
-        return values, terms | _simulation_terms(s, student, video)
-
-    return _checks(case, *s.differentiate("fake_score", loss), fields=1e-5, losses=1e-5, gradients=1e-4)
+    settings = {name: case.config[name] for name in ("dcm_total_steps", "dcm_skip", "dcm_shift")}
+    s = Setting(case, _consistency_method(case, "dcm", **settings))
+    draws = Draws(noise=s.latents["epsilon"], u=s.time("rand_u"))
+    values, terms, grads = s.differentiate("student", consistency(s, draws))
+    terms["trig_times_f64"] = terms["times"]
+    return checks(case, values, terms, grads, fields=1e-5, losses=1e-4, gradients=5e-4)
 
 
 def loss_rcm_rf_scm(case: Case) -> list[Check]:
-    s = Setting(case, case.config["guidance"])
-    teacher = s.teacher()
+    s = Setting(case, _consistency_method(case, "rf_scm"))
+    draws = Draws(noise=s.latents["epsilon"], t=s.time("time"))
+    return checks(case, *s.differentiate("student", consistency(s, draws)), fields=1e-5, losses=1e-5, gradients=1e-4)
 
-    def loss(student):
-        return rf_scm_loss(
-            student, teacher, s.latents["x0"], s.latents["epsilon"], s.time("time"),
-            warmup=_warmup(case.config), scale=case.config["loss_scale"],
-        )  # fmt: skip
 
-    return _checks(case, *s.differentiate("student", loss), fields=1e-5, losses=1e-5, gradients=1e-4)
+def _simulated(case: Case, make: Callable[[Setting, Draws], Callable], network: str) -> list[Check]:
+    """`dmd` or `critic`: the student's sampler is simulated with the file's noises and draws of times."""
+    c = case.config
+    fixed = c.get("dmd_fix_timesteps", False)
+    method = MethodConfig(
+        consistency="", dmd_scale=c["loss_scale_dmd"], guidance=c["guidance"], tangent_warmup=0, dmd_fixed_times=fixed
+    )
+    s = Setting(case, method)
+    assert s.num_steps == c["n_sim"]
+    between = range(c["n_sim"] - 1)
+    draws = Draws(
+        simulation_noises=jnp.stack([s.latents["init_noise"], *(s.latents[f"sim_noise_{i}"] for i in between)]),
+        simulation_t=None if fixed else trig_to_rf(jnp.stack([s.time(f"sim_time_draw_{i}") for i in between])),
+        score_noise=s.latents["epsilon"],
+        score_t=trig_to_rf(s.time("D_time")),
+    )
+    loss = make(s, draws)
+    values, terms, grads = s.differentiate(network, loss)
+    # What a simulation of k steps hands to its last one, for every k: the whole way through the sampler.
+    shorter = jax.jit(lambda k: loss(s.params(network), k)[1])
+    ways = [shorter(k) for k in range(1, c["n_sim"] + 1)]
+    terms["sim_traj"] = jnp.stack([*(way["G_xt"] for way in ways), terms["G_x0"]])
+    times = jnp.stack([way["G_time"] for way in ways])
+    terms["sim_times_f64"] = jnp.concatenate([times, jnp.zeros_like(times[:1])])[..., None]
+    return checks(case, values, terms, grads, fields=1e-5, losses=1e-5, gradients=1e-4)
 
 
 def loss_rcm(case: Case) -> list[Check]:
-    return {"scm": _scm, "dcm": _dcm, "dmd": _dmd, "critic": _critic}[case.config["step"]](case)
+    return {
+        "scm": _scm,
+        "dcm": _dcm,
+        "dmd": lambda case: _simulated(case, dmd, "student"),
+        "critic": lambda case: _simulated(case, critic, "fake_score"),
+    }[case.config["step"]](case)
 
 
 CASES = {"loss_rcm": loss_rcm, "loss_rcm_rf_scm": loss_rcm_rf_scm}

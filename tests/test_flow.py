@@ -1,5 +1,7 @@
 """Times, the TrigFlow wrapper and guidance against their definitions."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,3 +88,13 @@ def test_guidance(latents):
     np.testing.assert_allclose(out, y + 3 * (x - y), rtol=1e-6)
     assert flow.guided(lambda x, t: x, uncond, 1.0)(x, jnp.ones(3)) is x
     assert len(calls) == 1, "without guidance the unconditional network is not run"
+
+
+def test_the_unconditional_text_is_one_for_all_or_one_a_video():
+    text = jnp.ones((3, 4, 5))
+    one, each = jnp.arange(20.0).reshape(4, 5), jnp.arange(60.0).reshape(3, 4, 5)
+    np.testing.assert_array_equal(flow.one_a_video(one, text), jnp.stack([one] * 3))
+    np.testing.assert_array_equal(flow.one_a_video(each, text), each)
+    for wrong in (each[:2], each[:1], each[0, 0]):
+        with pytest.raises(ValueError, match=rf"has shape {re.escape(str(wrong.shape))}; give .* or \[3, L, D\]"):
+            flow.one_a_video(wrong, text)

@@ -1,5 +1,6 @@
 """Every recipe builds; the published ones carry the published numbers."""
 
+import dataclasses
 import importlib
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 import rcm_jax
 from rcm_jax.configs.base import run_config
+from rcm_jax.objectives.config import DiffusionConfig
 from rcm_jax.parallel import bytes_per_device, spec, state_shardings
 from rcm_jax.training.runs import plan
 from rcm_jax.training.state import abstract_state
@@ -71,6 +73,15 @@ def test_published_causal_defaults(name, want):
     )  # fmt: skip
     assert {key: got[key] for key in want} == want
     assert (c.data.latent_shape, c.sigma_max, c.causal.score_guidance) == ((21, 60, 104), 1600.0, 5.0)
+
+
+def test_only_teachers_of_the_built_in_world_drop_text_and_raise_times():
+    """Published networks come trained with an unconditional text, and are not made to forget the other."""
+    set_there = {name: c for name in NAMES if (c := recipe(name).diffusion) != DiffusionConfig()}
+    own = DiffusionConfig(text_dropout=0.1)
+    assert {name for name in set_there if name.startswith("wan")} == set()
+    assert set_there["toy_teacher_start"] == set_there["toy_causal_tf"] == own
+    assert set_there["toy_teacher"] == dataclasses.replace(own, frame_times=0.6)
 
 
 def test_causal_recipes_take_a_pattern_and_a_preset():

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
+from rcm_jax.data.batch import Batch
 from rcm_jax.data.config import DataConfig
 from rcm_jax.objectives.config import MethodConfig
 from rcm_jax.training.config import MeshConfig, OptimizerConfig, RunConfig
@@ -45,6 +46,9 @@ def perturbed_params(config: DiTConfig, seed: int = 0, scale: float = 0.05) -> P
     return jax.tree.unflatten(tree, leaves)
 
 
+IMAGE_TOKENS = 5
+
+
 class RandomSource:
     """Batches of noise: what a step computes does not depend on what the data mean."""
 
@@ -52,10 +56,19 @@ class RandomSource:
         self.config = config
         self.null_text = np.zeros((config.model.text_len, config.model.text_dim), np.float32)
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
+    def batch(self, step: int) -> Batch:
         rng = np.random.default_rng((self.config.seed, step))
         B, model = self.config.data.batch_size, self.config.model
-        return {
-            "latents": rng.normal(size=(B, *self.config.data.latent_shape, model.in_channels)).astype(np.float32),
-            "text": rng.normal(size=(B, model.text_len, model.text_dim)).astype(np.float32),
-        }
+        shape = self.config.data.latent_shape
+
+        def normal(*size: int) -> np.ndarray:
+            return rng.normal(size=(B, *size)).astype(np.float32)
+
+        latents, text = normal(*shape, model.out_channels), normal(model.text_len, model.text_dim)
+        channels = model.in_channels - model.out_channels
+        return Batch(
+            latents,
+            text,
+            condition=normal(*shape, channels) if channels else None,
+            image=normal(IMAGE_TOKENS, model.image_dim) if model.image_dim else None,
+        )

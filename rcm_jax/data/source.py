@@ -8,16 +8,17 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from rcm_jax.data.batch import Batch
 from rcm_jax.data.config import DataConfig
 from rcm_jax.worlds import toy
 
 
 class Source(Protocol):
-    """Batch `step` is {"latents": [B, T, H, W, C], "text": [B, L, D]} float32, the same at every call."""
+    """Batch `step` is of float32 numpy arrays, the same at every call."""
 
     null_text: Float[np.ndarray, "L D"]
 
-    def batch(self, step: int) -> dict[str, np.ndarray]: ...
+    def batch(self, step: int) -> Batch: ...
 
 
 class ToySource:
@@ -29,10 +30,10 @@ class ToySource:
         self._encode = jax.jit(codec.encode)
         self.null_text = toy.encode_text([""])[0]
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
+    def batch(self, step: int) -> Batch:
         first = step * self.batch_size
         videos, captions = toy.batch(self.seed, range(first, first + self.batch_size))
-        return {"latents": np.asarray(self._encode(videos)), "text": toy.encode_text(captions)}
+        return Batch(np.asarray(self._encode(videos)), toy.encode_text(captions))
 
 
 def make_source(config: DataConfig, seed: int) -> Source:
@@ -45,7 +46,7 @@ def make_source(config: DataConfig, seed: int) -> Source:
     )
 
 
-def batches(source: Source, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+def batches(source: Source, start: int, stop: int) -> Iterator[Batch]:
     """Batches start .. stop - 1 in order, made one step ahead in a thread."""
     steps = grain.MapDataset.range(start, stop).map(lambda step: source.batch(int(step)))
     return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))

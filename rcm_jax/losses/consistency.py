@@ -10,25 +10,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from rcm_jax.flow import expand, rf_noisy, shift_time, trig_noisy
+from rcm_jax.flow import Network, expand, rf_noisy, shift_time, trig_noisy
+from rcm_jax.losses.samples import Terms, not_finite, only_kept, sample_sum
 from rcm_jax.types import Latents, Time, Velocity
 
-Network = Callable[[Latents, Time], Latents]
-Terms = dict[str, Array]
-
 NORM_OFFSET = 0.1  # c in g / (‖g‖ + c)
-
-
-def sample_sum(x: Latents) -> Float[Array, " B"]:
-    """Sum over all but the batch."""
-    return x.sum(axis=tuple(range(1, x.ndim)))
-
-
-def not_finite(*fields: Latents) -> Bool[Array, " B"]:
-    """Which samples have an element that is NaN or infinite in any of the fields."""
-    return ~jnp.stack([jnp.isfinite(x).all(axis=tuple(range(1, x.ndim))) for x in fields]).all(axis=0)
 
 
 def consistency_loss(F: Latents, g: Latents, scale: float) -> tuple[Float[Array, " B"], Terms]:
@@ -37,8 +25,7 @@ def consistency_loss(F: Latents, g: Latents, scale: float) -> tuple[Float[Array,
     A sample with a non-finite g or F has zero loss and zero gradient at F; `masked` says which.
     """
     masked = not_finite(F, g)
-    keep = expand(~masked, F)
-    F, g = jnp.where(keep, F, 0), jnp.where(keep, g, 0)
+    F, g = only_kept(masked, F, g)
     norm = expand(jnp.sqrt(sample_sum(jnp.square(g))), g)
     g = g / (norm + NORM_OFFSET)
     loss = scale * sample_sum(jnp.square(F - stop_gradient(F) - g))
@@ -102,7 +89,9 @@ def rf_scm_loss(
     r = jnp.asarray(warmup, x0.dtype)
     g = -(v_sg - v_teacher) - r * expand(t, x0) * t_v
     loss, terms = consistency_loss(v, g, scale)
-    return loss, terms | {"xt": x_t, "v_teacher": v_teacher, "v_theta": v_sg, "t_v": t_v, "g_pre_norm": g}
+    return loss, terms | {
+        "xt": x_t, "v_teacher": v_teacher, "v_theta": v_sg, "t_v": t_v, "g_pre_norm": g, "warmup_ratio": r,
+    }  # fmt: skip
 
 
 def dcm_times(u: Time, *, total_steps: int, skip: int, shift: float) -> Float[Array, "k+1 B"]:
@@ -134,9 +123,9 @@ def dcm_loss(
         z_k = z_k - expand(theta - theta_next, z_k) * teacher(z_k, theta)
     z_k = stop_gradient(z_k)
     target = stop_gradient(student(z_k, times[-1]))
-    masked = not_finite(prediction, target)
-    difference = jnp.where(expand(~masked, z), prediction - target, 0)
-    loss = scale * sample_sum(jnp.square(difference))
+    masked = not_finite(prediction, target, z_k)
+    prediction, target = only_kept(masked, prediction, target)
+    loss = scale * sample_sum(jnp.square(prediction - target))
     return loss, {
         "xt": z, "xk": z_k, "x0_pred": stop_gradient(prediction), "x0_target": target, "masked": masked,
     }  # fmt: skip

@@ -13,7 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rcm_jax.chunks import Spans
-from rcm_jax.flow import TimeSampler, rf_noisy
+from rcm_jax.flow import TimeSampler
+from rcm_jax.losses.diffusion import velocity_error
+from rcm_jax.losses.samples import Terms
 from rcm_jax.types import Latents, Time, Velocity
 
 WEIGHTINGS = ("none", "gaussian_bell")
@@ -35,14 +37,12 @@ def forcing_loss(
     *,
     weighting: str = "none",
     scale: float = 100.0,
-) -> tuple[Float[Array, " B"], dict[str, Array]]:
+) -> tuple[Float[Array, " B"], Terms]:
     """scale · Σ_frames w(t) mean‖v(x_t, t) - (noise - x0)‖², t one a sample (`tf`) or a latent frame (`df`)."""
     t = jnp.broadcast_to(t[:, None] if t.ndim == 1 else t, x0.shape[:2])
-    x_t = rf_noisy(x0, noise, t)
-    v = student(x_t, t)
-    error = jnp.square(v - (noise - x0)).mean(axis=(2, 3, 4))
-    loss = scale * (time_weight(t, weighting) * error).sum(axis=1)
-    return loss, {"xt": x_t, "t": t, "v_pred": jax.lax.stop_gradient(v)}
+    error, terms = velocity_error(student, x0, noise, t)
+    loss = scale * (time_weight(t, weighting) * jnp.square(error).mean(axis=(2, 3, 4))).sum(axis=1)
+    return loss, terms
 
 
 def over_frames(times: Float[Array, "B chunks"], spans: Spans) -> Float[Array, "B T"]:
@@ -75,9 +75,8 @@ def fopp_times(
     return sampler.icdf(u_all)
 
 
-def df_times(strategy: str, sampler: TimeSampler, key: Array, batch: int, spans: Spans) -> Float[Array, "B T"]:
-    """Times of diffusion forcing: one a chunk, "independent", "shared" by a video's chunks, or "fopp"."""
-    chunks = len(spans)
+def df_times(strategy: str, sampler: TimeSampler, key: Array, batch: int, chunks: int) -> Float[Array, "B chunks"]:
+    """Times of diffusion forcing, one a chunk: "independent", "shared" by a video's chunks, or "fopp"."""
     if strategy == "independent":
         times = sampler.sample(key, (batch, chunks))
     elif strategy == "shared":
@@ -89,4 +88,4 @@ def df_times(strategy: str, sampler: TimeSampler, key: Array, batch: int, spans:
         times = fopp_times(sampler, anchor, sampler.sample(key_t, (batch,)), left, right)
     else:
         raise ValueError(f"times of diffusion forcing {strategy!r} must be one of {DF_TIMES}")
-    return over_frames(times, spans)
+    return times

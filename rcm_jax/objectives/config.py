@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from rcm_jax.chunks import ChunkPattern
+from rcm_jax.chunks import ChunkPattern, Spans
 from rcm_jax.flow import LogNormal, TimeSampler, UniformShift
 from rcm_jax.losses.forcing import DF_TIMES, WEIGHTINGS
 from rcm_jax.sampling.schedules import RolloutSchedule, few_step_schedule
@@ -34,9 +34,9 @@ class MethodConfig:
     """Which losses train the student, and their settings (SPEC: rCM, arXiv 2510.08431).
 
     name "diffusion" trains a teacher by flow matching; "distill" a student from `teacher`. `consistency` is one of
-    scm, rf_scm, dcm or "" for none; `dmd_scale` 0 means no distribution matching and no fake score. For "diffusion":
-    `text_dropout` is the part of samples without text, `frame_times` the part whose frames have rising times.
-    `fused_tangent` takes attention's value and tangent in the consistency loss from one kernel instead of two.
+    scm, rf_scm, dcm or "" for none; `dmd_scale` 0 means no distribution matching and no fake score. `p_G` draws the
+    times of the consistency or the diffusion loss, `p_D` those of the scores. `fused_tangent` takes attention's value
+    and tangent in the consistency loss from one kernel instead of two.
     """
 
     name: str = "distill"
@@ -53,8 +53,6 @@ class MethodConfig:
     dcm_total_steps: int = 48
     dcm_skip: int = 1
     dcm_shift: float = 5.0
-    text_dropout: float = 0.1
-    frame_times: float = 0.0
     fused_tangent: bool = False
 
     def __post_init__(self):
@@ -80,6 +78,25 @@ class MethodConfig:
     @property
     def uses_dmd(self) -> bool:
         return self.name == "distill" and self.dmd_scale > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+    """What a teacher that starts from random weights needs, under method "diffusion"; published teachers come trained.
+
+    text_dropout: the part of samples that lose their text: guidance needs an unconditional network.
+    frame_times: the part of samples whose latent frames have times of their own, rising from the first to the last:
+        the later frames must be foretold from the earlier ones, which takes the direction of motion. Under one noise
+        level a frame is best told from its neighbours on both sides: the network stays blind to which way time runs.
+    """
+
+    text_dropout: float = 0.0
+    frame_times: float = 0.0
+
+    def __post_init__(self):
+        for name, part in dataclasses.asdict(self).items():
+            if not 0 <= part <= 1:
+                raise ValueError(f"diffusion.{name}={part} must be a part of the samples, 0 to 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +141,10 @@ class CausalConfig:
             self.steps_per_chunk, middle_by_entry=self.middle or None, sigma_max=sigma_max,
             noisy_context_from=None if self.noisy_context_from < 0 else self.noisy_context_from,
         )  # fmt: skip
+
+    def spans(self, frames: int) -> Spans:
+        """Where the chunks of a video of so many latent frames begin and end."""
+        return ChunkPattern.parse(self.pattern).spans(frames)
 
     def network(self, dit: DiT, latent_shape: tuple[int, int, int]) -> CausalDiT:
         """The causal network for videos of that size."""

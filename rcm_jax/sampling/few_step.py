@@ -16,14 +16,26 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from rcm_jax.flow import expand, rf_noisy, trig_denoiser, trig_noisy
+from rcm_jax.flow import RF, TRIG, Form, Network, trig_noisy
 from rcm_jax.types import Latents, Time, Velocity
 
 MIDDLE = (1.5, 1.4, 1.0)  # TrigFlow times between the first step and the data, chosen by rCM for visual quality
 
 StepNoises = Float[Array, "n B T H W C"] | Iterable[Latents]
+
+
+def next_state(
+    denoise: Network,
+    noisy: Callable[[Latents, Latents, Time], Latents],
+    x: Latents,
+    t: Time,
+    t_next: Time,
+    eps: Latents,
+) -> Latents:
+    """One step of a distilled student, in every sampler and in either form: denoise, then noise again."""
+    return noisy(denoise(x, t), eps, t_next).astype(x.dtype)
 
 
 def few_step_times(
@@ -63,11 +75,7 @@ def sample_few_step(
     times = few_step_times(num_steps, sigma_max, middle)
     x, eps = _noises(noise, key, step_noises, num_steps)
     t = jnp.asarray(times, x.dtype)
-
-    def denoise(x: Latents, t: Time) -> Latents:
-        return x - expand(t, x) * velocity(x, t).astype(x.dtype)
-
-    return _alternate(denoise, rf_noisy, t[0] * x, t, eps, loop)
+    return _alternate(RF, velocity, t[0] * x, t, eps, loop)
 
 
 def sample_few_step_trig(
@@ -84,9 +92,7 @@ def sample_few_step_trig(
     # Rounded to float32 whatever the state is: that is what the published validation does, and the network sees it.
     times = _trig_times(num_steps, sigma_max, middle).astype(np.float32)
     z, eps = _noises(noise, key, step_noises, num_steps)
-    theta = jnp.asarray(times, z.dtype)
-    denoiser = trig_denoiser(velocity)
-    return _alternate(lambda z, theta: denoiser(z, theta).astype(z.dtype), trig_noisy, z, theta, eps)
+    return _alternate(TRIG, velocity, z, jnp.asarray(times, z.dtype), eps)
 
 
 def _trig_times(num_steps: int, sigma_max: float, middle: Sequence[float]) -> Float[np.ndarray, " num_steps+1"]:
@@ -118,18 +124,54 @@ def _noises(
 
 
 def _alternate(
-    denoise: Callable[[Latents, Time], Latents],
-    renoise: Callable[[Latents, Latents, Time], Latents],
+    form: Form,
+    velocity: Velocity,
     x: Latents,
     times: Float[Array, " n+1"],
     noises: Float[Array, "n B T H W C"],
     loop: Callable = jax.lax.scan,
 ) -> Latents:
-    """x <- renoise(denoise(x, t), eps', t') down the list of times; a scan compiles the network once."""
+    """`next_state` down the list of times; a scan compiles the network once."""
+    denoiser = form.denoiser(velocity)
 
     def step(x: Latents, inputs: tuple[Array, Array, Latents]) -> tuple[Latents, None]:
         t, t_next, eps = inputs
-        x0 = denoise(x, jnp.broadcast_to(t, x.shape[:1]))
-        return renoise(x0, eps, t_next), None
+        return next_state(
+            lambda x, t: denoiser(x, jnp.broadcast_to(t, x.shape[:1])), form.noisy, x, t, t_next, eps
+        ), None
 
     return loop(step, x, (times[:-1], times[1:], noises))[0]
+
+
+# --- the sampler as training simulates it (rCM: backward simulation) ------------------------------------------------
+
+
+def simulation_times(draws: Float[Array, "n B"]) -> Float[Array, "n+1 B"]:
+    """theta_0 = pi/2, then theta_i = min(draw_i, theta_{i-1}): a falling schedule from independent draws."""
+    start = jnp.full((1, draws.shape[1]), jnp.pi / 2, draws.dtype)
+    return jax.lax.cummin(jnp.concatenate([start, draws]), axis=0)
+
+
+def fixed_simulation_times(batch: int) -> Float[Array, "4 B"]:
+    """The sampler's own times instead of draws."""
+    times = jnp.asarray((jnp.pi / 2, *MIDDLE), jnp.result_type(float))
+    return jnp.broadcast_to(times[:, None], (1 + len(MIDDLE), batch))
+
+
+def simulate(
+    denoiser: Network,
+    noise: Latents,
+    times: Float[Array, "n B"],
+    step_noises: Float[Array, "n-1 B T H W C"],
+    num_steps: Int[Array, ""] | int,
+) -> tuple[Latents, Time]:
+    """Runs the student's sampler in TrigFlow up to, not including, its last of `num_steps` (1..n) steps.
+
+    Returns that step's input and time (z, theta): the caller takes x0 = denoiser(z, theta) with or without gradient.
+    `num_steps` may be traced; then the loop has no reverse-mode derivative, and needs none.
+    """
+
+    def body(i, z):
+        return next_state(denoiser, trig_noisy, z, times[i], times[i + 1], step_noises[i])
+
+    return jax.lax.fori_loop(0, num_steps - 1, body, noise), times[num_steps - 1]

@@ -19,8 +19,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from rcm_jax.chunks import ChunkIndex, ChunkPattern, Spans
+from rcm_jax.flow import guide, one_a_video, rf_noisy
+from rcm_jax.sampling.few_step import next_state
 from rcm_jax.sampling.schedules import RolloutSchedule, Times
-from rcm_jax.types import Latents, Params
+from rcm_jax.types import Latents, Params, Text
 from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.layers import KeyValues
 
@@ -88,7 +90,7 @@ def _each(branches: Branches, x: Latents, t: Array, call: Callable) -> list:
 
 def _guided(velocities: list[Latents], guidance: float, dtype) -> Latents:
     cond, *uncond = (v.astype(dtype) for v in velocities)
-    return uncond[0] + guidance * (cond - uncond[0]) if uncond else cond
+    return guide(cond, *uncond, guidance) if uncond else cond
 
 
 def _with_caches(branches: Branches, caches: list[KeyValues]) -> Branches:
@@ -109,15 +111,20 @@ def sample_chunk(
 ) -> tuple[Latents, Branches]:
     """One chunk, and the branches with its keys in their caches. noises: the start, then one a step that has one."""
     t = jnp.asarray(np.asarray(times), jnp.promote_types(noises.dtype, jnp.result_type(float)))
-    denoise, append, both = (
+    network_at, append, both = (
         lambda x, t, prompt, cache, f=f: f(params, x, t, prompt, cache, chunk)
         for f in (network.denoise, network.append, network.step)
     )
 
+    def velocity(x: Latents, t: Array) -> Latents:
+        return _guided(_each(branches, x, t, network_at), guidance, x.dtype)
+
+    def denoise(x: Latents, t: Array) -> Latents:
+        return x - t * velocity(x, t)
+
     def step(x: Latents, inputs: tuple[Array, Array, Array | None]) -> tuple[Latents, None]:
         t, t_next, eps = inputs
-        v = _guided(_each(branches, x, t, denoise), guidance, x.dtype)
-        return (x - (t - t_next) * v) if ode else (1 - t_next) * (x - t * v) + t_next * eps, None
+        return x - (t - t_next) * velocity(x, t) if ode else next_state(denoise, rf_noisy, x, t, t_next, eps), None
 
     x = (t[0] * noises[0]).astype(t.dtype)
     if len(times) > 2:  # all steps but the last, which goes to 0, where nothing is noised again
@@ -125,19 +132,24 @@ def sample_chunk(
     if noisy_context:
         velocities, caches = zip(*_each(branches, x, t[-2], both), strict=True)
         return x - t[-2] * _guided(velocities, guidance, x.dtype), _with_caches(branches, caches)
-    x = x - t[-2] * _guided(_each(branches, x, t[-2], denoise), guidance, x.dtype)
+    x = denoise(x, t[-2])
     return x, _with_caches(branches, _each(branches, x, t[-1], append))
 
 
 def open_branches(
-    network: CausalDiT, params: Params, text: Array, null_text: Float[Array, "L D"] | None, schedule: RolloutSchedule
+    network: CausalDiT,
+    params: Params,
+    text: Text,
+    null_text: Float[Array, "L D"] | Text | None,
+    schedule: RolloutSchedule,
 ) -> Branches:
-    """Prompts' keys and empty caches. Raises ValueError where guidance is asked for and `null_text` is missing."""
+    """Prompts' keys and empty caches. Raises ValueError where guidance is asked for and `null_text` (one for all
+    videos, or one a video) is missing or of another batch."""
     texts = [text]
     if schedule.guidance > 1:
         if null_text is None:
             raise ValueError(f"guidance={schedule.guidance} needs the unconditional text: give null_text")
-        texts.append(jnp.broadcast_to(null_text[None], (text.shape[0], *null_text.shape)))
+        texts.append(one_a_video(null_text, text))
     return tuple(Branch(network.prompt(params, which), network.init_cache(text.shape[0])) for which in texts)
 
 
@@ -152,7 +164,7 @@ def condition_on_image(
         )
     times, noisy = schedule.chunk(0)
     t = jnp.asarray(times[-2] if noisy else 0.0, image.dtype)
-    x = (1 - t) * image + t * noise
+    x = rf_noisy(image, noise, t)
     return _with_caches(branches, _each(branches, x, t, lambda *at: network.append(params, *at, 0)))
 
 
@@ -178,11 +190,12 @@ def rollout(
     schedule: RolloutSchedule,
     *,
     frames: int,
-    null_text: Float[Array, "L D"] | None = None,
+    null_text: Float[Array, "L D"] | Text | None = None,
     image: Latents | None = None,
 ) -> Latents:
     """A batch of videos of `frames` latent frames, [B, T, H, W, C]. Made for jit.
 
+    `null_text` is the unconditional (or negative) text, one for all videos or one a video.
     `image` [B, 1, H, W, C] is the first frame of image-to-video (`condition_on_image`).
     Raises ValueError for frames that the pattern or the cache do not fit and schedules that do not fit the chunks.
     """

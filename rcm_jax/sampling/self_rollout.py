@@ -17,6 +17,8 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Int
 
 from rcm_jax.chunks import ChunkIndex, Spans
+from rcm_jax.flow import rf_noisy
+from rcm_jax.sampling.few_step import next_state
 from rcm_jax.sampling.rollout import Noises, equal_chunks, joined
 from rcm_jax.sampling.schedules import RolloutSchedule
 from rcm_jax.types import Latents, Params
@@ -58,10 +60,9 @@ def _draw(network: CausalDiT, noises: Noises, spans: Spans) -> Float[Array, "n B
     return jnp.concatenate([noises(i, b - a) for i, (a, b) in enumerate(spans)], axis=2)
 
 
-def _step(
-    network: CausalDiT, params: Params, prompt: KeyValues, cache: KeyValues, x: Latents, t: Array, chunk: ChunkIndex
+def _denoise(
+    network: CausalDiT, params: Params, prompt: KeyValues, cache: KeyValues, chunk: ChunkIndex, x: Latents, t: Array
 ) -> Latents:
-    """The clean chunk that a step from time t predicts."""
     v = network.denoise(params, x, jnp.broadcast_to(t, x.shape[:1]), prompt, cache, chunk)
     return x - t * v.astype(x.dtype)
 
@@ -85,20 +86,19 @@ def _chunks(
 
         def body(cache, inputs, t_table=t_table, steps=steps, noisy=noisy, most=most):
             chunk, eps = inputs
-            step = partial(_step, network, fixed, fixed_prompt, cache, chunk=chunk)
+            denoise = partial(_denoise, network, fixed, fixed_prompt, cache, chunk)
 
             def earlier(i, x):
-                t_next = t_table[i + 1]
-                return (1 - t_next) * step(x=x, t=t_table[i]) + t_next * eps[i + 1]
+                return next_state(denoise, rf_noisy, x, t_table[i], t_table[i + 1], eps[i + 1])
 
             x = jax.lax.fori_loop(0, steps - 1, earlier, (t_table[0] * eps[0]).astype(t_table.dtype))
             t = t_table[steps - 1]
-            clean = _step(network, params, prompt, cache, x, t, chunk)
+            clean = _denoise(network, params, prompt, cache, chunk, x, t)
             x0 = stop_gradient(clean)
             context, t_context = x0, jnp.zeros_like(t)
             if noisy:
                 t_context = t_table[most - 1]
-                noised = (1 - t_context) * x0 + t_context * eps[-1]
+                noised = rf_noisy(x0, eps[-1], t_context)
                 context = jnp.where(steps == most, x, noised)
             times_B = jnp.broadcast_to(t_context, x.shape[:1])
             return network.append(fixed, context, times_B, fixed_prompt, cache, chunk), (clean, x, t)
@@ -133,7 +133,7 @@ def _backward(network, schedule, spans, residuals, cotangents):
 
         def body(total, of_chunk):
             chunk, x, t, d = of_chunk
-            _, vjp = jax.vjp(lambda p, q: _step(network, p, q, cache, x, t, chunk), params, prompt)
+            _, vjp = jax.vjp(lambda p, q: _denoise(network, p, q, cache, chunk, x, t), params, prompt)
             return jax.tree.map(jnp.add, total, vjp(d)), None
 
         total, _ = jax.lax.scan(body, total, (jnp.arange(start, end), x, t, d))

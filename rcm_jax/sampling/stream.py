@@ -81,13 +81,14 @@ def stream(
     decode: Decode,
     *,
     chunks: int | None = None,
-    null_text: Float[Array, "L D"] | None = None,
+    null_text: Float[Array, "L D"] | Text | None = None,
     image: Latents | None = None,
 ) -> Generator[Frames | None, Float[Array, "B L D"] | None, None]:
     """Yields frames, a chunk at a time. `send` a text to change the prompt; this gives None, the loop goes on.
 
-    chunks: how many; None fills the cache, or never ends with a window. `image` [B, 1, H, W, C] is chunk 0. `decode`
-    should return before its frames are there, as what is under jit does, and may keep a state from chunk to chunk.
+    chunks: how many; None fills the cache, or never ends with a window. `null_text` is one for all videos or one a
+    video. `image` [B, 1, H, W, C] is chunk 0. `decode` should return before its frames are there, as what is under jit
+    does, and may keep a state from chunk to chunk.
     Raises ValueError, before anything is sampled, for what `rollout` refuses.
     """
     room = len(network.pattern.spans(network.frames))

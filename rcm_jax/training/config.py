@@ -4,7 +4,7 @@ import dataclasses
 
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.data.config import DataConfig
-from rcm_jax.objectives.config import CausalConfig, MethodConfig, TimeSamplerConfig
+from rcm_jax.objectives.config import CausalConfig, DiffusionConfig, MethodConfig, TimeSamplerConfig
 from rcm_jax.wan.config import DiTConfig
 
 
@@ -48,10 +48,12 @@ class RunConfig:
 
     teacher: weights of the teacher, which student and fake score start from. Causal training may start the student
     from others, `init`; and self forcing takes its scores, and starts the fake score, from `score_teacher`.
+    microbatches: into how many cuts of the batch a step is divided, one after another, to save memory.
     """
 
     model: DiTConfig
     method: MethodConfig = dataclasses.field(default_factory=MethodConfig)
+    diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
     causal: CausalConfig = dataclasses.field(default_factory=CausalConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -61,7 +63,7 @@ class RunConfig:
     score_teacher: str = ""
     seed: int = 0
     steps: int = 1000
-    grad_accumulation: int = 1
+    microbatches: int = 1
     ema_rate: float = 0.1
     sigma_max: float = 80.0
     log_every: int = 10
@@ -75,10 +77,9 @@ class RunConfig:
     CADENCE = ("steps", "log_every", "checkpoint_every", "keep", "sample_every", "tensorboard", "wandb")
 
     def __post_init__(self):
-        if self.data.batch_size % self.grad_accumulation:
+        if self.data.batch_size % self.microbatches:
             raise ValueError(
-                f"data.batch_size={self.data.batch_size} must be divisible by "
-                f"grad_accumulation={self.grad_accumulation}"
+                f"data.batch_size={self.data.batch_size} must be divisible by microbatches={self.microbatches}"
             )
         if self.method.name == "distill" and not self.teacher:
             raise ValueError("teacher is empty: give the path of the teacher's weights, or 'toy' for the built-in one")
@@ -88,6 +89,11 @@ class RunConfig:
     def _check_causal(self):
         method, frames = self.method, self.data.latent_shape[0]
         chunks = len(ChunkPattern.parse(self.causal.pattern).spans(frames))
+        if self.diffusion.frame_times:
+            raise ValueError(
+                f"diffusion.frame_times={self.diffusion.frame_times} is for bidirectional teachers; under "
+                f"causal.pattern={self.causal.pattern!r} use causal.forcing 'df' for times of their own"
+            )
         if method.uses_consistency and method.consistency == "scm":
             raise ValueError(
                 "causal training is in rectified flow: use consistency 'rf_scm' or 'dcm' in place of 'scm'"
@@ -113,6 +119,7 @@ class RunConfig:
                 method[name] = TimeSamplerConfig(**method[name])
         parts = {
             "model": DiTConfig,
+            "diffusion": DiffusionConfig,
             "causal": CausalConfig,
             "optimizer": OptimizerConfig,
             "data": DataConfig,

@@ -1,7 +1,8 @@
-"""The run: batches in order, the step that the schedule names, metrics, samples, checkpoints, resume.
+"""A run's steps in order: batches, the step that the schedule names, metrics, samples, checkpoints, resume.
 
-The order of things is the order of the file. What a step computes depends on the config and the step alone, so a run
-that was killed and resumed gives the same numbers as one that was not.
+Above it is `runs.py`, which opens files, calls `train` and writes the weights; below it `step.py`, what one step
+computes. What a step computes depends on the config and the step alone, so a run that was killed and resumed gives the
+same numbers as one that was not.
 """
 
 import signal
@@ -11,18 +12,18 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from rcm_jax.data.source import Source, batches
-from rcm_jax.objectives.config import MethodConfig
+from rcm_jax.objectives.networks import Networks
 from rcm_jax.parallel import batch_sharding, make_mesh, shard, sharded_attention, state_shardings
 from rcm_jax.training.checkpoint import Checkpoints, abstract_like, claim_workdir
 from rcm_jax.training.config import RunConfig
 from rcm_jax.training.metrics import MetricsWriter
-from rcm_jax.training.schedule import is_student_step, uses_dmd_at
-from rcm_jax.training.state import TrainState, abstract_state, init_state
+from rcm_jax.training.schedule import step_name
+from rcm_jax.training.state import TrainState, Weights, abstract_state, init_state
 from rcm_jax.training.step import make_steps
-from rcm_jax.types import Params
 
 
 class Interrupted(Exception):
@@ -31,15 +32,6 @@ class Interrupted(Exception):
     def __init__(self, step: int, workdir: Path):
         self.step = step
         super().__init__(f"stopped by a signal; saved before step {step} in {workdir}; the same command resumes there")
-
-
-def step_name(method: MethodConfig, step: int) -> str:
-    """Which of `make_steps`'s functions a step runs."""
-    if method.name == "diffusion":
-        return "diffusion"
-    if not is_student_step(method, step):
-        return "critic"
-    return "student_dmd" if uses_dmd_at(method, step) else "student"
 
 
 class _StopSignal:
@@ -61,14 +53,14 @@ class _StopSignal:
             signal.signal(number, handler)
 
 
-def open_state(config: RunConfig, weights: dict[str, Params], mesh, checkpoints: Checkpoints | None) -> TrainState:
+def open_state(config: RunConfig, weights: Weights, mesh: Mesh, checkpoints: Checkpoints | None) -> TrainState:
     """The newest checkpoint's state, or the first one, sharded over the mesh."""
     shardings = state_shardings(mesh, abstract_state(config))
     latest = checkpoints.latest() if checkpoints else None
     if latest is None:
-        start = weights.get("init", weights.get("teacher"))
+        start = weights.teacher if weights.init is None else weights.init
         first = jax.jit(lambda start, fake: init_state(config, start, fake), out_shardings=shardings)
-        return first(start, weights.get("score_teacher"))
+        return first(start, weights.score_teacher)
     return checkpoints.restore(latest, abstract_like(abstract_state(config), shardings))
 
 
@@ -77,16 +69,13 @@ def train(
     source: Source,
     workdir: str | Path | None = None,
     *,
-    weights: dict[str, Params] | None = None,
+    weights: Weights | None = None,
     devices: list | None = None,
     on_samples: Callable[[int, TrainState], None] | None = None,
     progress: str = "train",
 ) -> TrainState:
     """Trains from the newest checkpoint of `workdir`, or from the start, to `config.steps`; returns the last state.
 
-    weights: parameters by what they are for, as the config names their files: `teacher`, from which student and fake
-        score start (method "diffusion" only starts from it, or without one from random weights); `init`, from which
-        the student starts instead; `score_teacher`, which scores self forcing and starts its fake score.
     workdir: metrics and checkpoints go here; None keeps nothing on disk.
     on_samples: called as (step, state) every `config.sample_every` steps.
     Raises Interrupted after SIGTERM or SIGINT, with the state saved; ValueError where the workdir is another run's.
@@ -97,17 +86,16 @@ def train(
         checkpoints = Checkpoints(workdir, config.keep)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.sequence, devices)
     samples = mesh.size // config.mesh.sequence
-    if (config.data.batch_size // config.grad_accumulation) % samples:
+    if (config.data.batch_size // config.microbatches) % samples:
         raise ValueError(
-            f"data.batch_size={config.data.batch_size} over grad_accumulation={config.grad_accumulation} must be "
+            f"data.batch_size={config.data.batch_size} in microbatches={config.microbatches} must be "
             f"divisible by the {samples} devices of (data, fsdp)"
         )
     with jax.set_mesh(mesh):
-        weights = weights or {}
+        weights = weights or Weights()
         state = open_state(config, weights, mesh, checkpoints)
         start = int(state.step)
-        teachers = {name: params for name, params in weights.items() if name != "init"}
-        teachers = shard(teachers, mesh)
+        networks = shard(Networks(teacher=weights.teacher, score_teacher=weights.score_teacher), mesh)
         steps = make_steps(config, jnp.asarray(source.null_text), sharded_attention(mesh))
         sharding = batch_sharding(mesh)
         if workdir is not None:
@@ -116,7 +104,7 @@ def train(
         with _StopSignal() as stop, bar:
             for step, batch in zip(range(start, config.steps), batches(source, start, config.steps), strict=True):
                 name = step_name(config.method, step)
-                state, metrics = steps[name](state, teachers, jax.device_put(batch, sharding))
+                state, metrics = steps[name](state, networks, jax.device_put(batch, sharding))
                 bar.update()
                 done, last = step + 1, step + 1 == config.steps
                 if writer:

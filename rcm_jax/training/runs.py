@@ -12,7 +12,7 @@ from rcm_jax.model_file import ModelInfo, load_model, save_model
 from rcm_jax.parallel import abstract_mesh, bytes_per_device
 from rcm_jax.training.config import RunConfig
 from rcm_jax.training.loop import train
-from rcm_jax.training.state import TrainState, abstract_state
+from rcm_jax.training.state import TrainState, Weights, abstract_state
 from rcm_jax.types import Params
 from rcm_jax.worlds.builtin import find_model
 
@@ -40,7 +40,9 @@ def train_recipe(
     Raises ValueError for a teacher whose shapes do not fit the config (listing what differs), and what `train` raises.
     """
     files = {"teacher": config.teacher, "init": config.init, "score_teacher": config.score_teacher}
-    weights = {name: load_model(find_model(file), expect=config.model)[0] for name, file in files.items() if file}
+    weights = Weights(
+        **{name: load_model(find_model(file), expect=config.model)[0] for name, file in files.items() if file}
+    )
     source = make_source(config.data, config.seed)
     info, workdir = model_info(config), Path(workdir)
 
@@ -69,7 +71,7 @@ def plan(config: RunConfig, devices: int = 0) -> str:
         f"parameters of one network  {count:,}",
         f"tokens of one video        {tokens:,} from latents {config.data.latent_shape}",
         f"mesh                       {' x '.join(f'{k} {n}' for k, n in mesh.shape.items())} = {devices} devices",
-        f"batch                      {config.data.batch_size} videos, {config.grad_accumulation} cuts",
+        f"batch                      {config.data.batch_size} videos, {config.microbatches} cuts",
         "bytes per device:",
     ]
     sizes = {name: bytes_per_device(mesh, tree) for name, tree in parts.items() if tree is not None}

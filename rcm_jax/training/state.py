@@ -13,6 +13,20 @@ from rcm_jax.wan.networks import init_params
 
 
 @flax.struct.dataclass
+class Weights:
+    """What a run starts from, as its config names the files.
+
+    teacher: of student and fake score, too, where nothing else is given; None starts from random weights, which only
+        method "diffusion" can.
+    init: the student starts from these instead. score_teacher: scores self forcing, and starts its fake score.
+    """
+
+    teacher: Params | None = None
+    init: Params | None = None
+    score_teacher: Params | None = None
+
+
+@flax.struct.dataclass
 class TrainState:
     """Noise, data order and the update schedule follow from (seed, step): the data position is the step.
 

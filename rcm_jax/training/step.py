@@ -1,9 +1,11 @@
 """One training step: an objective differentiated once, the optimiser, the average.
 
 A student step takes the gradients of the consistency and the distribution loss together; a critic step moves the fake
-score; which of them a step is, `schedule.py` says. All functions are pure; noise comes from the state's (seed, step).
+score. Which of them a step is, and the numbers that follow from the count of steps, `schedule.py` says; `loop.py` runs
+them. All functions are pure; what is random comes from the state's (seed, step).
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -11,27 +13,35 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from rcm_jax.data.batch import Batch
 from rcm_jax.kernels.attention import attention
-from rcm_jax.objectives.bidirectional import Batch, Objective
-from rcm_jax.objectives.causal import CausalObjective
+from rcm_jax.objectives.draws import Draws, draw
+from rcm_jax.objectives.networks import Networks
+from rcm_jax.objectives.objective import Loss, Parts, make_objective, summary
 from rcm_jax.training.config import RunConfig
 from rcm_jax.training.ema import ema_update, power_ema_beta, power_ema_exponent
 from rcm_jax.training.optimizer import adamw
-from rcm_jax.training.schedule import student_updates
+from rcm_jax.training.schedule import critic_updates, simulation_steps, student_updates, warmup_ratio
 from rcm_jax.training.state import TrainState
 from rcm_jax.types import Metrics, Params
 from rcm_jax.wan.dit import DiT
 
-Teachers = dict[str, Params]  # "teacher", and under self forcing "score_teacher"
-Step = Callable[[TrainState, Teachers, Batch], tuple[TrainState, Metrics]]
+Step = Callable[[TrainState, Networks, Batch], tuple[TrainState, Metrics]]
+SampleLosses = Callable[[Params, Batch, Draws], tuple[Loss, Parts]]
 
 
-def accumulate(loss, params: Params, batch: Batch, key: Array, parts: int) -> tuple[Params, Metrics]:
-    """Gradient and metrics of loss(params, batch, key), the mean over `parts` equal cuts of the batch."""
+def mean_gradient(
+    loss: Callable[[Params, Batch, Array], tuple[Float[Array, ""], Metrics]],
+    params: Params,
+    batch: Batch,
+    key: Array,
+    microbatches: int,
+) -> tuple[Params, Metrics]:
+    """Gradient and metrics of loss(params, batch, key), the mean over equal cuts of the batch; `masked` is summed."""
     gradient = jax.grad(loss, has_aux=True)
-    if parts == 1:
+    if microbatches == 1:
         return gradient(params, batch, key)
-    cuts = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+    cuts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
 
     def body(total, cut):
         out = gradient(params, *cut)
@@ -40,9 +50,9 @@ def accumulate(loss, params: Params, batch: Batch, key: Array, parts: int) -> tu
     zero = jax.tree.map(
         lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], cuts), key)
     )
-    total, _ = jax.lax.scan(body, zero, (cuts, jax.random.split(key, parts)))
-    grads, metrics = jax.tree.map(lambda x: x / parts, total)
-    return grads, metrics | ({"masked": total[1]["masked"]} if "masked" in metrics else {})
+    total, _ = jax.lax.scan(body, zero, (cuts, jax.random.split(key, microbatches)))
+    grads, metrics = jax.tree.map(lambda x: x / microbatches, total)
+    return grads, metrics | {"masked": total[1]["masked"]}
 
 
 def _update(optimizer: optax.GradientTransformation, params: Params, opt: optax.OptState, grads: Params):
@@ -56,16 +66,22 @@ def _update(optimizer: optax.GradientTransformation, params: Params, opt: optax.
 
 
 def make_steps(config: RunConfig, null_text: Float[Array, "L D"], attend: Callable = attention) -> dict[str, Step]:
-    """The jitted steps of a run, by name: `student`, `student_dmd`, `critic` for distillation, else `diffusion`.
+    """The jitted steps of a run by the names that `schedule.step_name` gives: `student`, `student_dmd`, `critic` for
+    distillation, else `diffusion`.
 
-    Each takes (state, teachers, batch) and donates the state. `attend` is the attention of all networks.
+    Each takes (state, networks, batch) and donates the state. `attend` is the attention of all networks.
     """
-    method, o, dit = config.method, config.optimizer, DiT(config.model, attend)
-    if config.causal.pattern:
-        objective = CausalObjective(dit, null_text, method, config.causal)
-    else:
-        objective = Objective(dit, null_text, method)
+    method, o = config.method, config.optimizer
+    objective = make_objective(method, config.causal, DiT(config.model, attend), null_text)
     gamma = power_ema_exponent(config.ema_rate)
+
+    def gradient(kind: str, losses: SampleLosses, params: Params, batch: Batch, key: Array) -> tuple[Params, Metrics]:
+        def loss(params, batch, key):
+            draws = draw(kind, method, config.causal, config.diffusion, key, batch.latents.shape)
+            values, parts = losses(params, batch, draws)
+            return values.mean(), summary(parts)
+
+        return mean_gradient(loss, params, batch, key, config.microbatches)
 
     def finish(state: TrainState, grads: Params, metrics: Metrics) -> tuple[TrainState, Metrics]:
         student, opt, extra = _update(adamw(o, o.lr, o.frozen), state.student, state.student_opt, grads)
@@ -75,27 +91,31 @@ def make_steps(config: RunConfig, null_text: Float[Array, "L D"], attend: Callab
         return new, metrics | extra
 
     def student_step(with_dmd: bool) -> Step:
-        def step(state, teachers, batch):
-            frozen = teachers | {"fake_score": state.fake_score}
+        def step(state: TrainState, networks: Networks, batch: Batch) -> tuple[TrainState, Metrics]:
+            networks = dataclasses.replace(networks, fake_score=state.fake_score)
+            num_steps = simulation_steps(method, student_updates(method, state.step)) if with_dmd else None
 
-            def loss(params, batch, key):
-                return objective.student(params, frozen, batch, key, state.step, with_dmd)
+            def losses(params, batch, draws):
+                warmup = warmup_ratio(method, state.step)
+                return objective.student(params, networks, batch, draws, warmup=warmup, num_steps=num_steps)
 
-            return finish(state, *accumulate(loss, state.student, batch, state.key, config.grad_accumulation))
+            return finish(state, *gradient("student", losses, state.student, batch, state.key))
 
         return step
 
-    def critic_step(state, teachers, batch):
-        def loss(params, batch, key):
-            return objective.fake_score(params, {"student": state.student}, batch, key, state.step)
+    def critic_step(state: TrainState, networks: Networks, batch: Batch) -> tuple[TrainState, Metrics]:
+        networks = dataclasses.replace(networks, student=state.student)
+        num_steps = simulation_steps(method, critic_updates(method, state.step))
 
-        grads, metrics = accumulate(loss, state.fake_score, batch, state.key, config.grad_accumulation)
+        def losses(params, batch, draws):
+            return objective.critic(params, networks, batch, draws, num_steps=num_steps)
+
+        grads, metrics = gradient("critic", losses, state.fake_score, batch, state.key)
         fake, opt, extra = _update(adamw(o, o.lr_fake), state.fake_score, state.fake_opt, grads)
         return state.replace(step=state.step + 1, fake_score=fake, fake_opt=opt), metrics | extra
 
-    def diffusion_step(state, teachers, batch):
-        grads, metrics = accumulate(objective.diffusion, state.student, batch, state.key, config.grad_accumulation)
-        return finish(state, grads, metrics)
+    def diffusion_step(state: TrainState, networks: Networks, batch: Batch) -> tuple[TrainState, Metrics]:
+        return finish(state, *gradient("diffusion", objective.diffusion, state.student, batch, state.key))
 
     if method.name == "diffusion":
         steps = {"diffusion": diffusion_step}

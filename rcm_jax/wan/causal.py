@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rcm_jax.chunks import ChunkIndex, ChunkPattern, block_causal, check_window, teacher_forcing
-from rcm_jax.flow import guided
+from rcm_jax.flow import guided, one_a_video
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.parallel import cut_by_heads
 from rcm_jax.types import Latents, Params, Text, Velocity
@@ -83,11 +83,11 @@ class CausalDiT:
         return v
 
     def guided_forced_velocity(
-        self, params: Params, text: Text, null_text: Float[Array, "L D"], guidance: float, context: Latents
+        self, params: Params, text: Text, null_text: Float[Array, "L D"] | Text, guidance: float, context: Latents
     ) -> Velocity:
-        """`forced_velocity` on a clean context, under classifier-free guidance."""
-        null = jnp.broadcast_to(null_text[None], (text.shape[0], *null_text.shape))
-        cond, uncond = (self.forced_velocity(params, which, context) for which in (text, null))
+        """`forced_velocity` on a clean context, under guidance against one text for all videos, or one a video."""
+        texts = text, one_a_video(null_text, text)
+        cond, uncond = (self.forced_velocity(params, which, context) for which in texts)
         return guided(cond, uncond, guidance)
 
     # --- the cache -----------------------------------------------------------------------------------------------

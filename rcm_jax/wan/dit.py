@@ -19,7 +19,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from rcm_jax.flow import guided
+from rcm_jax.flow import guided, one_a_video
 from rcm_jax.kernels.attention import attention
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.types import Latents, Params, Text, Velocity
@@ -268,10 +268,10 @@ def velocity(
 
 
 def guided_velocity(
-    dit: DiT, params: Params, text: Text, null_text: Float[Array, "L D"], guidance: float, **given: Array | None
+    dit: DiT, params: Params, text: Text, null_text: Float[Array, "L D"] | Text, guidance: float, **given: Array | None
 ) -> Velocity:
-    """`velocity` under classifier-free guidance against one unconditional (or negative) text for the whole batch."""
-    null = jnp.broadcast_to(null_text[None], (text.shape[0], *null_text.shape))
+    """`velocity` under guidance against the unconditional (or negative) text: one for all videos, or one a video."""
+    null = one_a_video(null_text, text)
     return guided(velocity(dit, params, text, **given), velocity(dit, params, null, **given), guidance)
 
 

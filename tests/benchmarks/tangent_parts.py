@@ -16,7 +16,7 @@ from rcm_jax.configs import toy_scm
 from rcm_jax.configs.base import run_config
 from rcm_jax.data.source import make_source
 from rcm_jax.flow import trig_noisy, trig_velocity
-from rcm_jax.losses.consistency import sample_sum
+from rcm_jax.losses.samples import sample_sum
 from rcm_jax.model_file import load_model
 from rcm_jax.wan.dit import DiT, guided_velocity, velocity
 from rcm_jax.worlds.builtin import find_model
@@ -37,7 +37,7 @@ def main() -> None:
     config = run_config(toy_scm.get_config())
     source = make_source(config.data, seed=123)
     batch = source.batch(0)
-    x0, text, null = jnp.asarray(batch["latents"]), jnp.asarray(batch["text"]), jnp.asarray(source.null_text)
+    x0, text, null = jnp.asarray(batch.latents), jnp.asarray(batch.text), jnp.asarray(source.null_text)
     noise = jax.random.normal(jax.random.key(0), x0.shape)
     dit = DiT(config.model)
     frozen, _ = load_model(find_model("toy"))

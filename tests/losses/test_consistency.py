@@ -70,16 +70,26 @@ def test_scm_gradient_is_minus_two_scale_normalised_tangent(warmup):
     )
 
 
+LOSSES = {
+    "scm": lambda student, teacher: scm_loss(student, teacher, X0, NOISE, THETA, warmup=1.0),
+    "rf_scm": lambda student, teacher: rf_scm_loss(student, teacher, X0, NOISE, jnp.array([0.2, 0.5, 0.9]), warmup=1.0),
+    "dcm": lambda student, teacher: dcm_loss(
+        student, teacher, X0, NOISE, rf_to_trig(dcm_times(THETA / 2, total_steps=48, skip=1, shift=5.0))
+    ),
+}
+
+
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 @pytest.mark.parametrize("where", ["teacher", "student"])
-def test_a_bad_sample_is_masked_and_leaves_the_others_alone(bad, where):
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_bad_sample_is_masked_and_leaves_the_others_alone(bad, where, name):
     w = jnp.array([0.7, 1.3])
     poison = jnp.zeros(SHAPE).at[1, 0, 0, 0, 0].set(bad)
 
     def total(w, poison, samples):
         student = (lambda z, t: network(w)(z, t) + poison) if where == "student" else network(w)
         teacher = (lambda z, t: point_F(z, t) + poison) if where == "teacher" else point_F
-        loss, terms = scm_loss(student, teacher, X0, NOISE, THETA, warmup=1.0)
+        loss, terms = LOSSES[name](student, teacher)
         return loss[samples].sum(), (loss, terms)
 
     everyone, others = jnp.arange(3), jnp.array([0, 2])

@@ -1,4 +1,4 @@
-"""Distribution matching: the simulated sampler, the direction of the gradient, the critic."""
+"""Distribution matching: the direction of the gradient, the critic, bad samples."""
 
 import jax
 import jax.numpy as jnp
@@ -6,35 +6,15 @@ import numpy as np
 import pytest
 
 from rcm_jax.flow import trig_noisy
-from rcm_jax.losses.distribution import critic_loss, dmd_loss, fixed_simulation_times, simulate, simulation_times
+from rcm_jax.losses.distribution import critic_loss, dmd_loss
 
 SHAPE = (2, 2, 2, 2, 3)
-VIDEO, NOISE, START = (jax.random.normal(jax.random.key(i), SHAPE) for i in range(3))
-STEP_NOISES = jax.random.normal(jax.random.key(3), (3, *SHAPE))
+VIDEO, NOISE = (jax.random.normal(jax.random.key(i), SHAPE) for i in range(2))
 THETA = jnp.array([0.6, 1.1])
 
 
 def denoiser(z, theta):
     return 0.5 * jnp.tanh(z)
-
-
-def test_simulated_times_only_fall():
-    draws = jnp.array([[1.2, 0.7], [0.8, 1.3], [1.0, 0.2]])
-    times = simulation_times(draws)
-    np.testing.assert_allclose(times[0], [np.pi / 2] * 2, rtol=1e-6)
-    np.testing.assert_allclose(times[1:], [[1.2, 0.7], [0.8, 0.7], [0.8, 0.2]], rtol=1e-6)
-    np.testing.assert_allclose(fixed_simulation_times(2)[:, 0], [np.pi / 2, 1.5, 1.4, 1.0], rtol=1e-6)
-
-
-@pytest.mark.parametrize("num_steps", [1, 2, 3, 4])
-def test_simulation_is_the_sampler_up_to_its_last_step(num_steps):
-    times = simulation_times(jnp.array([[1.2, 0.7], [0.8, 1.3], [0.5, 0.2]]))
-    z = START
-    for i in range(num_steps - 1):
-        z = trig_noisy(denoiser(z, times[i]), STEP_NOISES[i], times[i + 1])
-    got = jax.jit(lambda n: simulate(denoiser, START, times, STEP_NOISES, n))(num_steps)
-    np.testing.assert_allclose(got[0], z, atol=1e-6)
-    np.testing.assert_array_equal(got[1], times[num_steps - 1])
 
 
 def test_dmd_moves_the_video_against_fake_minus_teacher():
@@ -65,17 +45,45 @@ def test_critic_value_and_gradients():
     np.testing.assert_array_equal(to_video, jnp.zeros(SHAPE))
 
 
-def test_bad_samples_are_masked():
-    poison = jnp.zeros(SHAPE).at[0, 0, 0, 0, 0].set(jnp.nan)
-    grad, terms = jax.grad(
-        lambda x: (lambda loss, terms: (loss.sum(), terms))(
-            *dmd_loss(x, lambda z, t: z + poison, denoiser, NOISE, THETA)
-        ),
-        has_aux=True,
-    )(VIDEO)
-    assert terms["masked"].tolist() == [True, False]
-    assert not grad[0].any()
-    assert jnp.isfinite(grad).all()
-    loss, terms = critic_loss(VIDEO, lambda z, t: z + poison, NOISE, THETA)
+def poisoned(w, bad):
+    """A network with a parameter, whose output for sample 0 has a bad element."""
+    poison = jnp.zeros(SHAPE).at[0, 0, 0, 0, 0].set(bad)
+    return lambda z, theta: w * z + poison
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("where", ["video", "fake", "teacher"])
+def test_dmd_leaves_a_bad_sample_out(bad, where):
+    networks = {name: poisoned(w, bad if name == where else 0.0) for name, w in (("fake", 0.5), ("teacher", 0.2))}
+    video = VIDEO.at[0, 1, 0, 0, 0].set(bad) if where == "video" else VIDEO
+
+    def total(w, samples):
+        loss, terms = dmd_loss(w * video, networks["fake"], networks["teacher"], NOISE, THETA)
+        return loss[samples].sum(), (loss, terms["masked"])
+
+    grad, (loss, masked) = jax.grad(total, has_aux=True)(1.0, jnp.arange(2))
+    assert masked.tolist() == [True, False]
     assert loss[0] == 0
-    assert loss[1] > 0
+    if where != "video":  # a bad video reaches the weights through the network that made it: the step leaves it out
+        want = jax.grad(lambda w: total(w, jnp.array([1]))[0])(1.0)
+        np.testing.assert_allclose(grad, want, rtol=1e-6)
+        assert want != 0
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("where", ["fake", "theta"])
+def test_the_critic_leaves_a_bad_sample_out(bad, where):
+    """At theta = 0 there is nothing to predict and sin² to divide by: 0/0."""
+    theta = THETA.at[0].set(0.0) if where == "theta" else THETA
+
+    def total(w, samples):
+        fake = poisoned(w, bad if where == "fake" else 0.0)
+        loss, terms = critic_loss(VIDEO, fake, NOISE, theta)
+        return loss[samples].sum(), (loss, terms["masked"])
+
+    grad, (loss, masked) = jax.grad(total, has_aux=True)(0.5, jnp.arange(2))
+    want = jax.grad(lambda w: total(w, jnp.array([1]))[0])(0.5)
+    assert masked.tolist() == [True, False]
+    assert loss[0] == 0
+    np.testing.assert_allclose(grad, want, rtol=1e-6)
+    assert want != 0

@@ -65,6 +65,22 @@ def test_the_scan_is_the_loop(params, name, window):
     np.testing.assert_allclose(video, loop, atol=2e-5)
 
 
+def test_every_video_has_its_own_negative_prompt(params):
+    """As if it were sampled alone; and one for all is one for each."""
+    causal, schedule, each = network(frames=3), ode_schedule(2, guidance=2.0), jnp.stack([NULL, -NULL, NULL + 1])
+
+    @jax.jit
+    def run(params, rows, null):
+        return rollout(causal, params, TEXT[rows], noises(rows), schedule, frames=3, null_text=null)
+
+    together = run(params, jnp.arange(3), each)
+    for i in range(3):
+        np.testing.assert_allclose(together[i : i + 1], run(params, jnp.array([i]), each[i]), atol=2e-5)
+    assert jnp.abs(together[1] - run(params, jnp.arange(3), NULL)[1]).max() > 1e-2
+    with pytest.raises(ValueError, match=r"has shape \(2, 5, 64\)"):
+        run(params, jnp.arange(3), each[:2])
+
+
 def sample(causal, params, indices=(0, 1, 2), **kwargs):
     def run(params, text):
         return rollout(causal, params, text, noises(indices), SCHEDULES["2 steps"], **kwargs)

@@ -22,6 +22,7 @@ MODEL = dataclasses.replace(TINY, remat=False)
 SIZE = (4, 4)
 TEXT, OTHER = jax.random.normal(jax.random.key(3), (2, 2, 5, MODEL.text_dim))
 NULL = jax.random.normal(jax.random.key(4), (5, MODEL.text_dim))
+NULLS = jnp.stack([NULL, -NULL])
 IMAGE = jax.random.normal(jax.random.key(8), (2, 1, *SIZE, MODEL.in_channels))
 NOISES = chunk_noises(5, jnp.arange(2), 3, (*SIZE, MODEL.in_channels))
 SCHEDULE = few_step_schedule([2])
@@ -60,11 +61,11 @@ def streamed(causal, params, schedule=SCHEDULE, decode=running_sum, **kwargs):
 )
 def test_a_stream_is_the_rollout(params, causal, schedule, frames, image):
     def whole(params):
-        latents = rollout(causal, params, TEXT, NOISES, schedule, frames=frames, null_text=NULL, image=image)
+        latents = rollout(causal, params, TEXT, NOISES, schedule, frames=frames, null_text=NULLS, image=image)
         return running_sum(latents, None)[0]
 
     spans = causal.pattern.spans(frames)
-    parts = list(streamed(causal, params, schedule, chunks=len(spans), null_text=NULL, image=image))
+    parts = list(streamed(causal, params, schedule, chunks=len(spans), null_text=NULLS, image=image))
     assert [part.shape[1] for part in parts] == [b - a for a, b in spans]
     np.testing.assert_allclose(np.concatenate(parts, axis=1), jax.jit(whole)(params), atol=2e-5)
 

@@ -13,6 +13,7 @@ import pytest
 
 from rcm_jax.training.loop import Interrupted, train
 from rcm_jax.training.metrics import read_metrics
+from rcm_jax.training.state import Weights
 from rcm_jax.wan.networks import init_params
 from tests.tiny import MODEL, RandomSource, tiny_run
 
@@ -42,7 +43,7 @@ class Watched(RandomSource):
 
 def run(config, workdir, teacher, source=None):
     return train(
-        config, source or RandomSource(config), workdir, weights={"teacher": teacher}, devices=DEVICE, progress=""
+        config, source or RandomSource(config), workdir, weights=Weights(teacher=teacher), devices=DEVICE, progress=""
     )
 
 
@@ -90,9 +91,9 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path, teacher):
 
 
 def test_batches_that_do_not_divide_over_the_devices(teacher):
-    config = tiny_run(grad_accumulation=4)
-    with pytest.raises(ValueError, match=r"batch_size=8 over grad_accumulation=4 must be divisible by the 8 devices"):
-        train(config, RandomSource(config), weights={"teacher": teacher}, progress="")
+    config = tiny_run(microbatches=4)
+    with pytest.raises(ValueError, match=r"batch_size=8 in microbatches=4 must be divisible by the 8 devices"):
+        train(config, RandomSource(config), weights=Weights(teacher=teacher), progress="")
 
 
 @pytest.mark.slow

@@ -1,15 +1,18 @@
 """The step as a whole: what it trains, on one device and on a mesh, with good batches and bad ones."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rcm_jax.objectives.config import MethodConfig
+from rcm_jax.objectives.networks import Networks
 from rcm_jax.training.config import RunConfig
 from rcm_jax.training.loop import train
-from rcm_jax.training.state import init_state
-from rcm_jax.training.step import accumulate, make_steps
+from rcm_jax.training.state import Weights, init_state
+from rcm_jax.training.step import make_steps, mean_gradient
 from tests.tiny import MODEL, RandomSource, perturbed_params, tiny_run
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -29,7 +32,7 @@ def one_step(config: RunConfig, name: str, teacher, batch=None):
     batch = source.batch(0) if batch is None else batch
     before = init_state(config, teacher)
     kept = jax.tree.map(jnp.copy, before)
-    after, metrics = make_steps(config, source.null_text)[name](before, {"teacher": teacher}, batch)
+    after, metrics = make_steps(config, source.null_text)[name](before, Networks(teacher=teacher), batch)
     return kept, after, metrics
 
 
@@ -69,10 +72,26 @@ def test_consistency_losses_train(teacher, consistency):
     assert all(jnp.isfinite(v) for v in metrics.values())
 
 
+@pytest.mark.parametrize("image_dim", [None, 6])
+def test_image_to_video_networks_train(image_dim):
+    """Mask and image behind the noise, CLIP's tokens where the network takes them: through every loss of both steps."""
+    model = dataclasses.replace(MODEL, in_channels=MODEL.out_channels + 4, image_dim=image_dim, num_layers=1)
+    config = tiny_run(method={"tangent_warmup": 0}, model=model)
+    data = dataclasses.replace(config.data, latent_shape=(3, 4, 4), batch_size=2)
+    config, teacher = dataclasses.replace(config, data=data), perturbed_params(model, 7)
+    before, after, metrics = one_step(config, "student_dmd", teacher)
+    assert all(moved(before.student[name], after.student[name]) for name in before.student)
+    assert ("img_emb" in before.student) == (image_dim is not None)
+    assert metrics["loss_consistency"] > 0
+    assert metrics["loss_dmd"] > 0
+    before, after, _ = one_step(config, "critic", teacher)
+    assert all(moved(before.fake_score[name], after.fake_score[name]) for name in before.fake_score)
+
+
 def test_a_bad_sample_is_counted_and_the_update_goes_on(teacher):
     config = tiny_run(method={"dmd_scale": 0.0})
     batch = RandomSource(config).batch(0)
-    batch["latents"][3, 0, 0, 0, 0] = np.nan
+    batch.latents[3, 0, 0, 0, 0] = np.nan
     before, after, metrics = one_step(config, "student", teacher, batch)
     # NaN inside the network reaches its weights' gradient whatever the loss does: then the whole update is left out
     assert metrics["masked"] == 1
@@ -91,16 +110,18 @@ def test_accumulation_is_the_mean_over_the_cuts():
             "loss": batch["x"].mean(),
         }
 
-    whole, _ = accumulate(loss, params, batch, jax.random.key(1), 1)
-    cuts, metrics = accumulate(loss, params, batch, jax.random.key(1), 4)
+    whole, _ = mean_gradient(loss, params, batch, jax.random.key(1), 1)
+    cuts, metrics = mean_gradient(loss, params, batch, jax.random.key(1), 4)
     np.testing.assert_allclose(cuts["w"], whole["w"], rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"], batch["x"].mean(), rtol=1e-5)
     assert metrics["masked"] == 4
 
 
 def test_accumulated_run_trains(teacher):
-    config = tiny_run(grad_accumulation=2, steps=3)
-    state = train(config, RandomSource(config), weights={"teacher": teacher}, devices=jax.devices()[:1], progress="")
+    config = tiny_run(microbatches=2, steps=3)
+    state = train(
+        config, RandomSource(config), weights=Weights(teacher=teacher), devices=jax.devices()[:1], progress=""
+    )
     assert moved(init_state(config, teacher).student, state.student)
 
 
@@ -108,7 +129,7 @@ def test_accumulated_run_trains(teacher):
 def alone(teacher):
     """Seven steps of the alternation, critic included, on one device."""
     return train(
-        tiny_run(), RandomSource(tiny_run()), weights={"teacher": teacher}, devices=jax.devices()[:1], progress=""
+        tiny_run(), RandomSource(tiny_run()), weights=Weights(teacher=teacher), devices=jax.devices()[:1], progress=""
     )
 
 
@@ -124,7 +145,7 @@ def alone(teacher):
 def test_a_mesh_gives_the_numbers_of_one_device(teacher, alone, mesh):
     """The same seven steps over eight devices, parameters sharded."""
     config = tiny_run(mesh=mesh)
-    many = train(config, RandomSource(config), weights={"teacher": teacher}, progress="")
+    many = train(config, RandomSource(config), weights=Weights(teacher=teacher), progress="")
     kernel = many.student["blocks"]["self_attn"]["q"]["kernel"]
     assert kernel.addressable_shards[0].data.shape[1] == kernel.shape[1] // mesh["fsdp"]
     for name in ("student", "ema", "fake_score", "student_opt", "fake_opt"):
@@ -142,8 +163,8 @@ def test_wrong_settings_are_named():
         MethodConfig(consistency="", dmd_scale=0.0)
     with pytest.raises(ValueError, match="tangent_warmup=1000 without a consistency loss"):
         MethodConfig(consistency="")
-    with pytest.raises(ValueError, match=r"batch_size=8 must be divisible by grad_accumulation=3"):
-        tiny_run(grad_accumulation=3)
+    with pytest.raises(ValueError, match=r"batch_size=8 must be divisible by microbatches=3"):
+        tiny_run(microbatches=3)
     with pytest.raises(ValueError, match="teacher is empty"):
         tiny_run(teacher="")
     with pytest.raises(ValueError, match=r"mesh.fsdp=3 does not divide the 8 devices; use one of \[1, 2, 4, 8\]"):

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from rcm_jax.objectives.config import CausalConfig
+from rcm_jax.objectives.config import CausalConfig, DiffusionConfig
+from rcm_jax.objectives.networks import Networks
 from rcm_jax.parallel import make_mesh, sharded_attention
 from rcm_jax.training.state import init_state
 from rcm_jax.training.step import make_steps
@@ -36,7 +37,7 @@ def run_config(name, pattern="c1-2", frames=3, **changes):
 
 @pytest.fixture(scope="module")
 def weights():
-    return {"teacher": perturbed_params(MODEL), "score_teacher": perturbed_params(MODEL, 2)}
+    return Networks(teacher=perturbed_params(MODEL), score_teacher=perturbed_params(MODEL, 2))
 
 
 def moved(a, b):
@@ -46,7 +47,7 @@ def moved(a, b):
 
 def one_step(config, step, weights, **kwargs):
     source = RandomSource(config)
-    before = init_state(config, weights["teacher"], weights["score_teacher"])
+    before = init_state(config, weights.teacher, weights.score_teacher)
     state = jax.tree.map(lambda x: x.copy(), before)
     after, metrics = make_steps(config, source.null_text, **kwargs)[step](state, weights, source.batch(0))
     return before, after, metrics
@@ -62,7 +63,7 @@ def test_every_method_trains(name, weights):
     assert all(np.isfinite(v) for v in metrics.values())
     if config.method.uses_dmd:
         assert not moved(before.fake_score, after.fake_score)
-        assert not moved(before.fake_score, weights["score_teacher"])  # where it starts
+        assert not moved(before.fake_score, weights.score_teacher)  # where it starts
 
 
 def test_the_critic_moves_the_fake_score_alone(weights):
@@ -99,6 +100,8 @@ def test_configs_that_cannot_be():
             dataclasses.replace(good, causal=CausalConfig(**causal))
     with pytest.raises(ValueError, match="use consistency 'rf_scm' or 'dcm'"):
         dataclasses.replace(good, method=dataclasses.replace(good.method, consistency="scm"))
+    with pytest.raises(ValueError, match=r"frame_times=0.5 is for bidirectional teachers; under causal.pattern='c1-2'"):
+        dataclasses.replace(good, diffusion=DiffusionConfig(frame_times=0.5))
     for wrong in (dict(forcing="sf"), dict(df_times="random"), dict(weighting="bell"), dict(steps_per_chunk=(5,))):
         with pytest.raises(ValueError, match="must be|unknown"):
             CausalConfig(**wrong)
