@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from rcm_jax.data.source import Source, batches
+from rcm_jax.errors import Interrupted
 from rcm_jax.objectives.networks import Networks
 from rcm_jax.parallel import batch_sharding, make_mesh, shard, sharded_attention, state_shardings
 from rcm_jax.training.checkpoint import Checkpoints, abstract_like, claim_workdir
@@ -24,14 +25,6 @@ from rcm_jax.training.metrics import MetricsWriter
 from rcm_jax.training.schedule import step_name
 from rcm_jax.training.state import TrainState, Weights, abstract_state, init_state
 from rcm_jax.training.step import make_steps
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop; its state was saved before step `step`."""
-
-    def __init__(self, step: int, workdir: Path):
-        self.step = step
-        super().__init__(f"stopped by a signal; saved before step {step} in {workdir}; the same command resumes there")
 
 
 class _StopSignal:

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from rcm_jax.training.loop import Interrupted, train
+from rcm_jax.errors import Interrupted
+from rcm_jax.training.loop import train
 from rcm_jax.training.metrics import read_metrics
 from rcm_jax.training.state import Weights
 from rcm_jax.wan.networks import init_params
