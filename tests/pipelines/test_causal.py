@@ -25,9 +25,8 @@ from rcm_jax.sampling.schedules import few_step_schedule, ode_schedule
 from rcm_jax.training.runs import model_info, train_recipe
 from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import DiT
-from rcm_jax.wan.networks import init_params
 from rcm_jax.worlds import toy
-from tests.tiny import MODEL, tiny_run
+from tests.tiny import MODEL, perturbed_params, tiny_run
 from tests.wan.tiny import write_wan
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -49,7 +48,7 @@ TEACHER = dataclasses.replace(STUDENT, kind="teacher")
 
 @pytest.fixture(scope="module")
 def params():
-    return init_params(MODEL, jax.random.key(3))
+    return perturbed_params(MODEL, 3)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +168,7 @@ def test_a_stream_takes_prompts_on_the_way_and_starts_anew(path):
         if len(changed) == 1:
             stream.send(PROMPTS[1])
     np.testing.assert_array_equal(np.stack(changed[:2]), np.stack(first[:2]))  # the second was on its way
-    assert np.abs(changed[2].astype(int) - first[2]).max() > 5
+    assert np.abs(changed[2].astype(int) - first[2]).max() > 2
     with pytest.raises(ValueError, match="unknown words"):
         stream.send("purple")
     for part, want in zip(stream, first, strict=True):
