@@ -9,6 +9,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rcm_jax_tests_")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for tests' own processes too
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import jax
@@ -36,9 +37,13 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="a slow proof: make test-full"))
 
 
-@pytest.fixture(scope="module")
-def compile_fast():
-    """For tests that spend their time in the compiler: unoptimised code is as right."""
-    jax.config.update("jax_disable_most_optimizations", True)
+@pytest.fixture(autouse=True)
+def as_compiled_for_users(request):
+    """Tests spend their time in the compiler, and unoptimised code is as right. Those of what the compiler does with a
+    program (its memory, its operations, its faults) are marked `optimised`."""
+    wanted = "optimised" in request.keywords
+    if wanted:
+        jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    if wanted:
+        jax.config.update("jax_disable_most_optimizations", True)

@@ -21,7 +21,6 @@ from tests.test_entry_points import fails
 from tests.tiny import MODEL
 from tests.wan.tiny import I2V, write_wan
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
 STUDENT = ModelInfo(
     dataclasses.replace(MODEL, remat=False), "student", "toy", (5, 6, 6), 1600.0, 3.0,
     causal={"pattern": "c1-2", "steps_per_chunk": [1]},

@@ -25,9 +25,6 @@ from tests.kernels.attention_cases import (
     square,
 )
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
 # --- numbers --------------------------------------------------------------------------------------------------------
 
 

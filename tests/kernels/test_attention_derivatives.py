@@ -24,7 +24,6 @@ from tests.kernels.attention_cases import (
     square,
 )
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
 SAVE = jax.checkpoint_policies.save_only_these_names("attention_o", "attention_lse")
 
 

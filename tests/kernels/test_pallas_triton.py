@@ -19,8 +19,6 @@ from tests.benchmarks import abstract_gpu
 SMALL = Tiles(16, 32)
 
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 BLOCKS_CAUSAL = KeyRuns((15, 30, 45), (((0, 15),), ((0, 30),), ((0, 45),)))
 # clean frames see clean ones up to their own; noisy frames see clean ones before their own, and themselves
 TEACHER_FORCING = KeyRuns(

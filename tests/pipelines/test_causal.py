@@ -29,7 +29,6 @@ from rcm_jax.worlds import toy
 from tests.tiny import MODEL, perturbed_params, tiny_run
 from tests.wan.tiny import write_wan
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
 CAUSAL = CausalConfig(pattern="c1-2", steps_per_chunk=(2, 1), middle=((0.7,), ()), noisy_context_from=1)
 
 

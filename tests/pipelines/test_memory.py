@@ -68,6 +68,7 @@ def test_what_is_said_to_fit_does(files):
         check_memory(dataclasses.replace(job, num_frames=frames + 4), limit)
 
 
+@pytest.mark.optimised
 def test_the_estimate_is_near_the_compilers():
     """The autoencoder's features, at a frame of 128 x 128."""
     vae, latents = VAE(WAN_VAE), jax.ShapeDtypeStruct((1, 1, 16, 16, 16), jnp.float32)

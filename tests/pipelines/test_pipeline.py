@@ -26,7 +26,6 @@ from tests.media.test_video import moving
 from tests.tiny import MODEL
 from tests.wan.tiny import write_wan
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
 PROMPTS = ["a red circle moving left", "a blue square moving up", "a green diamond moving right"]
 STUDENT = ModelInfo(dataclasses.replace(MODEL, remat=False), "student", "toy", (9, 6, 6))
 

@@ -17,7 +17,6 @@ from rcm_jax.wan.dit import DiT
 from tests.tiny import MODEL as TINY
 from tests.tiny import perturbed_params
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
 MODEL = dataclasses.replace(TINY, remat=False)
 SIZE = (2, 6)  # 3 tokens a latent frame: chunks that two devices do not divide
 NULL = jnp.zeros((5, MODEL.text_dim))

@@ -17,7 +17,6 @@ from rcm_jax.wan.dit import DiT
 from tests.tiny import MODEL as TINY
 from tests.tiny import perturbed_params
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
 MODEL = dataclasses.replace(TINY, remat=False)
 SIZE = (4, 4)
 TEXT, OTHER = jax.random.normal(jax.random.key(3), (2, 2, 5, MODEL.text_dim))

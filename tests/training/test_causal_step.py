@@ -13,8 +13,6 @@ from rcm_jax.training.state import init_state
 from rcm_jax.training.step import make_steps
 from tests.tiny import MODEL, RandomSource, perturbed_params, tiny_run
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 METHODS = {
     "tf": (dict(name="diffusion"), {}),
     "df": (dict(name="diffusion"), dict(forcing="df", df_times="fopp", weighting="gaussian_bell")),

@@ -18,8 +18,6 @@ from rcm_jax.training.state import Weights
 from rcm_jax.wan.networks import init_params
 from tests.tiny import MODEL, RandomSource, tiny_run
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 DEVICE = jax.devices()[:1]
 
 

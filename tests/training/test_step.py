@@ -15,8 +15,6 @@ from rcm_jax.training.state import Weights, init_state
 from rcm_jax.training.step import make_steps, mean_gradient
 from tests.tiny import MODEL, RandomSource, perturbed_params, tiny_run
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
 
 @pytest.fixture(scope="module")
 def teacher():
