@@ -9,8 +9,11 @@ import numpy as np
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.convert.dit import from_wan
 from rcm_jax.kernels.masks import KeyRuns, dense
+from rcm_jax.model_file import ModelInfo
+from rcm_jax.pipelines.options import SamplingOptions
+from rcm_jax.pipelines.settings import schedule_from
 from rcm_jax.sampling.rollout import given_noises, rollout
-from rcm_jax.sampling.schedules import RolloutSchedule, few_step_schedule, ode_schedule
+from rcm_jax.sampling.schedules import RolloutSchedule
 from rcm_jax.wan.causal import CausalDiT, pack
 from rcm_jax.wan.dit import MODEL_TIME, DiT, velocity
 from tests.golden_common import Case, Check, channels_first, channels_last
@@ -135,16 +138,20 @@ class Recorded(CausalDiT):
 CALLS: list[tuple[int, float, int]] = []
 
 
-def _schedule(config: dict) -> RolloutSchedule:
-    if config["ode"]:
-        return ode_schedule(
-            config["num_steps"], shift=config["shift"], guidance=config["guidance"], sigma_max=config["sigma_max"]
-        )
-    return few_step_schedule(
-        config.get("steps_per_chunk", (config["num_steps"],)), middle=config["mid_t"],
-        middle_by_entry=config.get("mid_t_schedules"), sigma_max=config["sigma_max"],
-        noisy_context_from=config["context_start_chunk"] if config.get("context_from_last_step") else None,
+def _schedule(config: dict, image: bool) -> RolloutSchedule:
+    """As a pipeline settles it from a call's options."""
+    student = dict(
+        num_steps=config["num_steps"], mid_t=config["mid_t"], steps_per_chunk=config.get("steps_per_chunk"),
+        mid_t_schedules=config.get("mid_t_schedules"), context_from_last_step=config.get("context_from_last_step"),
+        context_from_last_step_start_chunk=config.get("context_start_chunk"),
     )  # fmt: skip
+    teacher = dict(num_steps=config["num_steps"], shift=config.get("shift"), guidance_scale=config["guidance"])
+    asked = SamplingOptions(
+        sigma_max=config["sigma_max"], image_path="given" if image else None,
+        **(teacher if config["ode"] else student),
+    )  # fmt: skip
+    info = ModelInfo(None, "teacher" if config["ode"] else "student", "wan", causal={"pattern": "c1-1"})
+    return schedule_from(asked, info)
 
 
 def sampler_causal(case: Case) -> list[Check]:
@@ -159,7 +166,7 @@ def sampler_causal(case: Case) -> list[Check]:
     steps = [channels_last(case.inputs[f"step_noise_{i}"]) for i in range(config.get("n_step_noises", 0))]
     noises = given_noises(jnp.asarray(np.stack([start, *steps])), causal.pattern)
     uncond = case.inputs.get("uncond_emb")
-    schedule = _schedule(config)
+    schedule = _schedule(config, image is not None)
     CALLS.clear()
     samples = jax.jit(
         lambda params: rollout(
