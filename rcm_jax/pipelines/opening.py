@@ -10,7 +10,7 @@ from rcm_jax.model_file import ModelInfo
 from rcm_jax.options import refuse
 from rcm_jax.parallel import sampling_mesh
 from rcm_jax.pipelines.networks import Experts
-from rcm_jax.pipelines.options import WAN, FileOptions
+from rcm_jax.pipelines.options import BIDIRECTIONAL, WAN, FileOptions
 from rcm_jax.worlds.builtin import find_model
 from rcm_jax.worlds.toy.world import ToyWorld
 from rcm_jax.worlds.wan.files import WanFiles, open_files
@@ -55,9 +55,12 @@ def _open_wan(options: FileOptions, network: Checkpoint) -> Opened:
         clip=options.image_encoder_path, model_size=options.model_size,
     )  # fmt: skip
     info = _with_chunks(info_of(network, options), options)
-    if info.causal and (info.model.takes_image or second):
-        what = "takes an image in its channels; a causal network takes it as its first chunk"
-        raise ValueError(f"{network.path} {'is one of two experts, which are not causal' if second else what}")
+    if info.causal:
+        refuse(options, BIDIRECTIONAL, f"{network.path} is sampled as a causal network")
+        if info.model.takes_image:
+            raise ValueError(
+                f"{network.path} takes an image in its channels; a causal network takes it as its first chunk"
+            )
     dtype = options.dtype or "bfloat16"
     info = dataclasses.replace(info, model=dataclasses.replace(info.model, dtype=dtype))
     world = WanWorld(files, dtype=dtype, vae_dtype=options.vae_dtype or "float32", tiled=options.vae_tiling)
