@@ -1,15 +1,20 @@
 """The commands: what they say to bad input, and that they leave what exists alone."""
 
+import json
 import os
 import subprocess
 import sys
 
+import imageio.v3 as iio
 import jax
+import numpy as np
 import pytest
 
+import rcm_jax
 from rcm_jax import demo, evaluate, sample
+from rcm_jax.media.pictures import enlarge, grid
 from rcm_jax.media.video import write_video
-from rcm_jax.model_file import ModelInfo, save_model
+from rcm_jax.model_file import ModelInfo, read_info, save_model
 from rcm_jax.wan.networks import init_params
 from tests.media.test_video import moving
 from tests.tiny import MODEL
@@ -34,9 +39,39 @@ def fails(main, argv, *words):
 
 def test_sample_writes_a_video(tmp_path, student, capsys):
     path = tmp_path / "v.mp4"
-    sample.main(["--dit_path", student, "--num_steps", "2", "--num_samples", "2", "--save_path", str(path)])
-    assert path.stat().st_size > 0
+    flags = ["--dit_path", student, "--num_steps", "2", "--num_samples", "2", "--scale", "4"]
+    sample.main([*flags, "--save_path", str(path)])
     assert capsys.readouterr().out.strip() == str(path)
+    videos = rcm_jax.load(student)(num_steps=2, num_samples=2)
+    want = enlarge(grid([[video.frames for video in videos]]), 4)
+    written = iio.imread(path, plugin="pyav").astype(int)
+    assert written.shape == want.shape == (9, 96, 196, 3)
+    assert np.abs(written - want).mean() < 12  # lossy, and chroma is halved
+
+
+def test_evaluate_scores_what_networks_make(tmp_path, student):
+    """Random weights show nothing that is asked for; the world's own videos all of it."""
+    out = tmp_path / "new" / "scores.json"
+    flags = ["--teacher", "", "--num_steps", "1", "--per_caption", "1", "--json", str(out)]
+    evaluate.main(["--student", f"a={student},{student}", *flags])
+    written = json.loads(out.read_text())
+    rows = written["rows"]
+    assert list(rows) == ["data", "a 1"]
+    assert rows["data"]["all"]["value"] > 0.95
+    assert rows["a 1"]["all"]["value"] < 0.2
+    assert written["all_of_each"]["a 1"] == [rows["a 1"]["all"]["value"]] * 2  # twice the same network
+
+
+@pytest.mark.slow
+def test_the_demo_leaves_what_it_says(tmp_path, capsys):
+    demo.main(["--out", str(tmp_path), "--steps", "4", "--per_caption", "1"])
+    out = capsys.readouterr().out
+    for name in ("videos.mp4", "videos.png", "scores.txt", "scores.json", "losses.png", "student.safetensors"):
+        assert (tmp_path / name).is_file()
+        assert str(tmp_path / name) in out
+    rows = json.loads((tmp_path / "scores.json").read_text())["rows"]
+    assert rows["teacher 50 steps"]["all"]["value"] > 0.6
+    assert read_info(tmp_path / "student.safetensors").kind == "student"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import re
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ from jax.sharding import AbstractMesh, AxisType
 import rcm_jax
 from rcm_jax.configs.base import run_config
 from rcm_jax.objectives.config import DiffusionConfig
-from rcm_jax.parallel import bytes_per_device, spec, state_shardings
+from rcm_jax.parallel import MESH_AXES, bytes_per_device, mesh_shape, spec, state_shardings
 from rcm_jax.training.runs import plan
 from rcm_jax.training.state import abstract_state
 
@@ -25,10 +26,22 @@ def recipe(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_builds_abstractly(name):
+    """What the plan prints is what the state takes: the parameters, and GiB a device of each part."""
     config = recipe(name)
     text = plan(config, 64)
-    assert "GiB" in text
-    assert "parameters of one network" in text
+    rows = dict(re.findall(r"^  (\w[\w ]*?) +([\d.]+) GiB$", text, re.MULTILINE))
+    state, shape = abstract_state(config), mesh_shape(-1, config.mesh.fsdp, config.mesh.sequence, 64)
+    mesh = AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    parts = {"student": state.student, "ema": state.ema, "student optimiser": state.student_opt}
+    parts |= {"fake score": state.fake_score, "fake optimiser": state.fake_opt} if config.method.uses_dmd else {}
+    parts |= {"teacher": state.student} if config.teacher else {}
+    parts |= {"score teacher": state.student} if config.score_teacher else {}
+    want = {key: bytes_per_device(mesh, tree) / 2**30 for key, tree in parts.items()}
+    want["all"] = sum(want.values())
+    assert rows.keys() == want.keys()
+    assert {key: float(value) for key, value in rows.items()} == pytest.approx(want, abs=6e-4)
+    count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(state.student))
+    assert f"parameters of one network  {count:,}" in text
 
 
 @pytest.mark.parametrize(
