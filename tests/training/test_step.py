@@ -79,7 +79,9 @@ def test_image_to_video_networks_train(image_dim):
     config, teacher = dataclasses.replace(config, data=data), perturbed_params(model, 7)
     before, after, metrics = one_step(config, "student_dmd", teacher)
     assert all(moved(before.student[name], after.student[name]) for name in before.student)
-    assert ("img_emb" in before.student) == (image_dim is not None)
+    cross = [state.student["blocks"]["cross_attn"] for state in (before, after)]
+    assert ("v_img" in cross[0]) == (image_dim is not None)
+    assert image_dim is None or moved(cross[0]["v_img"], cross[1]["v_img"])
     assert metrics["loss_consistency"] > 0
     assert metrics["loss_dmd"] > 0
     before, after, _ = one_step(config, "critic", teacher)
@@ -103,16 +105,17 @@ def test_accumulation_is_the_mean_over_the_cuts():
     batch = {"x": jax.random.normal(jax.random.key(0), (8, 3))}
 
     def loss(params, batch, key):
+        drawn = jax.random.uniform(key)
         return jnp.square(batch["x"] @ params["w"]).mean(), {
-            "masked": jnp.ones((), jnp.int32),
-            "loss": batch["x"].mean(),
-        }
+            "masked": jnp.ones((), jnp.int32), "loss": batch["x"].mean(), "drawn": drawn, "square": drawn**2,
+        }  # fmt: skip
 
     whole, _ = mean_gradient(loss, params, batch, jax.random.key(1), 1)
     cuts, metrics = mean_gradient(loss, params, batch, jax.random.key(1), 4)
     np.testing.assert_allclose(cuts["w"], whole["w"], rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"], batch["x"].mean(), rtol=1e-5)
     assert metrics["masked"] == 4
+    assert metrics["square"] - metrics["drawn"] ** 2 > 1e-3  # every cut draws its own
 
 
 def test_accumulated_run_trains(teacher):
