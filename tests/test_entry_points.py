@@ -100,7 +100,7 @@ def test_sample_names_what_is_wrong_with_a_path(tmp_path, student):
 
 def test_evaluate_and_demo_refuse(tmp_path):
     fails(evaluate.main, ["--student", "path-without-name"], "NAME=PATH")
-    fails(evaluate.main, ["--mid_t", "half"], "--mid_t 'half' must be numbers or fractions")
+    fails(evaluate.main, ["--mid_t", "half"], "--mid_t='half' must be numbers or fractions")
     fails(evaluate.main, ["--mid_t", "5/6"], "4 steps must be 1..2")
     (tmp_path / "file").write_text("in the way")
     fails(demo.main, ["--out", str(tmp_path / "file" / "out"), "--steps", "2"], "cannot write")
