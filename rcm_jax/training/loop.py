@@ -46,6 +46,18 @@ class _StopSignal:
             signal.signal(number, handler)
 
 
+def open_mesh(config: RunConfig, devices: list | None) -> Mesh:
+    """The run's mesh. Raises ValueError where its devices do not divide a microbatch."""
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.sequence, devices)
+    samples = mesh.size // config.mesh.sequence
+    if (config.data.batch_size // config.microbatches) % samples:
+        raise ValueError(
+            f"data.batch_size={config.data.batch_size} in microbatches={config.microbatches} must be "
+            f"divisible by the {samples} devices of (data, fsdp)"
+        )
+    return mesh
+
+
 def open_state(config: RunConfig, weights: Weights, mesh: Mesh, checkpoints: Checkpoints | None) -> TrainState:
     """The newest checkpoint's state, or the first one, sharded over the mesh."""
     shardings = state_shardings(mesh, abstract_state(config))
@@ -77,13 +89,7 @@ def train(
     if workdir is not None:
         workdir = claim_workdir(workdir, config)
         checkpoints = Checkpoints(workdir, config.keep)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.sequence, devices)
-    samples = mesh.size // config.mesh.sequence
-    if (config.data.batch_size // config.microbatches) % samples:
-        raise ValueError(
-            f"data.batch_size={config.data.batch_size} in microbatches={config.microbatches} must be "
-            f"divisible by the {samples} devices of (data, fsdp)"
-        )
+    mesh = open_mesh(config, devices)
     with jax.set_mesh(mesh):
         weights = weights or Weights()
         state = open_state(config, weights, mesh, checkpoints)
