@@ -9,7 +9,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rcm_jax_tests_")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for tests' own processes too
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import jax
@@ -17,6 +16,7 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_disable_most_optimizations", True)  # see `as_compiled_for_users`
 
 
 def pytest_addoption(parser):
@@ -39,8 +39,8 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def as_compiled_for_users(request):
-    """Tests spend their time in the compiler, and unoptimised code is as right. Those of what the compiler does with a
-    program (its memory, its operations, its faults) are marked `optimised`."""
+    """Most tests spend their time in the compiler, and unoptimised code is as right. Those that run for long, or are
+    about what the compiler makes of a program, are marked `optimised`. Processes of their own are as users have them."""
     wanted = "optimised" in request.keywords
     if wanted:
         jax.config.update("jax_disable_most_optimizations", False)

@@ -8,7 +8,7 @@ from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 SHORTER = {  # notebook -> what a test makes smaller, and how many pictures there must be
-    "01_quickstart": ("STEPS = 300", "STEPS = 3", 3),
+    "01_quickstart": ("STEPS, PER_CAPTION = 300, 2", "STEPS, PER_CAPTION = 3, 1", 3),
     "02_attention_jvp": ("LENGTHS = [128, 256, 512, 1024, 2048]", "LENGTHS = [64, 600]", 3),
     "03_convert_and_sample": ('SIZE, FRAMES = "96x64", 9', 'SIZE, FRAMES = "32x16", 5', 3),
     "04_causal_streaming": ("CHUNKS = 8", "CHUNKS = 5", 4),

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-import rcm_jax
 from rcm_jax import sample_causal
 from rcm_jax.media.pictures import write_png
 from rcm_jax.media.video import GrowingVideo, write_video
@@ -22,6 +21,7 @@ from tests.test_entry_points import fails
 from tests.tiny import MODEL
 from tests.wan.tiny import I2V, write_wan
 
+pytestmark = pytest.mark.optimised
 STUDENT = ModelInfo(
     dataclasses.replace(MODEL, remat=False), "student", "toy", (5, 6, 6), 1600.0, 3.0,
     causal={"pattern": "c1-2", "steps_per_chunk": [1]},
@@ -185,10 +185,6 @@ def test_wan_streams_through_its_autoencoder(tmp_path, folder, shown):
     assert [len(part) for part in shown] == [1, 4, 4, 4]
     assert iio.imread(path, plugin="pyav").shape == (13, 48, 32, 3)
     assert iio.immeta(path, plugin="pyav")["fps"] == 16
-
-    pipe = rcm_jax.load(folder, first_chunk_t=1, chunk_t=1, dtype="float32", kind="student")
-    videos = pipe("a red fox", size="32x48", num_frames=13, num_steps=2, seed=3)
-    assert np.abs(np.concatenate(shown).astype(int) - videos[0].frames).max() <= 1  # of 255: rounding
 
 
 def test_the_decoder_may_round(tmp_path, folder, shown):

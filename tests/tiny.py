@@ -1,6 +1,7 @@
 """A run small enough to compile and train within a test."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -38,8 +39,13 @@ def tiny_run(
     return dataclasses.replace(base, **changes)
 
 
+@functools.cache
 def perturbed_params(config: DiTConfig, seed: int = 0, scale: float = 0.05) -> Params:
     """Initial weights plus noise on every leaf: the zeros of a fresh network would hide errors."""
+    return jax.jit(_perturbed, static_argnums=(0, 1))(config, seed, scale)
+
+
+def _perturbed(config: DiTConfig, seed: int, scale: float) -> Params:
     leaves, tree = jax.tree.flatten(init_params(config, jax.random.key(seed)))
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     leaves = [x + scale * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]

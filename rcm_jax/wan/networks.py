@@ -1,5 +1,6 @@
 """Parameters of every network: random ones of a DiT, and shapes and dtypes of all, nothing allocated."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from rcm_jax.wan.umt5 import UMT5
 from rcm_jax.wan.vae import VAE
 
 
+@functools.partial(jax.jit, static_argnames="model")
 def init_params(model: DiTConfig, key: Array) -> Params:
     """Random weights of a network. They do not depend on the size of what it is shown."""
     video = jnp.zeros((1, *model.patch_size, model.in_channels))

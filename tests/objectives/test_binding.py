@@ -1,6 +1,7 @@
 """Networks bound to a batch: who is guided, who sees which text, context and condition, and the student's own video."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def params():
 
 
 def at(binder, params, role, batch=BATCH, draws=None):
-    return jax.jit(lambda p: binder.bind(p, batch, role, draws)(X, T))(params)
+    return jax.jit(lambda p, batch, draws: binder.bind(p, batch, role, draws)(X, T))(params, batch, draws)
 
 
 @pytest.mark.parametrize("role", Role)
@@ -80,6 +81,7 @@ def test_the_own_video_is_the_samplers(params, fixed):
     else:  # the second sample's second time would rise
         times = jnp.stack([jnp.full(2, np.pi / 2), *rf_to_trig(jnp.array([[0.9, 0.3], [0.7, 0.3]]))])
 
+    @functools.partial(jax.jit, static_argnums=1)
     def by_hand(params, steps):
         z = noises[0]
         for i in range(steps - 1):
@@ -87,14 +89,15 @@ def test_the_own_video_is_the_samplers(params, fixed):
             z = jax.lax.stop_gradient(trig_noisy(x0, noises[i + 1], times[i + 1]))
         return trig_denoiser(velocity(DiT(MODEL), params, TEXT))(z, times[steps - 1]), z
 
+    own_video = jax.jit(lambda p, n: binder.own_video(p, BATCH, draws, n))
     for steps in (1, 3):
-        own = jax.jit(lambda p, n: binder.own_video(p, BATCH, draws, n))(params, steps)
+        own = own_video(params, steps)
         video, z = by_hand(params, steps)
         np.testing.assert_allclose(own[0], video, atol=1e-5)
         np.testing.assert_allclose(own[1]["G_xt"], z, atol=1e-5)
         np.testing.assert_array_equal(own[1]["G_time"], times[steps - 1])
-    got = jax.grad(lambda p: (X * binder.own_video(p, BATCH, draws, 2)[0]).sum())(params)
-    want = jax.grad(lambda p: (X * by_hand(p, 2)[0]).sum())(params)
+    got = jax.jit(jax.grad(lambda p: (X * binder.own_video(p, BATCH, draws, 2)[0]).sum()))(params)
+    want = jax.jit(jax.grad(lambda p: (X * by_hand(p, 2)[0]).sum()))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), got, want)
 
 

@@ -48,7 +48,10 @@ def run(config, workdir, teacher, source=None):
 
 @pytest.mark.parametrize(
     ("stop_at", "frozen"),
-    [(1, ()), (4, ("time_in", "time_projection"))],  # in the warm-up; between two critic steps
+    [
+        pytest.param(1, (), marks=pytest.mark.slow),
+        (4, ("time_in", "time_projection")),
+    ],  # in the warm-up; between two critic steps
 )
 def test_resume_is_exact(tmp_path, teacher, stop_at, frozen):
     config = tiny_run(steps=8, optimizer={"frozen": frozen})
