@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def as_compiled_for_users(request):
     """Most tests spend their time in the compiler, and unoptimised code is as right. Those that run for long, or are
-    about what the compiler makes of a program, are marked `optimised`. Processes of their own are as users have them."""
+    about what the compiler makes of a program, are marked `optimised`. Other processes are as users have them."""
     wanted = "optimised" in request.keywords
     if wanted:
         jax.config.update("jax_disable_most_optimizations", False)
