@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from rcm_jax.chunks import ChunkIndex, ChunkPattern, Spans
@@ -177,9 +178,7 @@ def equal_chunks(schedule: RolloutSchedule, spans: Spans, first: int) -> list[tu
 
 def joined(groups: Sequence[Float[Array, "chunks B t H W C"]]) -> Latents:
     """The chunks of every group one after another along the frames, [B, T, H, W, C]."""
-    return jnp.concatenate(
-        [jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]) for x in groups], axis=1
-    )  # fmt: skip
+    return jnp.concatenate([rearrange(x, "chunk b t h w c -> b (chunk t) h w c") for x in groups], axis=1)
 
 
 def rollout(

@@ -13,6 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Int
 
@@ -79,7 +80,7 @@ def _chunks(
         a, b = spans[start]
         times, noisy = schedule.chunk(start)
         own = draws[:, :, a : spans[end - 1][1]]
-        own = jnp.moveaxis(own.reshape(*own.shape[:2], end - start, b - a, *own.shape[3:]), 2, 0)
+        own = rearrange(own, "n b (chunk t) h w c -> chunk n b t h w c", t=b - a)
         t_table = jnp.asarray(np.asarray(times), jnp.promote_types(draws.dtype, jnp.result_type(float)))
         most = len(times) - 1
         steps = jnp.minimum(num_steps, most)
@@ -129,7 +130,7 @@ def _backward(network, schedule, spans, residuals, cotangents):
     for (start, end), x, t in zip(equal_chunks(schedule, spans, 0), inputs, times, strict=True):
         a, b = spans[start]
         d = d_video[:, a : spans[end - 1][1]]
-        d = jnp.moveaxis(d.reshape(d.shape[0], end - start, b - a, *d.shape[2:]), 1, 0)
+        d = rearrange(d, "b (chunk t) h w c -> chunk b t h w c", t=b - a)
 
         def body(total, of_chunk):
             chunk, x, t, d = of_chunk

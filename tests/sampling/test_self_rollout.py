@@ -49,7 +49,9 @@ def test_a_whole_simulation_is_the_sampler(params, schedule):
     assert last.shape == video.shape
 
 
-@pytest.mark.parametrize("schedule", [CLEAN, NOISY], ids=["clean", "noisy context"])
+@pytest.mark.parametrize(
+    "schedule", [pytest.param(CLEAN, marks=pytest.mark.slow), NOISY], ids=["clean", "noisy context"]
+)
 def test_replayed_is_plain(params, schedule):
     """Video, last inputs and the gradient of a DMD loss, with a number of steps that the program does not know."""
 
