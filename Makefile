@@ -1,12 +1,12 @@
 # make demo: the main job, end to end.   make demo-causal: a causal student, streamed and scored.
-# make test: what CI runs.   make test-full: with the slow proofs.
+# make test, make test-long: what CI runs.   make test-full: both, and the slow proofs.
 PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 OUT ?= output/demo
 WORKERS ?= 2
 
-.PHONY: demo demo-causal test test-full lint goldens clean
+.PHONY: demo demo-causal test test-long test-full lint goldens clean
 
 $(VENV)/.base: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -35,6 +35,9 @@ goldens: $(VENV)/.test
 
 test: lint goldens
 	$(PY) -m pytest -q -n $(WORKERS)
+
+test-long: $(VENV)/.test
+	$(PY) -m pytest -q -n $(WORKERS) --long
 
 test-full: lint goldens
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[offline,parity]'

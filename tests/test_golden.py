@@ -73,7 +73,7 @@ def test_another_network_fails(tmp_path):
     assert check(changed(tmp_path, source, None, config)).returncode == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["reference", "pallas_triton"])
 def test_the_network_through_every_backend(backend):
     """Its tangent, its causal masks and cache, and the tangent under a mask."""

@@ -15,6 +15,7 @@ SHORTER = {  # notebook -> what a test makes smaller, and how many pictures ther
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)

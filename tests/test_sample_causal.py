@@ -87,7 +87,7 @@ def test_it_streams_a_video_that_is_the_written_one(tmp_path, student, capsys):
     assert np.abs(frames.astype(int) - iio.imread(grown, plugin="pyav")).mean() < 8  # lossy, both
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_devices_share_the_network(tmp_path, student, shown):
     args = ["--dit_path", str(student), "--save_path", str(tmp_path / "v.mp4"), "--stream"]
     sample_causal.main(args)

@@ -51,7 +51,8 @@ def test_teachers_are_guided_and_the_others_are_not(params, role):
     np.testing.assert_allclose(at(binder, params, role), want, atol=1e-5)
 
 
-@pytest.mark.parametrize("image_dim", [pytest.param(None, marks=pytest.mark.slow), 6])
+@pytest.mark.long
+@pytest.mark.parametrize("image_dim", [pytest.param(None, marks=pytest.mark.long), 6])
 def test_every_role_sees_the_condition(image_dim):
     """Image-to-video: mask and image behind the noise, and CLIP's tokens where the network takes them."""
     model = dataclasses.replace(MODEL, in_channels=MODEL.out_channels + 4, image_dim=image_dim)
@@ -71,7 +72,7 @@ def test_every_role_sees_the_condition(image_dim):
         binder.bind(params, BATCH, Role.STUDENT, None)(X, T)
 
 
-@pytest.mark.parametrize("fixed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fixed", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_the_own_video_is_the_samplers(params, fixed):
     """By hand: `num_steps` denoisings at falling times, and a gradient through the last one alone."""
     binder, noises = Bidirectional(DiT(MODEL), NULL, 3.0), normal(7, 3, *SHAPE)

@@ -175,6 +175,7 @@ def test_a_stream_takes_prompts_on_the_way_and_starts_anew(path):
     assert jax.sharding.get_abstract_mesh().empty  # no mesh is left behind in the loop
 
 
+@pytest.mark.long
 def test_wan_rolls_out_chunk_by_chunk(tmp_path):
     pipe = rcm_jax.load(
         write_wan(tmp_path / "wan"), first_chunk_t=1, chunk_t=1, kind="student", dtype="float32"

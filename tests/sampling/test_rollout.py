@@ -60,8 +60,8 @@ SCHEDULES = {
         ("2 steps", 2),
         ("4 then 2, noisy context", None),
         ("ode", None),
-        pytest.param("1 step", None, marks=pytest.mark.slow),
-        pytest.param("2 steps", None, marks=pytest.mark.slow),
+        pytest.param("1 step", None, marks=pytest.mark.long),
+        pytest.param("2 steps", None, marks=pytest.mark.long),
     ],
 )
 def test_the_scan_is_the_loop(params, name, window):

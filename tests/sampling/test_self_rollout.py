@@ -50,7 +50,7 @@ def test_a_whole_simulation_is_the_sampler(params, schedule):
 
 
 @pytest.mark.parametrize(
-    "schedule", [pytest.param(CLEAN, marks=pytest.mark.slow), NOISY], ids=["clean", "noisy context"]
+    "schedule", [pytest.param(CLEAN, marks=pytest.mark.long), NOISY], ids=["clean", "noisy context"]
 )
 def test_replayed_is_plain(params, schedule):
     """Video, last inputs and the gradient of a DMD loss, with a number of steps that the program does not know."""
@@ -74,6 +74,7 @@ def test_replayed_is_plain(params, schedule):
         assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(jax.device_get(grads["blocks"])))
 
 
+@pytest.mark.long
 def test_the_gradient_is_that_of_the_last_steps_alone(params):
     """By differences: context and earlier steps of a rollout at other parameters would move the video too."""
     direction = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
@@ -104,7 +105,7 @@ def test_the_gradient_is_that_of_the_last_steps_alone(params):
     assert jnp.abs(total - full) > 0.02 * jnp.abs(full)  # the rest of the rollout would have had a share
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_memory_of_replay_does_not_grow_with_the_chunks(params):
     def temporary(chunks, replay):
         def loss(params):

@@ -71,7 +71,8 @@ def test_the_critic_moves_the_fake_score_alone(weights):
     assert metrics["masked"] == 0
 
 
-@pytest.mark.parametrize("name", ["tf_scm", pytest.param("sf_dmd", marks=pytest.mark.slow)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["tf_scm", "sf_dmd"])
 def test_a_mesh_gives_the_numbers_of_one_device(name, weights):
     """Sequences cut over two devices: masks over exchanged heads, and a cache that queries of a part look into."""
     config = run_config(name)

@@ -46,10 +46,11 @@ def run(config, workdir, teacher, source=None):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("stop_at", "frozen"),
     [
-        pytest.param(1, (), marks=pytest.mark.slow),
+        pytest.param(1, (), marks=pytest.mark.long),
         (4, ("time_in", "time_projection")),
     ],  # in the warm-up; between two critic steps
 )
@@ -69,6 +70,7 @@ def test_resume_is_exact(tmp_path, teacher, stop_at, frozen):
     assert [r["step"] for r in records[0]] == list(range(8))
 
 
+@pytest.mark.long
 def test_a_finished_run_is_left_as_it_is(tmp_path, teacher):
     config = tiny_run(steps=3)
     first = run(config, tmp_path, teacher)

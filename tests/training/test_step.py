@@ -70,7 +70,7 @@ def test_consistency_losses_train(teacher, consistency):
     assert all(jnp.isfinite(v) for v in metrics.values())
 
 
-@pytest.mark.parametrize("image_dim", [None, 6])
+@pytest.mark.parametrize("image_dim", [pytest.param(None, marks=pytest.mark.long), 6])
 def test_image_to_video_networks_train(image_dim):
     """Mask and image behind the noise, CLIP's tokens where the network takes them: through every loss of both steps."""
     model = dataclasses.replace(MODEL, in_channels=MODEL.out_channels + 4, image_dim=image_dim, num_layers=1)
@@ -118,6 +118,7 @@ def test_accumulation_is_the_mean_over_the_cuts():
     assert metrics["square"] - metrics["drawn"] ** 2 > 1e-3  # every cut draws its own
 
 
+@pytest.mark.long
 def test_accumulated_run_trains(teacher):
     config = tiny_run(microbatches=2, steps=3)
     state = train(
@@ -137,7 +138,9 @@ def alone(teacher):
 @pytest.mark.parametrize(
     "mesh",
     [
-        {"fsdp": 2, "data": 2, "sequence": 2},  # 81 tokens on two devices: one of them gets padding
+        pytest.param(
+            {"fsdp": 2, "data": 2, "sequence": 2}, marks=pytest.mark.long
+        ),  # 81 tokens on two devices: one of them gets padding
         pytest.param({"fsdp": 4, "data": 2}, marks=pytest.mark.slow),
         pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
     ],

@@ -73,7 +73,7 @@ def test_a_tokenizer_json_that_ends_prompts_itself_is_not_ended_twice(tmp_path):
 
 
 def test_what_is_missing_or_broken_is_named(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"spiece\.model.*google/umt5-xxl.*--tokenizer_path"):
+    with pytest.raises(FileNotFoundError, match=r"spiece\.model.*google/umt5-xxl.*with tokenizer_path"):
         open_tokenizer([tmp_path])
     for name in WRITERS:
         (tmp_path / name).write_text("nothing")
