@@ -1,6 +1,6 @@
 """Attention in plain JAX, block by block over the keys: memory linear in length, on any device.
 
-With P = exp(S - lse), S = scale q kᵀ and lse known from the forward pass (DESIGN, "Attention"):
+With P = exp(S - lse), S = scale q kᵀ and lse known from the forward pass (docs/kernels.md):
 
     o  = P v
     to = P tv + (P∘tS) v - rowsum(P∘tS)∘o,           tS = scale (tq kᵀ + q tkᵀ)
