@@ -21,7 +21,6 @@ from tests.test_entry_points import fails
 from tests.tiny import MODEL
 from tests.wan.tiny import I2V, write_wan
 
-pytestmark = pytest.mark.optimised
 STUDENT = ModelInfo(
     dataclasses.replace(MODEL, remat=False), "student", "toy", (5, 6, 6), 1600.0, 3.0,
     causal={"pattern": "c1-2", "steps_per_chunk": [1]},
@@ -188,6 +187,7 @@ def test_wan_streams_through_its_autoencoder(tmp_path, folder, shown):
     assert iio.immeta(path, plugin="pyav")["fps"] == 16
 
 
+@pytest.mark.long
 def test_the_decoder_may_round(tmp_path, folder, shown):
     run_wan(folder, tmp_path / "v.mp4")
     exact = np.concatenate([shown.pop(0) for _ in range(4)]).astype(int)
@@ -196,6 +196,7 @@ def test_the_decoder_may_round(tmp_path, folder, shown):
     assert 0 < difference.mean() < 5  # of 255
 
 
+@pytest.mark.long
 def test_devices_share_wans_network_and_one_decodes(tmp_path, folder, shown):
     path = tmp_path / "v.mp4"
     run_wan(folder, path)

@@ -53,7 +53,7 @@ def streamed(causal, params, schedule=SCHEDULE, decode=running_sum, **kwargs):
         (network("c1-2"), few_step_schedule([3, 2], middle=(0.9, 0.6), noisy_context_from=1), 5, None),
         (network("c1-2", window=2), SCHEDULE, 11, None),
         pytest.param(network("c1-1", 3, window=2, sink=1), SCHEDULE, 8, None, marks=pytest.mark.long),
-        (network("c2-2", 4), ode_schedule(2, guidance=2.0), 4, None),
+        pytest.param(network("c2-2", 4), ode_schedule(2, guidance=2.0), 4, None, marks=pytest.mark.long),
         (network("c1-2"), few_step_schedule([2], noisy_context_from=0), 5, IMAGE),
     ],
     ids=["another first chunk", "past the horizon", "with a sink", "guided ODE", "image first"],

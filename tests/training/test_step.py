@@ -53,6 +53,7 @@ def test_the_first_average_is_the_student(teacher):
     jax.tree.map(np.testing.assert_array_equal, after.ema, after.student)
 
 
+@pytest.mark.long
 def test_the_fused_tangent_trains_the_same(teacher):
     states = []
     for fused in (False, True):
@@ -70,7 +71,8 @@ def test_consistency_losses_train(teacher, consistency):
     assert all(jnp.isfinite(v) for v in metrics.values())
 
 
-@pytest.mark.parametrize("image_dim", [pytest.param(None, marks=pytest.mark.long), 6])
+@pytest.mark.long
+@pytest.mark.parametrize("image_dim", [None, 6])
 def test_image_to_video_networks_train(image_dim):
     """Mask and image behind the noise, CLIP's tokens where the network takes them: through every loss of both steps."""
     model = dataclasses.replace(MODEL, in_channels=MODEL.out_channels + 4, image_dim=image_dim, num_layers=1)

@@ -105,6 +105,7 @@ def test_jvp_is_the_directional_derivative():
     assert error < 1e-5
 
 
+@pytest.mark.long
 def test_jvp_with_an_image_is_the_directional_derivative():
     """In x, t and image together: the noise moves the queries, the image its keys and values."""
     params, x, t, text = case(I2V)

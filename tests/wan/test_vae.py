@@ -106,6 +106,7 @@ def test_samples_of_a_batch_do_not_touch():
         np.testing.assert_allclose(function(params(), x[1:]), function(params(), x)[1:], atol=2e-5)
 
 
+@pytest.mark.long
 def test_bfloat16_weights_run_and_stay_close():
     half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params())
     vae = VAE(dataclasses.replace(SMALL, dtype="bfloat16"))
