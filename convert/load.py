@@ -1,13 +1,15 @@
 """A network straight from anybody's file to the devices."""
 
+from collections.abc import Mapping
+
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 from tqdm import tqdm
 
 from rcm_jax.convert.checkpoint import Checkpoint
 from rcm_jax.convert.networks import with_dtype
-from rcm_jax.convert.tensors import total_bytes
+from rcm_jax.convert.tensors import Tensor, total_bytes
 from rcm_jax.parallel import make_mesh, state_shardings
 from rcm_jax.types import Params
 
@@ -18,7 +20,8 @@ def load_params(source: Checkpoint, mesh: Mesh | None = None, *, dtype: str = "k
     dtype: see `networks.with_dtype`. Raises ValueError listing what does not fit the network.
     """
     mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
-    return load_sharded(source, state_shardings(mesh, unflatten_dict(source.ours(), sep="/")), dtype=dtype)
+    flat = with_dtype(source.ours(), dtype, source.network)
+    return _placed(source, flat, state_shardings(mesh, flat))
 
 
 def load_sharded(source: Checkpoint, shardings: Params, *, dtype: str = "keep") -> Params:
@@ -31,6 +34,10 @@ def load_sharded(source: Checkpoint, shardings: Params, *, dtype: str = "keep") 
     places = flatten_dict(shardings, sep="/")
     if set(places) != set(flat):
         raise ValueError(f"shardings do not fit the network; in one alone: {sorted(set(places) ^ set(flat))}")
+    return _placed(source, flat, places)
+
+
+def _placed(source: Checkpoint, flat: Mapping[str, Tensor], places: Mapping[str, Sharding]) -> Params:
     arrays, size = {}, total_bytes(flat)
     with tqdm(desc=f"load {source.network.name}", total=size, unit="B", unit_scale=True, delay=2, leave=False) as bar:
         for name, tensor in flat.items():

@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> list[Path]:
     if args.scale is not None and pipe.world.scale == 1:
         raise ArgumentError("{scale} does not apply: the network is not of the built-in world", scale=None)
     prompts = read_prompts(args)
-    videos = pipe.videos(prompts, **options)
     print(f"sampled as a {pipe.info.kind}: {pipe.sampling(**options)}", file=sys.stderr)
+    videos = pipe.videos(prompts, **options)
     paths = []
     for i in itertools.count():
         if not (samples := list(itertools.islice(videos, options.get("num_samples", 1)))):

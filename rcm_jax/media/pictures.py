@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -52,11 +53,16 @@ def label_rows(frames: Frames, labels: list[str], *, width: int = 150) -> Frames
 
 def write_png(path: str | Path, image: UInt8[np.ndarray, "H W 3"]) -> Path:
     """The file appears under its name only when it is whole."""
+    return write_whole(path, image)
+
+
+def write_whole(path: str | Path, image: UInt8[np.ndarray, "... H W 3"], **how: Any) -> Path:
+    """Writes with imageio, `how` being its options, under another name until it is whole. Makes the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.part.png")
+    unfinished = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        iio.imwrite(unfinished, image)
+        iio.imwrite(unfinished, image, **how)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -1,14 +1,12 @@
 """Video files: written whole or not at all, but for the MP4 that plays while it grows."""
 
 import io
-import os
 from pathlib import Path
-from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
 
-from rcm_jax.media.pictures import Frames
+from rcm_jax.media.pictures import Frames, write_whole
 
 H264 = {"plugin": "pyav", "codec": "libx264", "out_pixel_format": "yuv420p"}
 
@@ -18,14 +16,12 @@ def write_video(path: str | Path, frames: Frames, fps: int) -> Path:
 
     The file appears under its name only when it is whole. Raises RuntimeError where the video library is missing.
     """
-    return _write(mp4_path(path), _even(frames), fps=fps, **H264)
+    return write_whole(mp4_path(path), _even(frames), fps=fps, **H264)
 
 
 def write_gif(path: str | Path, frames: Frames, fps: int) -> Path:
     """An animation that repeats. The file appears under its name only when it is whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return _write(path, frames, plugin="pillow", duration=1000 / fps, loop=0)
+    return write_whole(path, frames, plugin="pillow", duration=1000 / fps, loop=0)
 
 
 def mp4_bytes(frames: Frames, fps: int) -> bytes:
@@ -34,16 +30,6 @@ def mp4_bytes(frames: Frames, fps: int) -> bytes:
     out = io.BytesIO()
     iio.imwrite(out, _even(frames), extension=".mp4", fps=fps, **H264)
     return out.getvalue()
-
-
-def _write(path: Path, frames: Frames, **how: Any) -> Path:
-    unfinished = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        iio.imwrite(unfinished, frames, **how)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
 
 
 def _check_pyav() -> None:

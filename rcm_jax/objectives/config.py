@@ -31,7 +31,7 @@ class TimeSamplerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MethodConfig:
-    """Which losses train the student, and their settings (SPEC: rCM, arXiv 2510.08431).
+    """Which losses train the student, and their settings (rCM, arXiv 2510.08431).
 
     name "diffusion" trains a teacher by flow matching; "distill" a student from `teacher`. `consistency` is one of
     scm, rf_scm, dcm or "" for none; `dmd_scale` 0 means no distribution matching and no fake score. `p_G` draws the

@@ -21,14 +21,11 @@ from rcm_jax.pipelines.memory import Job, check_memory, device_limit, network_by
 from rcm_jax.pipelines.networks import Experts
 from rcm_jax.pipelines.opening import Opened
 from rcm_jax.pipelines.options import SamplingOptions
-from rcm_jax.pipelines.request import Request
+from rcm_jax.pipelines.request import SMALL_BATCH, Request, batch_rows
 from rcm_jax.sampling.noise import draw_noise
 from rcm_jax.sampling.sampler import SamplerConfig, run_sampler
 from rcm_jax.types import Latents, Params, Text, Velocity
-from rcm_jax.wan.config import WAN22_BOUNDARY
 from rcm_jax.wan.dit import DiT, velocity
-
-SMALL_BATCH = 48  # videos at a time of a small network
 
 
 class Conditions(NamedTuple):
@@ -103,11 +100,10 @@ def sample_batches(
     """
     count, sharding = len(given.text), batch_sharding(experts.mesh)
     shape = (sampler.noises, *latent_shape, experts.dit.config.out_channels)
-    batches = range(0, count, batch_size)
+    batches = batch_rows(count, batch_size)
     total, unit, delay = (len(batches), "batch", 0) if small else (len(batches) * sampler.num_steps, "step", 2)
     with tqdm(desc=progress, total=total, unit=unit, delay=delay, leave=False, disable=not progress) as bar:
-        for start in batches:
-            rows = np.minimum(np.arange(start, start + batch_size), count - 1)
+        for rows in batches:
 
             def put(x: np.ndarray | None, rows=rows) -> Array | None:
                 if x is None:
@@ -121,7 +117,7 @@ def sample_batches(
                 bar.update()
             else:
                 latents = _step_by_step(experts, sampler, batch, noise, bar)
-            yield np.asarray(latents)[: count - start]
+            yield np.asarray(latents)[: count - rows[0]]
 
 
 def sample_request(
@@ -135,8 +131,6 @@ def sample_request(
     if batch_size % fsdp:
         raise ArgumentError("{batch_size} must be a multiple of {fsdp}", batch_size=batch_size, fsdp=fsdp)
     experts.keep_all = world.small or _both_fit(opened, request, batch_size)
-    if experts.boundary is None:
-        experts.boundary = WAN22_BOUNDARY["t2v" if request.image is None else "i2v"]
     guided = sampler.name != "few_step" and sampler.guidance > 1
     text, null_text = request.features(world, guided=guided)
     condition, image = None, None

@@ -14,15 +14,13 @@ from rcm_jax.media.pictures import to_uint8
 from rcm_jax.objectives.config import CausalConfig
 from rcm_jax.pipelines.opening import Opened
 from rcm_jax.pipelines.options import SamplingOptions
-from rcm_jax.pipelines.request import Request
+from rcm_jax.pipelines.request import SMALL_BATCH, Request, batch_rows
 from rcm_jax.sampling.noise import video_noises
 from rcm_jax.sampling.rollout import rollout
 from rcm_jax.sampling.schedules import RolloutSchedule
 from rcm_jax.sampling.stream import Decode, stream
 from rcm_jax.types import Latents, Params, Text
 from rcm_jax.wan.causal import CausalDiT
-
-BATCH = 48  # videos at a time of a small network
 
 
 class Start(NamedTuple):
@@ -88,15 +86,15 @@ def roll_out_request(opened: Opened, start: Start, progress: str) -> Iterator[Fl
         yield np.concatenate(list(bar), axis=1)
         return
     count = len(start.text)
-    size = min(BATCH, count)
-    for first in tqdm(range(0, count, size), desc=progress, unit="batch", disable=not progress, leave=False):
-        batch = start.rows(np.minimum(np.arange(first, first + size), count - 1))
+    batches = batch_rows(count, min(SMALL_BATCH, count))
+    for rows in tqdm(batches, desc=progress, unit="batch", disable=not progress, leave=False):
+        batch = start.rows(rows)
         with jax.set_mesh(mesh):
             latents = _rollout(
                 start.network, start.schedule, start.frames, params, batch.text, batch.null_text, batch.image,
                 np.uint32(start.seed), np.asarray(batch.indices),
             )  # fmt: skip
-        yield np.asarray(latents)[: count - first]
+        yield np.asarray(latents)[: count - rows[0]]
 
 
 def _chunks(

@@ -17,7 +17,7 @@ class Experts:
     """One network, or Wan2.2's two: the first where the RF time is at least `boundary`, the second below.
 
     Weights are read when they are first asked for. With `keep_all` both stay loaded once they are; else the one that is
-    not asked is freed. `boundary` may be set until then.
+    not asked is freed.
     """
 
     def __init__(self, sources: Sequence[Checkpoint], config: DiTConfig, mesh: Mesh, *, dtype: str, boundary: float):

@@ -11,6 +11,7 @@ from rcm_jax.options import refuse
 from rcm_jax.parallel import sampling_mesh
 from rcm_jax.pipelines.networks import Experts
 from rcm_jax.pipelines.options import BIDIRECTIONAL, WAN, FileOptions
+from rcm_jax.wan.config import WAN22_BOUNDARY
 from rcm_jax.worlds.builtin import find_model
 from rcm_jax.worlds.toy.world import ToyWorld
 from rcm_jax.worlds.wan.files import WanFiles, open_files
@@ -69,7 +70,15 @@ def _open_wan(options: FileOptions, network: Checkpoint) -> Opened:
 
 def _experts(sources: list[Checkpoint], info: ModelInfo, options: FileOptions, dtype: str) -> Experts:
     mesh = sampling_mesh(options.fsdp, options.sequence, info.model.num_heads)
-    return Experts(sources, info.model, mesh, dtype=dtype, boundary=options.boundary)
+    boundary = WAN22_BOUNDARY["i2v" if info.model.takes_image else "t2v"]
+    boundary = boundary if options.boundary is None else options.boundary
+    return Experts(sources, info.model, mesh, dtype=dtype, boundary=boundary)
+
+
+def unknown_chunks() -> ArgumentError:
+    """Of a network that is asked for chunks and has none."""
+    arguments = {"first_chunk_t": None, "chunk_t": None}
+    return ArgumentError("the file does not say its chunk pattern: give {first_chunk_t} and {chunk_t}", **arguments)
 
 
 def _with_chunks(info: ModelInfo, options: FileOptions) -> ModelInfo:
@@ -78,10 +87,7 @@ def _with_chunks(info: ModelInfo, options: FileOptions) -> ModelInfo:
         return info
     if not info.causal:
         if None in (options.first_chunk_t, options.chunk_t):
-            raise ArgumentError(
-                "the file does not say its chunk pattern: give {first_chunk_t} and {chunk_t}",
-                first_chunk_t=None, chunk_t=None,
-            )  # fmt: skip
+            raise unknown_chunks()
         info = dataclasses.replace(info, **PUBLISHED_CAUSAL)
     own = ChunkPattern.parse(info.causal.get("pattern", "c1-1"))
     pattern = ChunkPattern(

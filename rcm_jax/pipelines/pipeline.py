@@ -17,22 +17,22 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from rcm_jax.errors import ArgumentError
 from rcm_jax.media.pictures import to_uint8
 from rcm_jax.model_file import ModelInfo
 from rcm_jax.parallel import make_mesh
 from rcm_jax.pipelines.bidirectional import sample_request
 from rcm_jax.pipelines.causal import Stream, roll_out_request, start_from
 from rcm_jax.pipelines.networks import Experts
-from rcm_jax.pipelines.opening import Opened, open_pipeline
+from rcm_jax.pipelines.opening import Opened, open_pipeline, unknown_chunks
 from rcm_jax.pipelines.options import FileOptions, SamplingOptions
 from rcm_jax.pipelines.request import Prompts, Request, read_request
 from rcm_jax.pipelines.settings import sampler_from, schedule_from
 from rcm_jax.pipelines.video import Video
 from rcm_jax.sampling.sampler import SamplerConfig
 from rcm_jax.sampling.schedules import RolloutSchedule
-from rcm_jax.types import Params
+from rcm_jax.types import Latents, Params
 from rcm_jax.worlds.toy.world import ToyWorld
+from rcm_jax.worlds.world import Pixels
 
 
 def load(dit_path: str | Path = "toy", **options: Any) -> "Pipeline":
@@ -98,10 +98,7 @@ class Pipeline:
         ArgumentError for a network that is not causal."""
         asked = SamplingOptions(**options)
         if not self.causal:
-            raise ArgumentError(
-                "the file does not say its chunk pattern: give {first_chunk_t} and {chunk_t}", first_chunk_t=None,
-                chunk_t=None,
-            )  # fmt: skip
+            raise unknown_chunks()
         request = read_request(self._opened, prompt, asked)
         start = start_from(self._opened, request, asked, schedule_from(asked, self.info))
         return Stream(self._opened, start)
@@ -123,4 +120,10 @@ class Pipeline:
         latents = list(batches)
         if not self.world.small:
             self._opened.experts.release()
-        return request, (parts for batch in latents for parts in self.world.decode(batch))
+        return request, self._frames(latents)
+
+    def _frames(self, latents: list[Latents]) -> Iterator[Iterator[Pixels]]:
+        """Every video's frames in parts; after the last one the world's decoder goes, so that a network may come."""
+        for batch in latents:
+            yield from self.world.decode(batch)
+        self.world.release()

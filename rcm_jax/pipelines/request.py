@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 
 from rcm_jax.errors import ArgumentError
@@ -16,6 +16,7 @@ from rcm_jax.worlds.world import Size, World
 
 Prompts = str | Sequence[str] | None
 NUM_FRAMES = 77  # published, of Wan's bidirectional networks
+SMALL_BATCH = 48  # videos at a time of a small network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Request:
         features = world.encode_text([*self.prompts, *(self.negative_prompts if guided else [])])
         count = len(self.prompts)
         return features[:count], features[count:] if guided else None
+
+
+def batch_rows(videos: int, size: int) -> list[Int[np.ndarray, " size"]]:
+    """Which videos are in each batch. The last batch is filled up with the last video: one size, one program."""
+    return [np.minimum(np.arange(start, start + size), videos - 1) for start in range(0, videos, size)]
 
 
 def read_request(opened: Opened, prompt: Prompts, asked: SamplingOptions) -> Request:
