@@ -20,8 +20,6 @@ from rcm_jax.wan.networks import init_params
 from tests.media.test_video import moving
 from tests.tiny import MODEL
 
-pytestmark = pytest.mark.optimised
-
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):

@@ -17,7 +17,6 @@ from tests.media.test_video import moving
 from tests.test_entry_points import fails, student  # noqa: F401
 from tests.wan.tiny import DIT, I2V, NAMES, arrays, write_wan
 
-pytestmark = pytest.mark.optimised
 SMALL = ["--size", "32x48", "--num_frames", "5"]
 STUDENT = ["--kind", "student", "--num_steps", "2"]
 

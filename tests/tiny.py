@@ -12,7 +12,7 @@ from rcm_jax.objectives.config import MethodConfig
 from rcm_jax.training.config import MeshConfig, OptimizerConfig, RunConfig
 from rcm_jax.types import Params
 from rcm_jax.wan.config import DiTConfig
-from rcm_jax.wan.networks import init_params
+from rcm_jax.wan.networks import abstract_params
 
 MODEL = DiTConfig(
     dim=24, ffn_dim=32, num_heads=2, num_layers=2, in_channels=12, out_channels=12, freq_dim=16, text_dim=64,
@@ -41,15 +41,21 @@ def tiny_run(
 
 @functools.cache
 def perturbed_params(config: DiTConfig, seed: int = 0, scale: float = 0.05) -> Params:
-    """Initial weights plus noise on every leaf: the zeros of a fresh network would hide errors."""
-    return jax.jit(_perturbed, static_argnums=(0, 1))(config, seed, scale)
+    """Weights as large as initial ones, plus noise on every leaf: the zeros of a fresh network would hide errors.
+    NumPy draws them, since a program that does takes seconds to compile for every shape of a network."""
+    rng = np.random.default_rng(seed)
 
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        layer, name = jax.tree_util.keystr(path[:-1]), path[-1].key
+        noise = scale * rng.normal(size=leaf.shape)
+        if name == "scale":
+            noise += 1
+        elif name in ("kernel", "modulation"):
+            small = any(part in layer for part in ("text_", "time_in", "time_out"))
+            noise += (0.02 if small else config.dim**-0.5) * rng.normal(size=leaf.shape)
+        return noise.astype(leaf.dtype)
 
-def _perturbed(config: DiTConfig, seed: int, scale: float) -> Params:
-    leaves, tree = jax.tree.flatten(init_params(config, jax.random.key(seed)))
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    leaves = [x + scale * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, leaves)
+    return jax.tree.map(jax.device_put, jax.tree_util.tree_map_with_path(draw, abstract_params(config)))
 
 
 IMAGE_TOKENS = 5

@@ -54,6 +54,7 @@ NETWORKS = {
 }
 
 
+@functools.cache
 def abstract_network(config: Any) -> Params:
     """Shapes and dtypes of the parameters of any network, by its config."""
     return next(n.abstract_params(config) for n in NETWORKS.values() if isinstance(config, n.config))

@@ -11,7 +11,7 @@ from rcm_jax.convert.dit import to_wan
 from rcm_jax.convert.tensors import Tensor
 from rcm_jax.convert.torch_io import write_torch
 from rcm_jax.wan.config import DiTConfig
-from rcm_jax.wan.networks import init_params
+from rcm_jax.wan.networks import abstract_params
 
 T2V = DiTConfig(
     dim=48, ffn_dim=64, num_heads=4, num_layers=3, in_channels=4, out_channels=4, freq_dim=16, text_dim=20,
@@ -23,8 +23,7 @@ HEADS = ["--num_heads", "4"]
 def random_params(config: DiTConfig, seed: int = 0) -> dict:
     """Parameters without a zero: an exchange of two tensors shows."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
+    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), abstract_params(config))
 
 
 def wan_arrays(config: DiTConfig = T2V, seed: int = 0) -> dict[str, np.ndarray]:
