@@ -11,6 +11,7 @@ from rcm_jax.convert.table import lazy_to_ours, lazy_to_theirs
 from rcm_jax.convert.tensors import Tensor, total_bytes
 from rcm_jax.model_file import FORMAT, ModelInfo, info_from_json
 from rcm_jax.options import option
+from rcm_jax.ranges import at_least
 
 # which of several copies of a network in one file is meant: averaged weights first
 PREFERRED = ("generator_ema", "net_ema", "ema", "generator", "net", "model")
@@ -33,7 +34,9 @@ class NetworkOptions:
         None, "rounding of the time before its embedding (default: the file's; bfloat16 for students of rCM, which are "
         "trained so)", choices=("none", "bfloat16"),
     )  # fmt: skip
-    num_heads: int | None = option(None, "attention heads, where they are not 128 wide and no config.json says")
+    num_heads: int | None = option(
+        None, "attention heads, where they are not 128 wide and no config.json says", range=at_least(1)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

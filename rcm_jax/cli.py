@@ -6,15 +6,26 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any, NoReturn
 
 from rcm_jax.errors import ArgumentError, Interrupted
 
-USAGE_ERRORS = (ValueError, TypeError, OSError, RuntimeError)
+USAGE_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError)
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line. Takes no abbreviated flags: a flag to come could take their name."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} ({self.prog} --help lists what there is)\n")
 
 
 def command_parser(module: str, description: str | None) -> argparse.ArgumentParser:
     """The parser of `python -m rcm_jax.MODULE`."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"python -m rcm_jax.{module}", description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

@@ -17,14 +17,17 @@ from fractions import Fraction
 from typing import Any
 
 from rcm_jax.errors import ArgumentError
+from rcm_jax.ranges import FINITE, Range
 
 
 def option(
-    default: Any, help: str, *, also: Sequence[str] = (), only: Sequence[str] = (), **argparse_options: Any
+    default: Any, help: str, *, also: Sequence[str] = (), only: Sequence[str] = (), range: Range = FINITE,
+    **argparse_options: Any,
 ) -> Any:  # fmt: skip
     """A dataclass field that is also a flag. also: other names of the flag. only: the kinds of thing to which alone it
-    applies (`refuse`). argparse_options: what `add_argument` takes besides type and default."""
-    metadata = {"help": help, "also": also, "only": only, "argparse": argparse_options}
+    applies (`refuse`). range: of a number, or of each in a sequence. argparse_options: what `add_argument` takes
+    besides type and default."""
+    metadata = {"help": help, "also": also, "only": only, "range": range, "argparse": argparse_options}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -60,13 +63,17 @@ def taken(given: dict[str, Any], options: type) -> dict[str, Any]:
     return {name: given.pop(name) for name in names}
 
 
-def check_choices(options: Any) -> None:
-    """Raises ArgumentError for a value that the flag would refuse: one that is not among its choices."""
+def check_options(options: Any) -> None:
+    """Raises ArgumentError for a value that is not among its field's choices, or a number out of its range."""
     for field in dataclasses.fields(options):
-        choices = field.metadata.get("argparse", {}).get("choices")
         value = getattr(options, field.name)
+        choices = field.metadata.get("argparse", {}).get("choices")
         if choices and value is not None and value not in choices:
             raise ArgumentError(f"{{{field.name}}} must be one of {', '.join(choices)}", **{field.name: value})
+        numbers = value if isinstance(value, (list, tuple)) else (value,)
+        allowed = field.metadata.get("range", FINITE)
+        if any(isinstance(x, (int, float)) and x not in allowed for x in numbers):
+            raise ArgumentError(f"{{{field.name}}} must be {allowed}", **{field.name: value})
 
 
 def refuse(options: Any, kind: str, why: str) -> None:

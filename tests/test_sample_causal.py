@@ -111,7 +111,7 @@ def test_it_starts_from_an_image(tmp_path, student):
     [
         ("--chunk_t 3", "chunk pattern c1-3 does not fit 5 latent frames; these do: c1-1, c1-2, c1-4"),
         ("--num_frames 6", "chunk pattern c1-2 does not fit 6 latent frames; these do: c1-1, c1-5"),
-        ("--chunk_t 0", "both sizes must be at least 1"),
+        ("--chunk_t 0", "--chunk_t=0 must be at least 1"),
         ("--num_steps 5", "5 steps must be 1..4"),
         ("--num_steps 0", "0 steps must be 1..4"),
         ("--mid_t 5/8 5/6", "must fall from at most 1 to 0"),
@@ -137,7 +137,7 @@ def test_it_starts_from_an_image(tmp_path, student):
         ("--dtype float32 --num_heads 2 --vae_path v", "--vae_path, --dtype does not apply"),
         ("--sequence 3", "--sequence=3 must divide the 2 heads; use one of [1, 2]"),
         ("--fsdp 3 --sequence 3", "must be at least 1 and at most the 8 devices"),
-        ("--fsdp 0", "--fsdp=0 times --sequence=1 must be at least 1"),
+        ("--fsdp 0", "--fsdp=0 must be at least 1"),
     ],
 )
 def test_it_refuses_and_overwrites_nothing(tmp_path, student, flags, message):

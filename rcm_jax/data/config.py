@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from rcm_jax.ranges import at_least, check_settings
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -18,5 +20,6 @@ class DataConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "latent_shape", tuple(self.latent_shape))
+        check_settings(self, "data.", batch_size=at_least(1))
         if self.name not in ("toy", "shards"):
             raise ValueError(f"data.name={self.name!r} is unknown; use 'toy' or 'shards'")

@@ -5,6 +5,7 @@ import dataclasses
 from rcm_jax.chunks import ChunkPattern, Spans
 from rcm_jax.flow import LogNormal, TimeSampler, UniformShift
 from rcm_jax.losses.forcing import DF_TIMES, WEIGHTINGS
+from rcm_jax.ranges import FINITE, POSITIVE, at_least, between, check_settings
 from rcm_jax.sampling.schedules import RolloutSchedule, few_step_schedule
 from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import DiT
@@ -20,6 +21,9 @@ class TimeSamplerConfig:
     mean: float = 0.0
     std: float = 1.0
     shift: float = 5.0
+
+    def __post_init__(self):
+        check_settings(self, mean=FINITE, std=POSITIVE, shift=POSITIVE)
 
     def build(self) -> TimeSampler:
         if self.name == "lognormal":
@@ -56,6 +60,12 @@ class MethodConfig:
     fused_tangent: bool = False
 
     def __post_init__(self):
+        count = at_least(0)
+        check_settings(
+            self, "method.", consistency_scale=count, dmd_scale=count, guidance=count, tangent_warmup=count,
+            student_update_freq=at_least(1), max_simulation_steps=between(1, 4), dcm_total_steps=at_least(1),
+            dcm_skip=at_least(1), dcm_shift=POSITIVE,
+        )  # fmt: skip
         if self.name not in ("diffusion", "distill"):
             raise ValueError(f"method.name={self.name!r} is unknown; use 'diffusion' or 'distill'")
         if self.consistency not in (*CONSISTENCY, ""):
@@ -66,10 +76,6 @@ class MethodConfig:
             raise ValueError(
                 f"tangent_warmup={self.tangent_warmup} without a consistency loss would train nothing; set it to 0"
             )
-        if not 1 <= self.max_simulation_steps <= 4:
-            raise ValueError(f"max_simulation_steps={self.max_simulation_steps} must be 1 to 4")
-        if self.student_update_freq < 1:
-            raise ValueError(f"student_update_freq={self.student_update_freq} must be at least 1")
 
     @property
     def uses_consistency(self) -> bool:
@@ -94,9 +100,8 @@ class DiffusionConfig:
     frame_times: float = 0.0
 
     def __post_init__(self):
-        for name, part in dataclasses.asdict(self).items():
-            if not 0 <= part <= 1:
-                raise ValueError(f"diffusion.{name}={part} must be a part of the samples, 0 to 1")
+        part = between(0, 1)
+        check_settings(self, "diffusion.", text_dropout=part, frame_times=part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +132,7 @@ class CausalConfig:
     def __post_init__(self):
         object.__setattr__(self, "steps_per_chunk", tuple(self.steps_per_chunk))
         object.__setattr__(self, "middle", tuple(tuple(times) for times in self.middle))
+        check_settings(self, "causal.", window=at_least(0), sink=at_least(0), score_guidance=at_least(0))
         if self.forcing not in ("tf", "df"):
             raise ValueError(f"causal.forcing={self.forcing!r} is unknown; use 'tf' or 'df'")
         if self.df_times not in DF_TIMES:

@@ -50,6 +50,11 @@ def _open_toy(options: FileOptions, network: Checkpoint) -> Opened:
 
 
 def _open_wan(options: FileOptions, network: Checkpoint) -> Opened:
+    if options.boundary is not None and options.second_dit_path is None:
+        raise ArgumentError(
+            "{boundary} is where Wan2.2's two networks change: give {second_dit_path} too", boundary=options.boundary,
+            second_dit_path=None,
+        )  # fmt: skip
     second = [] if options.second_dit_path is None else [open_checkpoint(options.second_dit_path)]
     files = open_files(
         [network, *second], vae=options.vae_path, text=options.text_encoder_path, tokenizer=options.tokenizer_path,

@@ -1,13 +1,12 @@
 """What a pipeline can be told: names, types, defaults and help of every argument, for Python and for the commands."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from rcm_jax.convert.checkpoint import NetworkOptions
-from rcm_jax.errors import ArgumentError
-from rcm_jax.options import check_choices, option
+from rcm_jax.options import check_options, option
+from rcm_jax.ranges import POSITIVE, Range, at_least, between
 from rcm_jax.worlds.wan.files import SIZES
 
 SOLVERS = ("euler", "unipc", "dpm++", "wan_unipc", "wan_dpm++")
@@ -28,7 +27,10 @@ class FileOptions(NetworkOptions):
         None, "Wan2.2: the network for less noise; --dit_path is that for more", only=[WAN, BIDIRECTIONAL]
     )
     boundary: float | None = option(
-        None, "Wan2.2: time at which they change (0.875; 0.9 from an image)", only=[WAN, BIDIRECTIONAL]
+        None,
+        "Wan2.2: time at which they change (0.875; 0.9 from an image)",
+        only=[WAN, BIDIRECTIONAL],
+        range=between(0, 1),
     )
     vae_path: str | None = option(None, "video autoencoder", only=[WAN])
     text_encoder_path: str | None = option(None, "umT5", only=[WAN])
@@ -39,13 +41,17 @@ class FileOptions(NetworkOptions):
     dtype: str | None = option(None, "of weights and products (default bfloat16)", choices=PRECISIONS, only=[WAN])
     vae_dtype: str | None = option(None, "of the autoencoder (default float32)", choices=PRECISIONS, only=[WAN])
     vae_tiling: bool = option(False, "decode in tiles: less memory", only=[WAN, BIDIRECTIONAL])
-    fsdp: int = option(1, "GPUs that share the network's weights (default 1)")
-    sequence: int = option(1, "GPUs that share a video's tokens, and a cache's heads (default 1)")
-    first_chunk_t: int | None = option(None, "latent frames of the first chunk (default: the file's)", only=[CAUSAL])
-    chunk_t: int | None = option(None, "latent frames of the others (default: the file's)", only=[CAUSAL])
+    fsdp: int = option(1, "GPUs that share the network's weights (default 1)", range=at_least(1))
+    sequence: int = option(1, "GPUs that share a video's tokens, and a cache's heads (default 1)", range=at_least(1))
+    first_chunk_t: int | None = option(
+        None, "latent frames of the first chunk (default: the file's)", only=[CAUSAL], range=at_least(1)
+    )
+    chunk_t: int | None = option(
+        None, "latent frames of the others (default: the file's)", only=[CAUSAL], range=at_least(1)
+    )
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_options(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,28 +63,44 @@ class SamplingOptions:
     image_path: str | Path | None = option(
         None, "first frame: of image-to-video networks, or a causal network's first chunk"
     )
-    num_samples: int = option(1, "videos of a prompt, side by side in one file (default 1)")
-    seed: int = option(0, "sample i of a prompt and a seed is the same in every run and every batch (default 0)")
+    num_samples: int = option(1, "videos of a prompt, side by side in one file (default 1)", range=at_least(1))
+    seed: int = option(
+        0,
+        "sample i of a prompt and a seed is the same in every run and every batch (default 0)",
+        range=between(0, 2**32 - 1),
+    )
     indices: Sequence[int] | None = None
-    num_frames: int | None = option(None, "frames (default: the file's; of Wan's 77, causal 81; 4k + 1 of these)")
+    num_frames: int | None = option(
+        None, "frames (default: the file's; of Wan's 77, causal 81; 4k + 1 of these)", range=at_least(1)
+    )
     resolution: str | None = option(None, "480p (default) or 720p", only=[WAN])
     aspect_ratio: str | None = option(None, "1:1, 4:3, 3:4, 16:9 (default) or 9:16", only=[WAN])
     size: str | None = option(None, "width and height in pixels instead of the two", metavar="WxH", only=[WAN])
     adaptive_resolution: bool = option(False, "the image's proportions", only=[WAN])
-    batch_size: int | None = option(None, "videos at a time (default: as many as --fsdp)", only=[BIDIRECTIONAL])
+    batch_size: int | None = option(
+        None, "videos at a time (default: as many as --fsdp)", only=[BIDIRECTIONAL], range=at_least(1)
+    )
 
     num_steps: int | None = option(
         None, "network calls of a video or chunk: 1 to 4 of a student, any of a teacher (50)"
     )
-    sigma_max: float | None = option(None, "first noise level (default: the file's, 80 for rCM, 1600 for causal)")
+    sigma_max: float | None = option(
+        None,
+        "first noise level (default: the file's, 80 for rCM, 1600 for causal)",
+        range=Range(0, open=True, infinite=True),
+    )
     sampler: str | None = option(None, "of a teacher (unipc)", choices=SOLVERS, only=[BIDIRECTIONAL])
-    guidance_scale: float | None = option(None, "classifier-free guidance of a teacher (default: the file's)")
+    guidance_scale: float | None = option(
+        None, "classifier-free guidance of a teacher (default: the file's)", range=at_least(0)
+    )
     shift: float | None = option(
-        None, "time shift of a teacher's schedule (default 5, causal 3)", also=("timestep_shift",)
+        None, "time shift of a teacher's schedule (default 5, causal 3)", also=("timestep_shift",), range=POSITIVE
     )  # fmt: skip
 
-    window: int | None = option(None, "chunks that stay visible, the current one included; 0: all", only=[CAUSAL])
-    sink: int | None = option(None, "first chunks that always stay visible", only=[CAUSAL])
+    window: int | None = option(
+        None, "chunks that stay visible, the current one included; 0: all", only=[CAUSAL], range=at_least(0)
+    )
+    sink: int | None = option(None, "first chunks that always stay visible", only=[CAUSAL], range=at_least(0))
     mid_t: Sequence[float] | str | None = option(
         None, "times between the first step and the data (15/16 5/6 5/8)", nargs="*", type=str, only=[CAUSAL]
     )
@@ -91,17 +113,9 @@ class SamplingOptions:
     context_from_last_step: bool | None = option(
         None, "the last step gives the cache its keys, and a pass is saved (default: the file's)", only=[CAUSAL]
     )
-    context_from_last_step_start_chunk: int | None = option(None, "from this chunk on (default 0)", only=[CAUSAL])
+    context_from_last_step_start_chunk: int | None = option(
+        None, "from this chunk on (default 0)", only=[CAUSAL], range=at_least(0)
+    )
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        for name, low in (("num_samples", 1), ("num_frames", 1), ("batch_size", 1)):
-            value = getattr(self, name)
-            if value is not None and not value >= low:
-                raise ArgumentError(f"{{{name}}} must be at least {low}", **{name: value})
-        if not 0 <= self.seed < 2**32:
-            raise ArgumentError("{seed} must be at least 0 and below 2**32", seed=self.seed)
-        for name in ("sigma_max", "shift"):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and (name == "sigma_max" or math.isfinite(value))):
-                raise ArgumentError(f"{{{name}}} must be above 0", **{name: value})
+        check_options(self)

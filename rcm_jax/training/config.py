@@ -5,6 +5,7 @@ import dataclasses
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.data.config import DataConfig
 from rcm_jax.objectives.config import CausalConfig, DiffusionConfig, MethodConfig, TimeSamplerConfig
+from rcm_jax.ranges import POSITIVE, Range, at_least, between, check_settings
 from rcm_jax.wan.config import DiTConfig
 
 
@@ -28,6 +29,11 @@ class OptimizerConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "frozen", tuple(self.frozen))
+        part, count = Range(0, 0.99999), at_least(0)
+        check_settings(
+            self, "optimizer.", lr=POSITIVE, lr_fake=POSITIVE, b1=part, b2=part, eps=POSITIVE, weight_decay=count,
+            warmup_updates=count, decay_updates=count, clip_norm=count,
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +46,11 @@ class MeshConfig:
     data: int = -1
     fsdp: int = 1
     sequence: int = 1
+
+    def __post_init__(self):
+        check_settings(self, "mesh.", fsdp=at_least(1), sequence=at_least(1))
+        if self.data != -1:
+            check_settings(self, "mesh.", data=at_least(1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +88,11 @@ class RunConfig:
     CADENCE = ("steps", "log_every", "checkpoint_every", "keep", "sample_every", "tensorboard", "wandb")
 
     def __post_init__(self):
+        once = at_least(1)
+        check_settings(
+            self, seed=between(0, 2**32 - 1), steps=once, microbatches=once, ema_rate=POSITIVE, sigma_max=POSITIVE,
+            log_every=once, checkpoint_every=once, keep=once, sample_every=at_least(0),
+        )  # fmt: skip
         if self.data.batch_size % self.microbatches:
             raise ValueError(
                 f"data.batch_size={self.data.batch_size} must be divisible by microbatches={self.microbatches}"

@@ -102,5 +102,5 @@ def test_diffusion_forcing_has_a_time_a_chunk(times):
 
 def test_parts_are_parts():
     for name in ("text_dropout", "frame_times"):
-        with pytest.raises(ValueError, match=rf"diffusion.{name}=1.5 must be a part of the samples, 0 to 1"):
+        with pytest.raises(ValueError, match=rf"diffusion.{name}=1.5 must be at least 0 and at most 1"):
             DiffusionConfig(**{name: 1.5})
