@@ -105,7 +105,7 @@ class SamplingOptions:
         None, "times between the first step and the data (15/16 5/6 5/8)", nargs="*", type=str, only=[CAUSAL]
     )
     steps_per_chunk: Sequence[int] | None = option(
-        None, "steps of each chunk; the last repeats", nargs="+", type=int, only=[CAUSAL]
+        None, "steps of each chunk; the last repeats", nargs="+", type=int, only=[CAUSAL], range=at_least(1)
     )
     mid_t_schedules: Sequence[Sequence[float]] | str | None = option(
         None, "the times between, one list an entry of --steps_per_chunk: '15/16,5/6,5/8;5/6'", type=str, only=[CAUSAL]
