@@ -1,82 +1,100 @@
-"""Trains a recipe: python -m rcm_jax.train --config=configs/toy_rcm.py --workdir=runs/toy_rcm
+"""Trains a recipe: python -m rcm_jax.train --config=toy_rcm --workdir=runs/toy_rcm
 
-Every setting of the recipe can be changed from here, e.g. --config.optimizer.lr=1e-4 --config.method.consistency=dcm
+A recipe is one of the package's, by its name, or a file of your own, --config=my/recipe.py; NAME:ARGUMENT where it
+takes one. Every setting can be changed from here, e.g. --config.optimizer.lr=1e-4 --config.method.consistency=dcm
 --config.seed=1. The workdir gets config.json, metrics.jsonl, tensorboard/, checkpoints/, samples/ (with
 --config.sample_every=N) and, at the end, the averaged weights as student.safetensors (teacher.safetensors for method
 "diffusion"). The same command again resumes from the newest checkpoint and gives the same numbers as a run that was
 never stopped; SIGTERM saves and exits with code 143. --dry_run prints parameters and bytes per device and stops.
 """
 
+import argparse
 import functools
-import sys
+from collections.abc import Sequence
 from pathlib import Path
-
-from absl import app, flags
-from ml_collections import config_flags
+from typing import TYPE_CHECKING
 
 import rcm_jax
-from rcm_jax.cli import one_line_errors
+from rcm_jax.cli import command_parser, one_line_errors
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: configs/NAME.py, the package's or your own.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; made if it is not there.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the run would take, allocate nothing, write nothing.")
-_DEVICES = flags.DEFINE_integer("devices", 0, "With --dry_run: the number of devices to plan for (0: those here).")
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
-
-def find_recipe(argv: list[str]) -> list[str]:
-    """Lets --config=configs/NAME.py name the package's recipe where there is no such file here."""
-    out = []
-    for arg in argv:
-        name, equals, value = arg.partition("=")
-        path = value.partition(":")[0]
-        if name.lstrip("-") == "config" and equals and not Path(path).exists():
-            packaged = Path(rcm_jax.__file__).parent / "configs" / Path(path).name
-            if not packaged.exists():
-                known = sorted(p.stem for p in packaged.parent.glob("*.py") if p.stem != "base")
-                raise ValueError(f"no recipe at {path}, and the package has {known} in configs/")
-            arg = f"{name}={packaged}{value[len(path) :]}"
-        out.append(arg)
-    return out
+RECIPES = Path(rcm_jax.__file__).parent / "configs"
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, with one line where a setting is unknown, of the wrong type, or the recipe is not there."""
+def parser() -> argparse.ArgumentParser:
+    p = command_parser("train", __doc__)
+    p.add_argument("--config", required=True, metavar="RECIPE", help=f"one of {', '.join(recipes())}; or a file")
+    p.add_argument("--workdir", type=Path, help="where the run lives; made if it is not there")
+    p.add_argument("--dry_run", action="store_true", help="print what the run would take, allocate and write nothing")
+    p.add_argument("--devices", type=int, default=0, help="with --dry_run: how many to plan for (default: those here)")
+    return p
+
+
+def recipes() -> list[str]:
+    """Names of the package's recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.py") if path.stem != "base")
+
+
+def find_recipe(recipe: str) -> str:
+    """The file of a recipe that is named, "toy_rcm" or "configs/toy_rcm.py", with its argument behind a colon; a file
+    that is there comes first. Raises ValueError that lists the names."""
+    path, colon, argument = recipe.partition(":")
+    if not Path(path).is_file():
+        name = Path(path).name.removesuffix(".py")
+        if name not in recipes() or str(Path(path).parent) not in (".", "configs"):
+            raise ValueError(f"no recipe at {path}; the package has {', '.join(recipes())}")
+        path = str(RECIPES / f"{name}.py")
+    return path + colon + argument
+
+
+def read_config(recipe: str, changes: Sequence[str]) -> "ConfigDict":
+    """The recipe, changed by words such as "--config.steps=9". Raises ValueError that names a word which is none."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    values, words = flags.FlagValues(), ["train", f"--config={find_recipe(recipe)}", *changes]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
     try:
-        return app.parse_flags_with_usage(find_recipe(argv))
+        _, *others = values(words)
+    except flags.UnrecognizedFlagError as error:
+        raise ValueError(f"there is no flag --{error.flagname}; settings are --config.NAME=VALUE") from error
+    except flags.Error as error:
+        raise ValueError(str(error).removeprefix("flag ")) from error
     except (AttributeError, KeyError) as error:  # how ml_collections reports an unknown setting
-        sys.exit("error: the recipe has no such setting: " + str(error).strip("'\"").replace("\\n", ". "))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+        said = error.args[0]
+        said = said.args[0] if isinstance(said, Exception) else said
+        raise ValueError(f"the recipe has no such setting: {said}".replace("\n", ". ")) from error
+    if others:
+        raise ValueError(f"{others[0]!r} belongs to no flag; settings are --config.NAME=VALUE")
+    return values.config
 
 
-def run(config) -> None:
-    """What the command does, after its flags are read. Imports late, so that --help and flag errors are immediate."""
+def run(args: argparse.Namespace, changes: Sequence[str]) -> str:
+    """What the command prints. Imports late, so that --help and errors of flags are immediate."""
+    config = read_config(args.config, changes)
+    if args.devices < 0 or (args.devices and not args.dry_run):
+        raise ValueError(f"--devices={args.devices} is a number of devices to plan for, with --dry_run")
+    if not args.dry_run and args.workdir is None:
+        raise ValueError("--workdir is missing: say where the run lives, e.g. --workdir=runs/mine")
+
     from rcm_jax.configs.base import run_config
     from rcm_jax.pipelines.preview import write_preview
     from rcm_jax.training import runs
 
     config = run_config(config)
-    if _DRY_RUN.value:
-        print(runs.plan(config, _DEVICES.value))
-        return
-    if not _WORKDIR.value:
-        raise ValueError("--workdir is missing: say where the run lives, e.g. --workdir=runs/mine")
+    if args.dry_run:
+        return runs.plan(config, args.devices)
     preview = functools.partial(write_preview, seed=config.seed)
-    print(f"weights: {runs.train_recipe(config, _WORKDIR.value, on_samples=preview)}")
+    return f"weights: {runs.train_recipe(config, args.workdir, on_samples=preview)}"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The command; installed as rcm-train."""
-    from absl import logging
-
-    logging.set_verbosity(logging.WARNING)  # absl would show what JAX says of the backends that are not there
-
-    def guarded(_) -> None:
-        with one_line_errors():
-            run(_CONFIG.value)
-
-    flags.mark_flag_as_required("config")
-    app.run(guarded, flags_parser=parse_flags)
+    args, changes = parser().parse_known_args(argv)
+    with one_line_errors():
+        print(run(args, changes))
 
 
 if __name__ == "__main__":
