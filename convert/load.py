@@ -1,8 +1,10 @@
 """A network straight from anybody's file to the devices."""
 
+import functools
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, Sharding
 from tqdm import tqdm
@@ -10,6 +12,7 @@ from tqdm import tqdm
 from rcm_jax.convert.checkpoint import Checkpoint
 from rcm_jax.convert.networks import with_dtype
 from rcm_jax.convert.tensors import Tensor, total_bytes
+from rcm_jax.finite import check_finite
 from rcm_jax.parallel import make_mesh, state_shardings
 from rcm_jax.types import Params
 
@@ -17,7 +20,8 @@ from rcm_jax.types import Params
 def load_params(source: Checkpoint, mesh: Mesh | None = None, *, dtype: str = "keep") -> Params:
     """The network's parameters on the mesh, sharded by `parallel`'s table; without one on the default device.
 
-    dtype: see `networks.with_dtype`. Raises ValueError listing what does not fit the network.
+    dtype: see `networks.with_dtype`. Raises ValueError listing what does not fit the network, FloatingPointError for
+    weights that are NaN or infinite.
     """
     mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     flat = with_dtype(source.ours(), dtype, source.network)
@@ -41,6 +45,11 @@ def _placed(source: Checkpoint, flat: Mapping[str, Tensor], places: Mapping[str,
     arrays, size = {}, total_bytes(flat)
     with tqdm(desc=f"load {source.network.name}", total=size, unit="B", unit_scale=True, delay=2, leave=False) as bar:
         for name, tensor in flat.items():
-            arrays[name] = jax.make_array_from_callback(tensor.shape, places[name], tensor.read)
+            read = functools.partial(_checked, tensor, f"{source.path}, {name}")
+            arrays[name] = jax.make_array_from_callback(tensor.shape, places[name], read)
             bar.update(tensor.nbytes)
     return unflatten_dict(arrays, sep="/")
+
+
+def _checked(tensor: Tensor, place: str, part: tuple[slice, ...]) -> np.ndarray:
+    return check_finite(tensor.read(part), place)

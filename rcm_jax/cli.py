@@ -5,12 +5,26 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from rcm_jax.errors import ArgumentError, Interrupted
+from rcm_jax.ranges import Range
 
 USAGE_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError)
+
+
+def number(kind: type, allowed: Range) -> Callable[[str], Any]:
+    """An argparse type: a number in a range."""
+
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if value not in allowed:
+            raise argparse.ArgumentTypeError(f"{text} must be {allowed}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it where the text is none
+    return parse
 
 
 class Parser(argparse.ArgumentParser):

@@ -15,7 +15,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rcm_jax.cli import command_parser, one_line_errors
+from rcm_jax.cli import command_parser, number, one_line_errors
+from rcm_jax.ranges import at_least, between
 
 if TYPE_CHECKING:
     from rcm_jax.pipelines.scoring import Table
@@ -25,11 +26,12 @@ def parser() -> argparse.ArgumentParser:
     p = command_parser("evaluate", __doc__)
     p.add_argument("--student", action="append", default=[], metavar="NAME=PATH[,PATH…]", help="may be repeated")
     p.add_argument("--teacher", default="toy", help="model file of the teacher ('toy': the built-in one; '': none)")
-    p.add_argument("--num_steps", type=int, nargs="+", default=[4, 2, 1], help="sampler steps (default 4 2 1)")
-    p.add_argument("--teacher_steps", type=int, nargs="+", default=[50, 4, 2], help="Euler steps (default 50 4 2)")
+    count, seed = number(int, at_least(1)), number(int, between(0, 2**32 - 1))
+    p.add_argument("--num_steps", type=count, nargs="+", default=[4, 2, 1], help="sampler steps (default 4 2 1)")
+    p.add_argument("--teacher_steps", type=count, nargs="+", default=[50, 4, 2], help="Euler steps (default 50 4 2)")
     p.add_argument("--mid_t", nargs="+", help="times between, of causal students (15/16 5/6 5/8, as far as steps go)")
-    p.add_argument("--per_caption", type=int, default=8, help="videos for each of the 48 captions (default 8)")
-    p.add_argument("--seeds", type=int, nargs="+", default=[0], help="sampling seeds, scored together")
+    p.add_argument("--per_caption", type=count, default=8, help="videos for each of the 48 captions (default 8)")
+    p.add_argument("--seeds", type=seed, nargs="+", default=[0], help="sampling seeds, scored together")
     p.add_argument("--json", type=Path, help="also write the table here")
     return p
 
@@ -45,22 +47,30 @@ def students(specs: list[str]) -> dict[str, list[str]]:
 def run(args: argparse.Namespace) -> "Table":
     from rcm_jax.options import times
     from rcm_jax.pipelines.pipeline import load
-    from rcm_jax.pipelines.scoring import Table, data_row, sample_row
+    from rcm_jax.pipelines.scoring import Table, asked_of, data_row, sample_row
     from rcm_jax.sampling.schedules import few_step_schedule
     from rcm_jax.worlds.toy.scores import evaluation_prompts
 
-    prompts = evaluation_prompts(args.per_caption)
-    pooled = prompts * len(args.seeds)
-    middle = None if args.mid_t is None else times(args.mid_t, "mid_t")
-    if middle is not None:
-        few_step_schedule(args.num_steps, middle=middle)  # its errors, before the first row is sampled
-    table = Table()
-    table.add("data", [data_row(pooled, args.seeds[0])], pooled)
     rows = [(f"teacher {n}", [args.teacher], n) for n in args.teacher_steps if args.teacher]
     rows += [(f"{name} {n}", paths, n) for name, paths in students(args.student).items() for n in args.num_steps]
+    middle = None if args.mid_t is None else times(args.mid_t, "mid_t")
+    if middle is not None:
+        few_step_schedule(args.num_steps, middle=middle)  # its errors
+    pipes = {path: load(path) for _, paths, _ in rows for path in paths}
+    for _, paths, n in rows:  # all that can be wrong, before the first row is sampled
+        for path in paths:
+            if pipes[path].info.world != "toy":
+                raise ValueError(f"{path} is of the world {pipes[path].info.world!r}: scores are of the built-in one")
+            pipes[path].sampling(**asked_of(pipes[path], n, middle))
+
+    prompts = evaluation_prompts(args.per_caption)
+    pooled = prompts * len(args.seeds)
+    table = Table()
+    table.add("data", [data_row(pooled, args.seeds[0])], pooled)
     for label, paths, n in rows:
-        asked = {"num_steps": n, "label": label, "middle": middle}
-        videos = [sample_row(load(path), prompts, args.seeds, **asked) for path in paths]
+        videos = [
+            sample_row(pipes[path], prompts, args.seeds, num_steps=n, label=label, middle=middle) for path in paths
+        ]
         table.add(label, videos, pooled)
     return table
 

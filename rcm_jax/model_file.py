@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -19,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from rcm_jax.finite import check_finite
 from rcm_jax.types import Params
 from rcm_jax.wan.networks import NETWORKS, abstract_network
 
@@ -100,7 +100,8 @@ def read_info(path: str | Path) -> ModelInfo:
 def load_model(path: str | Path, expect: Any = None, *, dtype: str | None = "float32") -> tuple[Params, ModelInfo]:
     """Parameters and info of a model file or checkpoint folder; floats become `dtype`, or stay as they are for None.
 
-    With `expect`, a network's config, raises ValueError listing every parameter that does not fit it.
+    With `expect`, a network's config, raises ValueError listing every parameter that does not fit it. Raises
+    FloatingPointError for weights that are NaN or infinite.
     """
     path, info = Path(path), read_info(path)
     expect = info.model if expect is None else expect
@@ -108,14 +109,16 @@ def load_model(path: str | Path, expect: Any = None, *, dtype: str | None = "flo
         with ocp.PyTreeCheckpointer() as checkpointer:
             params = checkpointer.restore((path / ORBAX_PARAMS).absolute())
         check_fit({k: v.shape for k, v in flatten_dict(params, sep="/").items()}, expect, path)
-        return jax.tree.map(lambda x: jnp.asarray(x, dtype), params), info
+        flat = flatten_dict(params, sep="/")
+        flat = {name: jnp.asarray(check_finite(np.asarray(x), f"{path}, {name}"), dtype) for name, x in flat.items()}
+        return unflatten_dict(flat, sep="/"), info
     with safe_open(path, "numpy") as file:
         names = file.keys()
         check_fit({name: tuple(file.get_slice(name).get_shape()) for name in names}, expect, path)
     flat = {}
     for name in names:
         with safe_open(path, "numpy") as file:  # a mapping for each: with one for all, the whole file stays resident
-            flat[name] = jnp.asarray(file.get_tensor(name), dtype)
+            flat[name] = jnp.asarray(check_finite(file.get_tensor(name), f"{path}, {name}"), dtype)
     return unflatten_dict(flat, sep="/"), info
 
 

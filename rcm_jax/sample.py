@@ -54,12 +54,12 @@ def run(args: argparse.Namespace) -> list[Path]:
     options = taken(given, SamplingOptions)
     SamplingOptions(**options)  # its errors, before a file is opened
     mp4_path(args.save_path)
+    prompts = read_prompts(args)
     pipe = load(**taken(given, FileOptions))
     if pipe.causal:
         raise ValueError(f"the network is causal ({pipe.info.causal['pattern']}): use python -m rcm_jax.sample_causal")
     if args.scale is not None and pipe.world.scale == 1:
         raise ArgumentError("{scale} does not apply: the network is not of the built-in world", scale=None)
-    prompts = read_prompts(args)
     print(f"sampled as a {pipe.info.kind}: {pipe.sampling(**options)}", file=sys.stderr)
     videos = pipe.videos(prompts, **options)
     paths = []
@@ -73,14 +73,31 @@ def run(args: argparse.Namespace) -> list[Path]:
 
 
 def read_prompts(args: argparse.Namespace) -> str | Sequence[str] | None:
-    if args.prompts_file is None:
+    path = args.prompts_file
+    if path is None:
         return args.prompt
     if args.prompt is not None:
         raise ValueError("give --prompt or --prompts_file, not both")
-    prompts = [line.strip() for line in args.prompts_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not path.is_file():
+        raise FileNotFoundError(f"--prompts_file={path} is {'a folder' if path.is_dir() else 'not there'}: name a file")
+    prompts = [line.strip() for line in decoded(path).splitlines() if line.strip()]
     if not prompts:
-        raise ValueError(f"{args.prompts_file} has no prompts")
+        raise ValueError(f"--prompts_file={path} has no prompts")
     return prompts
+
+
+def decoded(path: Path) -> str:
+    """The text of a file. Raises ValueError that names the line which is not UTF-8."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        written = "UTF-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "LATIN1"
+        raise ValueError(
+            f"--prompts_file={path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8, and the file is likely "
+            f"{written}; iconv -f {written} -t UTF-8 {path} > utf8.txt converts it"
+        ) from error
 
 
 def main(argv: list[str] | None = None) -> None:

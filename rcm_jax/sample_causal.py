@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rcm_jax.cli import command_parser, one_line_errors
+from rcm_jax.cli import command_parser, number, one_line_errors
+from rcm_jax.ranges import at_least
 
 if TYPE_CHECKING:
     from rcm_jax.pipelines.pipeline import Pipeline
@@ -45,8 +46,9 @@ def parser() -> argparse.ArgumentParser:
     out = p.add_argument_group("streaming and timing")
     out.add_argument("--stream", action="store_true", help="write an MP4 that plays while it grows")
     out.add_argument("--profile", action="store_true", help="print latency, rate and peak memory")
-    out.add_argument("--warmup_iters", type=int, default=0, help="runs before the timed ones; implies --profile")
-    out.add_argument("--num_runs", type=int, default=1, help="timed runs; more than 1 implies --profile")
+    count, some = number(int, at_least(0)), number(int, at_least(1))
+    out.add_argument("--warmup_iters", type=count, default=0, help="runs before the timed ones; implies --profile")
+    out.add_argument("--num_runs", type=some, default=1, help="timed runs; more than 1 implies --profile")
     add_options(p.add_argument_group("how to sample"), SamplingOptions, without=[BIDIRECTIONAL])
     add_options(p.add_argument_group("files and devices"), FileOptions, without=[BIDIRECTIONAL])
     return p
@@ -90,16 +92,12 @@ def report(runs: "list[Profile]", chunks: tuple[int, int], included: str) -> str
 
 
 def run(args: argparse.Namespace) -> Path:
-    from rcm_jax.errors import ArgumentError
     from rcm_jax.media.pictures import enlarge, grid
     from rcm_jax.media.video import GrowingVideo, mp4_path, write_video
     from rcm_jax.options import taken
     from rcm_jax.pipelines.options import SamplingOptions
     from rcm_jax.sampling.stream import profile
 
-    for name, low in (("num_runs", 1), ("warmup_iters", 0)):
-        if getattr(args, name) < low:
-            raise ArgumentError(f"{{{name}}} must be at least {low}", **{name: getattr(args, name)})
     options = taken(vars(args), SamplingOptions)
     SamplingOptions(**options)  # its errors, before a file is opened
     mp4_path(args.save_path)

@@ -100,10 +100,16 @@ def test_sample_names_what_is_wrong_with_a_path(tmp_path, student):
     fails(sample.main, ["--dit_path", student, "--save_path", str(tmp_path / "v.avi")], "must end in .mp4")
 
 
-def test_evaluate_and_demo_refuse(tmp_path):
+def test_evaluate_and_demo_refuse(tmp_path, student, monkeypatch, capsys):
     fails(evaluate.main, ["--student", "path-without-name"], "NAME=PATH")
     fails(evaluate.main, ["--mid_t", "half"], "--mid_t='half' must be numbers or fractions")
     fails(evaluate.main, ["--mid_t", "5/6"], "4 steps must be 1..2")
+    monkeypatch.setattr("rcm_jax.pipelines.scoring.data_row", lambda *_: pytest.fail("computes"))
+    fails(evaluate.main, ["--student", "a=nowhere.safetensors"], "no model file at nowhere.safetensors")
+    fails(evaluate.main, ["--student", f"a={student}", "--num_steps", "2", "5"], "5", "1", "4")
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main(["--per_caption", "0"])
+    assert "--per_caption: 0 must be at least 1" in capsys.readouterr().err
     (tmp_path / "file").write_text("in the way")
     fails(demo.main, ["--out", str(tmp_path / "file" / "out"), "--steps", "2"], "cannot write")
 

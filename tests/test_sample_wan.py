@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import rcm_jax
-from rcm_jax import sample
+from rcm_jax import evaluate, sample
 from rcm_jax.convert import commands
 from rcm_jax.media.video import write_video
 from rcm_jax.worlds.wan.world import WanWorld
@@ -74,6 +74,10 @@ def test_prompt_to_mp4(tmp_path, folder, videos, capsys):
     np.testing.assert_array_equal(videos[1], both[:, :, :32])
     run(folder, path, *STUDENT, "--prompt", "a red fox", "--seed", "1")
     assert np.abs(videos[2].astype(int) - videos[1]).max() > 10
+
+
+def test_scores_are_of_the_built_in_world(folder):
+    fails(evaluate.main, ["--student", f"a={folder}"], f"{folder} is of the world 'wan'")
 
 
 def test_a_file_of_prompts(tmp_path, folder, videos):

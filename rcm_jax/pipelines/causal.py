@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
+from rcm_jax.finite import check_finite
 from rcm_jax.media.pictures import to_uint8
 from rcm_jax.objectives.config import CausalConfig
 from rcm_jax.pipelines.opening import Opened
@@ -145,7 +146,8 @@ class Stream:
 
     def __iter__(self) -> Iterator[UInt8[np.ndarray, "B f H W 3"]]:
         self._texts.clear()
-        return map(to_uint8, _chunks(self._params, self.start, self._decode, self._mesh, self._texts))
+        parts = _chunks(self._params, self.start, self._decode, self._mesh, self._texts)
+        return (to_uint8(check_finite(part, f"frames of chunk {i}")) for i, part in enumerate(parts))
 
     def send(self, prompt: str) -> None:
         """Raises ValueError for a prompt that the world cannot read."""

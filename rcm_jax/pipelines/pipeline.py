@@ -9,6 +9,7 @@ options (`options.py`, `request.py`), settles how the network is sampled (`setti
 (`bidirectional.py`, `causal.py`) and decodes them in the world (`worlds/`).
 """
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from rcm_jax.finite import check_finite
 from rcm_jax.media.pictures import to_uint8
 from rcm_jax.model_file import ModelInfo
 from rcm_jax.parallel import make_mesh
@@ -74,7 +76,8 @@ class Pipeline:
 
         prompt: one, several, or the world's own example for None. options: fields of `SamplingOptions`, which are the
         commands' flags. progress: names a bar with the time left; empty for none.
-        Raises ArgumentError (a ValueError) that names the argument, before anything is computed.
+        Raises ArgumentError (a ValueError) that names the argument, before anything is computed, and FloatingPointError
+        where weights, latents or frames are NaN or infinite.
         """
         return list(self.videos(prompt, progress=progress, **options))
 
@@ -120,10 +123,14 @@ class Pipeline:
         latents = list(batches)
         if not self.world.small:
             self._opened.experts.release()
-        return request, self._frames(latents)
+        names = [f"video {i} ({words!r}, seed {request.seed})" for i, words in enumerate(request.prompts)]
+        for name, video in zip(names, itertools.chain(*latents), strict=True):
+            check_finite(video, f"latents of {name}")
+        return request, self._frames(latents, names)
 
-    def _frames(self, latents: list[Latents]) -> Iterator[Iterator[Pixels]]:
+    def _frames(self, latents: list[Latents], names: list[str]) -> Iterator[Iterator[Pixels]]:
         """Every video's frames in parts; after the last one the world's decoder goes, so that a network may come."""
-        for batch in latents:
-            yield from self.world.decode(batch)
+        decoded = itertools.chain.from_iterable(map(self.world.decode, latents))
+        for name, parts in zip(names, decoded, strict=True):
+            yield (check_finite(np.asarray(part), f"frames of {name}, decoded from finite latents") for part in parts)
         self.world.release()

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,13 +43,19 @@ class Table:
         path.write_text(json.dumps({"rows": self.rows, "all_of_each": self.single}, indent=1))
 
 
+def asked_of(pipe: Pipeline, num_steps: int, middle: tuple[float, ...] | None = None) -> dict[str, Any]:
+    """How a network is sampled for scores: a student's few-step sampler, or Euler for a teacher; by rollout if it is
+    causal, with `middle` between a student's steps."""
+    if pipe.causal:
+        between = middle is not None and pipe.info.kind == "student"
+        return {"num_steps": num_steps} | ({"mid_t": middle} if between else {})
+    return {"num_steps": num_steps} | ({"sampler": "euler"} if pipe.info.kind == "teacher" else {})
+
+
 def sample_row(
     pipe: Pipeline, prompts: list[str], seeds: list[int], *, num_steps: int, label: str,
     middle: tuple[float, ...] | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """A network's videos in [-1, 1]: a student's few-step sampler, or Euler for a teacher; by rollout if it is causal,
-    with `middle` between its steps. Every video has a noise of its own."""
-    solver = {"sampler": "euler"} if pipe.info.kind == "teacher" and not pipe.causal else {}
-    between = {"mid_t": middle} if middle is not None and pipe.causal and pipe.info.kind == "student" else {}
-    asked = {"num_steps": num_steps, "indices": range(len(prompts)), "progress": label, **solver, **between}
+    """A network's videos in [-1, 1], sampled by `asked_of`. Every video has a noise of its own."""
+    asked = asked_of(pipe, num_steps, middle) | {"indices": range(len(prompts)), "progress": label}
     return np.concatenate([pipe.arrays(prompts, seed=seed, **asked) for seed in seeds])

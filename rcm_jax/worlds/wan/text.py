@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from rcm_jax.convert.checkpoint import Checkpoint
 from rcm_jax.convert.networks import with_dtype
+from rcm_jax.finite import check_finite
 from rcm_jax.types import Params
 from rcm_jax.wan.layers import RMSNorm
 from rcm_jax.wan.umt5 import Block, relative_buckets
@@ -38,7 +39,8 @@ def encode_prompts(
     seen = [jnp.asarray(mask[None, :n]) for mask, n in zip(masks, lengths, strict=True)]
     buckets = [jnp.asarray(relative_buckets(n, config.buckets, config.max_distance)) for n in lengths]
     for i in tqdm(range(config.num_layers), "text", unit="layer", delay=2, leave=False):
-        params = unflatten_dict({k: jax.device_put(t.layer(i).read()) for k, t in layers.items()}, sep="/")
+        weights = {k: check_finite(t.layer(i).read(), f"{source.path}, {k}, layer {i}") for k, t in layers.items()}
+        params = unflatten_dict(jax.device_put(weights), sep="/")
         operands = zip(xs, seen, buckets, strict=True)
         xs = jax.block_until_ready([_apply(Block(config), params, *operand) for operand in operands])
     scale = {"params": {"scale": jnp.asarray(flat["norm/scale"].read())}}
