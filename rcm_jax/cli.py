@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+from rcm_jax.compilation import keep_programs
 from rcm_jax.errors import ArgumentError, Interrupted
 from rcm_jax.ranges import Range
 
@@ -47,7 +48,9 @@ def command_parser(module: str, description: str | None) -> argparse.ArgumentPar
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """The library's errors become `error: …` and exit code 1; RCM_JAX_DEBUG=1 in the environment keeps the trace."""
+    """Around a command's work: the library's errors become `error: …` and exit code 1 (RCM_JAX_DEBUG=1 in the
+    environment keeps the trace), and compiled programs are kept."""
+    keep_programs()
     try:
         yield
     except Interrupted as stopped:

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from rcm_jax.finite import check_finite
 from rcm_jax.media.pictures import to_uint8
@@ -24,12 +24,14 @@ from rcm_jax.model_file import ModelInfo
 from rcm_jax.parallel import make_mesh
 from rcm_jax.pipelines.bidirectional import sample_request
 from rcm_jax.pipelines.causal import Stream, roll_out_request, start_from
+from rcm_jax.pipelines.colours import apply_colours, fit_colours
 from rcm_jax.pipelines.networks import Experts
 from rcm_jax.pipelines.opening import Opened, open_pipeline, unknown_chunks
 from rcm_jax.pipelines.options import FileOptions, SamplingOptions
 from rcm_jax.pipelines.request import Prompts, Request, read_request
 from rcm_jax.pipelines.settings import sampler_from, schedule_from
 from rcm_jax.pipelines.video import Video
+from rcm_jax.pipelines.watch import OnStep, Watch
 from rcm_jax.sampling.sampler import SamplerConfig
 from rcm_jax.sampling.schedules import RolloutSchedule
 from rcm_jax.types import Latents, Params
@@ -55,6 +57,7 @@ class Pipeline:
     def __init__(self, opened: Opened):
         self._opened = opened
         self.info, self.world = opened.info, opened.world
+        self._colours = None
 
     @classmethod
     def of(cls, params: Params, info: ModelInfo) -> "Pipeline":
@@ -71,19 +74,26 @@ class Pipeline:
         """Whether the network makes a video chunk by chunk, and can be streamed."""
         return bool(self.info.causal)
 
-    def __call__(self, prompt: Prompts = None, *, progress: str = "sample", **options: Any) -> list[Video]:
+    def __call__(
+        self, prompt: Prompts = None, *, progress: str = "sample", on_step: OnStep | None = None,
+        time_limit: float | None = None, **options: Any,
+    ) -> list[Video]:  # fmt: skip
         """`num_samples` videos of each prompt, one after the other.
 
         prompt: one, several, or the world's own example for None. options: fields of `SamplingOptions`, which are the
-        commands' flags. progress: names a bar with the time left; empty for none.
+        commands' flags. progress, on_step, time_limit: see `watch.Watch`.
         Raises ArgumentError (a ValueError) that names the argument, before anything is computed, and FloatingPointError
         where weights, latents or frames are NaN or infinite.
         """
-        return list(self.videos(prompt, progress=progress, **options))
+        return list(self.videos(prompt, progress=progress, on_step=on_step, time_limit=time_limit, **options))
 
-    def videos(self, prompt: Prompts = None, *, progress: str = "sample", **options: Any) -> Iterator[Video]:
+    def videos(
+        self, prompt: Prompts = None, *, progress: str = "sample", on_step: OnStep | None = None,
+        time_limit: float | None = None, **options: Any,
+    ) -> Iterator[Video]:  # fmt: skip
         """The same, but each video is decoded when it is asked for: one at a time need be in memory."""
-        request, decoded = self._decoded(prompt, SamplingOptions(**options), progress)
+        watch = Watch(progress, on_step, time_limit)
+        request, decoded = self._decoded(prompt, SamplingOptions(**options), watch)
         return (
             Video(np.concatenate([*map(to_uint8, parts)]), self.world.fps, request.seed, words, index, self.world.scale)
             for words, index, parts in zip(request.prompts, request.indices, decoded, strict=True)
@@ -93,7 +103,7 @@ class Pipeline:
         self, prompt: Prompts = None, *, progress: str = "sample", **options: Any
     ) -> Float[np.ndarray, "V F H W 3"]:
         """The same as one array in [-1, 1], before it is rounded to pixels: what scores are made of."""
-        _, decoded = self._decoded(prompt, SamplingOptions(**options), progress)
+        _, decoded = self._decoded(prompt, SamplingOptions(**options), Watch(progress))
         return np.stack([np.concatenate(list(parts)) for parts in decoded])
 
     def stream(self, prompt: Prompts = None, **options: Any) -> Stream:
@@ -106,20 +116,27 @@ class Pipeline:
         start = start_from(self._opened, request, asked, schedule_from(asked, self.info))
         return Stream(self._opened, start)
 
+    def preview(self, latents: Latents) -> UInt8[np.ndarray, "B T H W 3"]:
+        """Pictures of latents [B, T, H, W, C], finished or half-made, a pixel for each: for `on_step`. The colours come
+        through the linear map that fits this world's decoder best, found at the first call."""
+        if self._colours is None:
+            self._colours = fit_colours(self.world, self.info.model.out_channels)
+        return to_uint8(apply_colours(self._colours, np.asarray(latents, np.float32)))
+
     def sampling(self, **options: Any) -> SamplerConfig | RolloutSchedule:
         """How a call with these options samples."""
         settle = schedule_from if self.causal else sampler_from
         return settle(SamplingOptions(**options), self.info)
 
-    def _decoded(self, prompt: Prompts, asked: SamplingOptions, progress: str) -> tuple[Request, Iterator[Iterator]]:
+    def _decoded(self, prompt: Prompts, asked: SamplingOptions, watch: Watch) -> tuple[Request, Iterator[Iterator]]:
         """What is asked for, and for every video its frames in parts. Latents are sampled here, frames when asked for:
         so a large network has gone before the autoencoder comes."""
         request = read_request(self._opened, prompt, asked)
         if self.causal:
             start = start_from(self._opened, request, asked, schedule_from(asked, self.info))
-            batches = roll_out_request(self._opened, start, progress)
+            batches = roll_out_request(self._opened, start, watch)
         else:
-            batches = sample_request(self._opened, request, asked, sampler_from(asked, self.info), progress)
+            batches = sample_request(self._opened, request, asked, sampler_from(asked, self.info), watch)
         latents = list(batches)
         if not self.world.small:
             self._opened.experts.release()
