@@ -32,6 +32,7 @@ from rcm_jax.pipelines.request import Prompts, Request, read_request
 from rcm_jax.pipelines.settings import sampler_from, schedule_from
 from rcm_jax.pipelines.video import Video
 from rcm_jax.pipelines.watch import OnStep, Watch
+from rcm_jax.progress import waiting
 from rcm_jax.sampling.sampler import SamplerConfig
 from rcm_jax.sampling.schedules import RolloutSchedule
 from rcm_jax.types import Latents, Params
@@ -143,11 +144,20 @@ class Pipeline:
         names = [f"video {i} ({words!r}, seed {request.seed})" for i, words in enumerate(request.prompts)]
         for name, video in zip(names, itertools.chain(*latents), strict=True):
             check_finite(video, f"latents of {name}")
-        return request, self._frames(latents, names)
+        return request, self._frames(latents, names, watch.progress and f"{watch.progress}: decoding")
 
-    def _frames(self, latents: list[Latents], names: list[str]) -> Iterator[Iterator[Pixels]]:
+    def _frames(self, latents: list[Latents], names: list[str], words: str) -> Iterator[Iterator[Pixels]]:
         """Every video's frames in parts; after the last one the world's decoder goes, so that a network may come."""
         decoded = itertools.chain.from_iterable(map(self.world.decode, latents))
         for name, parts in zip(names, decoded, strict=True):
-            yield (check_finite(np.asarray(part), f"frames of {name}, decoded from finite latents") for part in parts)
+            yield _finite_parts(parts, name, words)
         self.world.release()
+
+
+def _finite_parts(parts: Iterator[Pixels], name: str, words: str) -> Iterator[Pixels]:
+    while True:
+        with waiting(words):
+            part = next(parts, None)
+        if part is None:
+            return
+        yield check_finite(np.asarray(part), f"frames of {name}, decoded from finite latents")
