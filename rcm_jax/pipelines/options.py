@@ -20,8 +20,8 @@ class FileOptions(NetworkOptions):
     """Arguments of `load`: which files, and how they lie in memory."""
 
     dit_path: str | Path = option(
-        "toy", "file or folder of the network, ours or anybody's; 'toy' is the built-in teacher, 'toy_causal' the "
-        "built-in causal student",
+        "toy", "file or folder of the network, ours or anybody's, or on the Hugging Face hub (org/name, "
+        "hf://org/name@revision/file); 'toy' is the built-in teacher, 'toy_causal' the built-in causal student",
     )  # fmt: skip
     model_size: str | None = option(None, "fail unless the network has this size", choices=tuple(SIZES), only=[WAN])
     second_dit_path: str | None = option(

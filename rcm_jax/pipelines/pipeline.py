@@ -38,7 +38,8 @@ from rcm_jax.worlds.world import Pixels
 def load(dit_path: str | Path = "toy", **options: Any) -> "Pipeline":
     """Opens a network, ours or anybody's, and what surrounds it; weights are read when they are needed.
 
-    dit_path: a file or folder; "toy" is the built-in world's teacher, "toy_causal" its causal student.
+    dit_path: a file or folder, here or on the Hugging Face hub ("org/name", "hf://org/name@revision/file"); "toy" is
+    the built-in world's teacher, "toy_causal" its causal student.
     options: fields of `FileOptions`, which are the commands' flags.
     Raises FileNotFoundError, ValueError for files that are not what they should be, and ArgumentError (a ValueError)
     that names the argument.
