@@ -2,7 +2,8 @@
 
 Rows: the data (through the codec), the teacher at each of --teacher_steps, and every student at
 each of --num_steps. A student is NAME=PATH, or NAME=PATH,PATH,… for one recipe trained from several seeds: their
-videos are scored together, and the `all` score of each network is printed below. Scores are measured from pixels:
+videos are scored together, and the `all` score of each network is printed below. A path may be on the Hugging Face hub
+(org/name, hf://org/name@revision/file). Scores are measured from pixels:
 
   all        colour, shape and direction all as asked         overlap    with the ideal shape of its area
   noise      standard deviation of the background
@@ -47,8 +48,11 @@ def run(args: argparse.Namespace) -> "Table":
     from rcm_jax.pipelines.pipeline import load
     from rcm_jax.pipelines.scoring import Table, data_row, sample_row
     from rcm_jax.sampling.schedules import few_step_schedule
+    from rcm_jax.worlds.builtin import find_model
     from rcm_jax.worlds.toy.scores import evaluation_prompts
 
+    teacher = find_model(args.teacher, "teacher") if args.teacher else None
+    named = {name: [find_model(path, "student") for path in paths] for name, paths in students(args.student).items()}
     prompts = evaluation_prompts(args.per_caption)
     pooled = prompts * len(args.seeds)
     middle = None if args.mid_t is None else times(args.mid_t, "mid_t")
@@ -56,8 +60,8 @@ def run(args: argparse.Namespace) -> "Table":
         few_step_schedule(args.num_steps, middle=middle)  # its errors, before the first row is sampled
     table = Table()
     table.add("data", [data_row(pooled, args.seeds[0])], pooled)
-    rows = [(f"teacher {n}", [args.teacher], n) for n in args.teacher_steps if args.teacher]
-    rows += [(f"{name} {n}", paths, n) for name, paths in students(args.student).items() for n in args.num_steps]
+    rows = [(f"teacher {n}", [teacher], n) for n in args.teacher_steps if teacher]
+    rows += [(f"{name} {n}", paths, n) for name, paths in named.items() for n in args.num_steps]
     for label, paths, n in rows:
         asked = {"num_steps": n, "label": label, "middle": middle}
         videos = [sample_row(load(path), prompts, args.seeds, **asked) for path in paths]

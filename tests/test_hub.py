@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 
 import rcm_jax
-from rcm_jax import hub, sample
+from rcm_jax import evaluate, hub, sample
 from rcm_jax.convert import commands
 from rcm_jax.errors import ArgumentError
 from rcm_jax.model_file import load_model
+from rcm_jax.training.config import RunConfig
+from rcm_jax.training.runs import train_recipe
 from rcm_jax.worlds.builtin import BUILTIN
 from tests.hub import COMMIT, serving
 from tests.test_entry_points import fails
+from tests.tiny import MODEL
 from tests.wan.tiny import NAMES, write_wan
 
 ASKED = dict(size="32x48", num_frames=5, num_steps=2, seed=3)
@@ -127,6 +130,14 @@ def test_our_own_files_are_read_from_a_repository_and_others_not_fetched(cache, 
     with pytest.raises(ValueError, match="hf://tiny/wan/.* was not written by rcm_jax"):
         load_model("tiny/wan")
     assert server.sent(NAMES["dit"]) <= 100_001
+
+
+def test_teachers_and_students_of_other_commands_are_asked_for_first(cache, monkeypatch):
+    monkeypatch.setattr("rcm_jax.pipelines.scoring.data_row", lambda *_: pytest.fail("scores"))
+    fails(evaluate.main, ["--student", "a=tiny/none"], "--student=tiny/none: ", "has no repository")
+    fails(evaluate.main, ["--teacher", "tiny/none"], "--teacher=tiny/none: ", "has no repository")
+    with pytest.raises(ArgumentError, match=r"config.teacher=tiny/none: .* has no repository"):
+        train_recipe(RunConfig(MODEL, teacher="tiny/none"), cache)
 
 
 def test_weights_too_large_are_refused_before_anything_is_fetched(cache, server, monkeypatch):

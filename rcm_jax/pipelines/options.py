@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rcm_jax.convert.checkpoint import NetworkOptions
 from rcm_jax.errors import ArgumentError
+from rcm_jax.hub import Place
 from rcm_jax.options import check_choices, option
 from rcm_jax.worlds.wan.files import SIZES
 
@@ -19,7 +20,7 @@ WAN, BIDIRECTIONAL, CAUSAL = "wan", "bidirectional", "causal"  # kinds of networ
 class FileOptions(NetworkOptions):
     """Arguments of `load`: which files, and how they lie in memory."""
 
-    dit_path: str | Path = option(
+    dit_path: str | Place = option(
         "toy", "file or folder of the network, ours or anybody's, or on the Hugging Face hub (org/name, "
         "hf://org/name@revision/file); 'toy' is the built-in teacher, 'toy_causal' the built-in causal student",
     )  # fmt: skip

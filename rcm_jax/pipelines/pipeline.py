@@ -10,13 +10,13 @@ options (`options.py`, `request.py`), settles how the network is sampled (`setti
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
+from rcm_jax.hub import Place
 from rcm_jax.media.pictures import to_uint8
 from rcm_jax.model_file import ModelInfo
 from rcm_jax.parallel import make_mesh
@@ -35,7 +35,7 @@ from rcm_jax.worlds.toy.world import ToyWorld
 from rcm_jax.worlds.world import Pixels
 
 
-def load(dit_path: str | Path = "toy", **options: Any) -> "Pipeline":
+def load(dit_path: str | Place = "toy", **options: Any) -> "Pipeline":
     """Opens a network, ours or anybody's, and what surrounds it; weights are read when they are needed.
 
     dit_path: a file or folder, here or on the Hugging Face hub ("org/name", "hf://org/name@revision/file"); "toy" is
