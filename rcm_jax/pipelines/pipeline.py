@@ -11,7 +11,6 @@ options (`options.py`, `request.py`), settles how the network is sampled (`setti
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from rcm_jax.finite import check_finite
+from rcm_jax.hub import Place
 from rcm_jax.media.pictures import to_uint8
 from rcm_jax.model_file import ModelInfo
 from rcm_jax.parallel import make_mesh
@@ -40,10 +40,11 @@ from rcm_jax.worlds.toy.world import ToyWorld
 from rcm_jax.worlds.world import Pixels
 
 
-def load(dit_path: str | Path = "toy", **options: Any) -> "Pipeline":
+def load(dit_path: str | Place = "toy", **options: Any) -> "Pipeline":
     """Opens a network, ours or anybody's, and what surrounds it; weights are read when they are needed.
 
-    dit_path: a file or folder; "toy" is the built-in world's teacher, "toy_causal" its causal student.
+    dit_path: a file or folder, here or on the Hugging Face hub ("org/name", "hf://org/name@revision/file"); "toy" is
+    the built-in world's teacher, "toy_causal" its causal student.
     options: fields of `FileOptions`, which are the commands' flags.
     Raises FileNotFoundError, ValueError for files that are not what they should be, and ArgumentError (a ValueError)
     that names the argument.
