@@ -5,6 +5,7 @@ import argparse
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 
 from rcm_jax.errors import ArgumentError, Interrupted
@@ -22,9 +23,12 @@ def command_parser(module: str, description: str | None) -> argparse.ArgumentPar
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """The library's errors become `error: …` and exit code 1; RCM_JAX_DEBUG=1 in the environment keeps the trace."""
+    """The library's errors become `error: …` and exit code 1, its warnings `warning: …`; RCM_JAX_DEBUG=1 in the
+    environment keeps the trace."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line_warning
+            yield
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(143)
@@ -32,3 +36,7 @@ def one_line_errors() -> Iterator[None]:
         if os.environ.get("RCM_JAX_DEBUG"):
             raise
         sys.exit(f"error: {error.as_flags() if isinstance(error, ArgumentError) else error}")
+
+
+def _one_line_warning(message: Warning | str, *_: object) -> None:
+    print("warning:", " ".join(str(message).split()), file=sys.stderr)
