@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from rcm_jax.cli import command_parser, one_line_errors
 from rcm_jax.options import add_options, taken
+from rcm_jax.outputs import check_folder
 
 if TYPE_CHECKING:
     from rcm_jax.convert.checkpoint import Checkpoint, NetworkOptions
@@ -88,6 +89,8 @@ def run(command: str, args: argparse.Namespace) -> None:
     from rcm_jax.convert.networks import with_dtype
     from rcm_jax.convert.output import write_model
 
+    if not args.dry_run:
+        check_folder(args.out.parent if args.out.is_file() else args.out, "")
     options = NetworkOptions(**taken(vars(args), NetworkOptions))
     source = open_checkpoint(args.source, entry=args.entry, model=args.model, num_heads=options.num_heads)
     print(source)

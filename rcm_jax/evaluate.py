@@ -44,11 +44,14 @@ def students(specs: list[str]) -> dict[str, list[str]]:
 
 def run(args: argparse.Namespace) -> "Table":
     from rcm_jax.options import times
+    from rcm_jax.outputs import check_output
     from rcm_jax.pipelines.pipeline import load
     from rcm_jax.pipelines.scoring import Table, data_row, sample_row
     from rcm_jax.sampling.schedules import few_step_schedule
     from rcm_jax.worlds.toy.scores import evaluation_prompts
 
+    if args.json:
+        check_output(args.json, "json")
     prompts = evaluation_prompts(args.per_caption)
     pooled = prompts * len(args.seeds)
     middle = None if args.mid_t is None else times(args.mid_t, "mid_t")

@@ -52,6 +52,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 def run(config) -> None:
     """What the command does, after its flags are read. Imports late, so that --help and flag errors are immediate."""
     from rcm_jax.configs.base import run_config
+    from rcm_jax.outputs import check_folder
     from rcm_jax.pipelines.preview import write_preview
     from rcm_jax.training import runs
 
@@ -61,6 +62,7 @@ def run(config) -> None:
         return
     if not _WORKDIR.value:
         raise ValueError("--workdir is missing: say where the run lives, e.g. --workdir=runs/mine")
+    check_folder(_WORKDIR.value, "workdir")
     preview = functools.partial(write_preview, seed=config.seed)
     print(f"weights: {runs.train_recipe(config, _WORKDIR.value, on_samples=preview)}")
 

@@ -13,6 +13,7 @@ import pytest
 
 import rcm_jax
 from rcm_jax import demo, evaluate, sample
+from rcm_jax.chunks import __main__ as chunks
 from rcm_jax.media.pictures import enlarge, grid
 from rcm_jax.media.video import write_video
 from rcm_jax.model_file import ModelInfo, read_info, save_model
@@ -107,6 +108,19 @@ def test_evaluate_and_demo_refuse(tmp_path):
     fails(demo.main, ["--out", str(tmp_path / "file" / "out"), "--steps", "2"], "cannot write")
 
 
+def test_outputs_are_tried_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr("rcm_jax.pipelines.scoring.data_row", lambda *_: pytest.fail("computes"))
+    monkeypatch.setattr(demo, "train_networks", lambda *_: pytest.fail("computes"))
+    (tmp_path / "file").write_text("in the way")
+    there = tmp_path / "file" / "x"
+    fails(evaluate.main, ["--json", str(there)], f"cannot write --json={there}: {tmp_path}/file is a file")
+    fails(evaluate.main, ["--json", str(tmp_path)], f"cannot write --json={tmp_path}: it is a folder")
+    fails(demo.main, ["--out", str(there)], f"cannot write --out={there}: {tmp_path}/file is a file")
+    fails(demo.main, ["--out", "/proc/demo"], "nothing can be written in /proc/demo")
+    fails(chunks.main, ["--save", str(there.with_suffix(".png"))], f"cannot write --save={there}.png")
+    fails(chunks.main, ["--save", "mask.txt"], "--save=mask.txt must end in .png, .pdf or .svg")
+
+
 def train(*flags):
     return subprocess.run(
         [sys.executable, "-m", "rcm_jax.train", *flags], capture_output=True, text=True, timeout=300,
@@ -121,6 +135,10 @@ def train(*flags):
         (["--config=configs/toy_rcm.py", "--config.optimizer.lr=fast"], ["--config.optimizer.lr=fast", "float"]),
         (["--config=configs/nowhere.py"], ["no recipe at configs/nowhere.py", "toy_rcm", "wan_14b_rcm"]),
         (["--config=configs/toy_rcm.py"], ["--workdir is missing"]),
+        (
+            ["--config=configs/toy_rcm.py", "--workdir=/dev/null/x"],
+            ["cannot write --workdir=/dev/null/x: /dev/null is"],
+        ),
         (["--config=configs/toy_rcm.py", "--dry_run", "--config.method.consistency=cm"], ["'cm' is unknown", "scm"]),
         (
             ["--config=configs/toy_rcm.py", "--dry_run", "--config.data.latent_shape=(9,7,6)"],
