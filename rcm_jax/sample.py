@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--prompt", help="what to show")
     p.add_argument("--prompts_file", type=Path, help="a prompt a line; videos are numbered: generated_video_000.mp4, …")
     p.add_argument("--save_path", type=Path, help=f".mp4, .gif, or .png for a strip of frames (default: {SAVE_PATH})")
-    p.add_argument("--fps", type=float, help="frames a second of the file, at most 120 (default: the world's)")
+    p.add_argument("--fps", type=float, help="frames a second of the file, 0.01 to 120 (default: the world's)")
     p.add_argument("--again", type=Path, metavar="VIDEO", help="make this file's video anew, beside it unless "
                    "--save_path is given; other flags overrule what the file says")  # fmt: skip
     p.add_argument("--scale", type=int, help="enlarges the toy world's 24 pixels for the eye (default 8)")

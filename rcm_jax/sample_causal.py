@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         "--distilled", action="store_true", help="sample in few steps whatever the file says: --kind student"
     )
     p.add_argument("--save_path", type=Path, help=f".mp4, .gif, or .png for a strip of frames (default: {SAVE_PATH})")
-    p.add_argument("--fps", type=float, help="frames a second of the file, at most 120 (default: the world's)")
+    p.add_argument("--fps", type=float, help="frames a second of the file, 0.01 to 120 (default: the world's)")
     p.add_argument("--again", type=Path, metavar="VIDEO", help="make this file's video anew, beside it unless "
                    "--save_path is given; other flags overrule what the file says")  # fmt: skip
     out = p.add_argument_group("streaming and timing")

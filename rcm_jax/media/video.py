@@ -17,7 +17,8 @@ from rcm_jax.media.pictures import Frames, unfinished, write_png, write_whole
 from rcm_jax.outputs import check_output
 
 SUFFIXES = (".mp4", ".gif", ".png")
-MAX_FPS, MAX_GIF_FPS = 120, 50  # a GIF's pause is in 1/100 s, and players take one of 1/100 s for 1/10 s
+# a GIF's pause is 655 s at most; players take one of 1/100 s, the least, for 1/10 s
+MIN_FPS, MAX_FPS, MAX_GIF_FPS = 0.01, 120, 50
 BT709, LIMITED = 1, 1  # as H.264 counts primaries, transfer and matrix, and FFmpeg the range 16..235
 WHOLE = {"movflags": "faststart"}  # the index in front: a browser plays what has come
 # every packet is flushed
@@ -27,9 +28,9 @@ GROWING = {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flush_p
 def check_fps(fps: float, suffix: str) -> None:
     """Raises ArgumentError for what is no rate, or none of a GIF."""
     highest = MAX_GIF_FPS if suffix == ".gif" else MAX_FPS
-    if not 0 < fps <= highest:
+    if not MIN_FPS <= fps <= highest:
         kind = " in a GIF" if suffix == ".gif" else ""
-        raise ArgumentError(f"{{fps}} must be above 0 and at most {highest}{kind}", fps=fps)
+        raise ArgumentError(f"{{fps}} must be at least {MIN_FPS} and at most {highest}{kind}", fps=fps)
 
 
 def video_path(path: str | Path, name: str = "path", suffixes: tuple[str, ...] = SUFFIXES) -> Path:
@@ -87,9 +88,9 @@ def _encode(
 
 
 class Mp4:
-    """H.264 in BT.709, frame by frame. tags: of the whole file. options: of the container, live: look at no frame ahead.
+    """H.264 in BT.709, frame by frame: `add` all frames, `flush`, `close`.
 
-    `add` all frames, `flush`, `close`."""
+    tags: of the whole file. options: of the container. live: the encoder looks at no frame ahead."""
 
     def __init__(
         self, out: Path | BinaryIO, size: tuple[int, int], fps: float, tags: Mapping[str, str] | None,

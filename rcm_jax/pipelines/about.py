@@ -21,7 +21,7 @@ OPTIONS = {field.name for options in (FileOptions, SamplingOptions) for field in
 
 
 def describe(opened: Opened, request: Request, asked: SamplingOptions) -> list[dict[str, Any]]:
-    """For each video of a call all that makes it again: prompt, options as they are given, state of the files, versions.
+    """For each video of a call all that makes it again: prompt, options as given, state of the files, versions.
 
     Of weights that are in no file only prompt and seed. The batch's size is among the options, whoever set it: on it
     depends the program, and on that the last bits.

@@ -130,8 +130,8 @@ class Stream:
         ...
         stream.send("another prompt")      # of all chunks not yet begun; the next one has
 
-    Every loop over it starts the same video anew; text and image are read once. fps: frames a second. about: how it is made, for a file's
-    comment.
+    Every loop over it starts the same video anew; text and image are read once. fps: frames a second.
+    about: how it is made, for a file's comment.
     """
 
     def __init__(self, opened: Opened, start: Start, about: dict[str, Any]):

@@ -22,8 +22,8 @@ SMALL_BATCH = 48  # videos at a time of a small network
 @dataclasses.dataclass(frozen=True)
 class Request:
     """prompts, indices: one a video; the noise of a video comes from (seed, index) alone. negative_prompts: one, or one
-    a video. image: to start from, or None. size: width and height in pixels. latent_shape: (T, H, W). batch_size: videos
-    at a time of a bidirectional network."""
+    a video. image: to start from, or None. size: width and height in pixels. latent_shape: (T, H, W). batch_size:
+    videos at a time of a bidirectional network."""
 
     prompts: list[str]
     indices: list[int]

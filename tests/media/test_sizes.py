@@ -8,7 +8,8 @@ from PIL import Image
 
 from rcm_jax.cli import one_line_errors
 from rcm_jax.media.images import open_image, pixels
-from rcm_jax.media.sizes import RESOLUTIONS, adapted_size, latent_shape, parse_size, table_size
+from rcm_jax.media.pictures import grid, tiled
+from rcm_jax.media.sizes import MAX_SIDE, RESOLUTIONS, adapted_size, columns, latent_shape, parse_size, table_size
 
 WAN = {"space": 8, "time": 4, "patch": 2}
 
@@ -132,3 +133,35 @@ def test_commands_warn_in_one_line(capsys):
         warnings.warn("two\n  lines", stacklevel=1)
     assert capsys.readouterr().err == "warning: two lines\n"
     assert warnings.showwarning is shown
+
+
+@pytest.mark.parametrize(
+    ("videos", "size", "gap", "want"),
+    [
+        (1, (192, 192), 8, 1), (20, (192, 192), 8, 20), (21, (192, 192), 8, 11), (90, (192, 192), 8, 18),
+        (400, (192, 192), 8, 20), (4, (832, 480), 0, 4), (5, (832, 480), 0, 3), (32, (832, 480), 0, 4),
+        (1, (4096, 4096), 0, 1),
+    ],
+)  # fmt: skip
+def test_grids_fit_a_file(videos, size, gap, want):
+    n = columns(videos, size, gap)
+    assert n == want
+    rows = -(-videos // n)
+    for count, side in ((n, size[0]), (rows, size[1])):
+        assert count * (side + gap) - gap <= MAX_SIDE
+
+
+def test_more_videos_than_a_file_holds():
+    for videos, size, fit in ((401, (192, 192), 400), (33, (832, 480), 32), (1, (8192, 16), 0)):
+        with pytest.raises(ValueError, match=rf"{videos} videos of {size[0]}x{size[1]} do not fit .*, {fit} do"):
+            columns(videos, size, 8 if size == (192, 192) else 0)
+
+
+def test_tiles_are_one_row_until_it_is_too_wide():
+    videos = np.random.default_rng(0).integers(0, 255, (5, 2, 4, 1000, 3), np.uint8)
+    np.testing.assert_array_equal(tiled(videos[:4], gap=1), grid([videos[:4]], gap=1))
+    wrapped = tiled(videos, gap=1)
+    assert wrapped.shape == (2, 9, 3002, 3)
+    np.testing.assert_array_equal(wrapped[:, 5:, 1001:2001], videos[4])
+    assert (wrapped[:, 5:, 2002:] == 255).all()
+    assert tiled(videos[:3], scale=2, gap=1).shape == (2, 9, 2001, 3)
