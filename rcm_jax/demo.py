@@ -128,11 +128,13 @@ def plot_losses(workdir: Path, out: Path) -> Path:
 
 
 def run(args: argparse.Namespace) -> None:
+    from rcm_jax.outputs import check_folder
     from rcm_jax.pipelines.pipeline import load
     from rcm_jax.pipelines.scoring import Table, data_row, sample_row
     from rcm_jax.worlds.toy.scores import evaluation_prompts
 
     began = time.monotonic()
+    check_folder(args.out, "out")
     teacher, student = train_networks(args)
     plot_losses(args.out / "training", args.out)
     rows = [

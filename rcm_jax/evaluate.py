@@ -47,12 +47,15 @@ def students(specs: list[str]) -> dict[str, list[str]]:
 
 def run(args: argparse.Namespace) -> "Table":
     from rcm_jax.options import times
+    from rcm_jax.outputs import check_output
     from rcm_jax.pipelines.pipeline import load
     from rcm_jax.pipelines.scoring import Table, asked_of, data_row, sample_row
     from rcm_jax.sampling.schedules import few_step_schedule
     from rcm_jax.worlds.builtin import find_model
     from rcm_jax.worlds.toy.scores import evaluation_prompts
 
+    if args.json:
+        check_output(args.json, "json")
     teacher = [find_model(args.teacher, "teacher")] if args.teacher else []
     named = {name: [find_model(path, "student") for path in paths] for name, paths in students(args.student).items()}
     rows = [(f"teacher {n}", teacher, n) for n in args.teacher_steps if teacher]

@@ -140,10 +140,11 @@ class Stream:
         stream.send("another prompt")      # of all chunks not yet begun; the next one has
 
     Every loop over it starts the same video anew; text and image are read once. fps: frames a second.
+    about: how it is made, for a file's comment.
     """
 
-    def __init__(self, opened: Opened, start: Start):
-        self.start, self.world, self.fps = start, opened.world, opened.world.fps
+    def __init__(self, opened: Opened, start: Start, about: dict[str, Any]):
+        self.start, self.world, self.fps, self.about = start, opened.world, opened.world.fps, about
         self._params, self._mesh, self._decode = opened.experts.params(), opened.experts.mesh, self.world.decoder()
         self._texts: list[Any] = []
 

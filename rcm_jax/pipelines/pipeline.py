@@ -22,6 +22,7 @@ from rcm_jax.hub import Place
 from rcm_jax.media.pictures import to_uint8
 from rcm_jax.model_file import ModelInfo
 from rcm_jax.parallel import make_mesh
+from rcm_jax.pipelines.about import describe, join
 from rcm_jax.pipelines.bidirectional import sample_request
 from rcm_jax.pipelines.causal import Stream, roll_out_request, start_from
 from rcm_jax.pipelines.colours import apply_colours, fit_colours
@@ -94,11 +95,12 @@ class Pipeline:
         time_limit: float | None = None, **options: Any,
     ) -> Iterator[Video]:  # fmt: skip
         """The same, but each video is decoded when it is asked for: one at a time need be in memory."""
-        watch = Watch(progress, on_step, time_limit)
-        request, decoded = self._decoded(prompt, SamplingOptions(**options), watch)
+        asked, world, watch = SamplingOptions(**options), self.world, Watch(progress, on_step, time_limit)
+        request, decoded = self._decoded(prompt, asked, watch)
+        rows = zip(request.prompts, request.indices, describe(self._opened, request, asked), decoded, strict=True)
         return (
-            Video(np.concatenate([*map(to_uint8, parts)]), self.world.fps, request.seed, words, index, self.world.scale)
-            for words, index, parts in zip(request.prompts, request.indices, decoded, strict=True)
+            Video(np.concatenate([*map(to_uint8, parts)]), world.fps, request.seed, words, index, world.scale, about)
+            for words, index, about, parts in rows
         )
 
     def arrays(
@@ -116,7 +118,11 @@ class Pipeline:
             raise unknown_chunks()
         request = read_request(self._opened, prompt, asked)
         start = start_from(self._opened, request, asked, schedule_from(asked, self.info))
-        return Stream(self._opened, start)
+        return Stream(self._opened, start, join(describe(self._opened, request, asked)))
+
+    def request(self, prompt: Prompts = None, **options: Any) -> Request:
+        """What a call asks for, a row a video, and the videos' size. Arguments and errors as of a call."""
+        return read_request(self._opened, prompt, SamplingOptions(**options))
 
     def preview(self, latents: Latents) -> UInt8[np.ndarray, "B T H W 3"]:
         """Pictures of latents [B, T, H, W, C], finished or half-made, a pixel for each: for `on_step`. The colours come
@@ -138,7 +144,7 @@ class Pipeline:
             start = start_from(self._opened, request, asked, schedule_from(asked, self.info))
             batches = roll_out_request(self._opened, start, watch)
         else:
-            batches = sample_request(self._opened, request, asked, sampler_from(asked, self.info), watch)
+            batches = sample_request(self._opened, request, sampler_from(asked, self.info), watch)
         latents = list(batches)
         if not self.world.small:
             self._opened.experts.release()

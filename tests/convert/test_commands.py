@@ -44,6 +44,14 @@ def test_converts_exports_and_merges(tmp_path, rcm_file, capsys):
     np.testing.assert_array_equal(changed["blocks"]["ffn_out"]["kernel"], params["blocks"]["ffn_out"]["kernel"])
 
 
+def test_an_output_that_cannot_be_written_is_known_before_anything_is_read(tmp_path, rcm_file):
+    (tmp_path / "file").write_text("in the way")
+    for command in ([], ["export"], ["merge"]):
+        out = str(tmp_path / "file" / "out")
+        fails(main, [*command, "no-such-source", out], f"cannot write {out}: {tmp_path}/file is a file")
+    fails(main, ["no-such-source", "/proc/new/out"], "nothing can be written in /proc/new/out")
+
+
 def test_a_merged_student_is_sampled_like_the_student(tmp_path, rcm_file):
     base = str(save(tmp_path / "base.pt", wan_arrays(seed=1)))
     out = str(tmp_path / "m.safetensors")
