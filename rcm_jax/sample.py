@@ -31,16 +31,11 @@ SAVE_PATH = Path("output/generated_video.mp4")
 
 def parser() -> argparse.ArgumentParser:
     from rcm_jax.options import add_options
-    from rcm_jax.pipelines.options import CAUSAL, FileOptions, SamplingOptions
+    from rcm_jax.pipelines.options import CAUSAL, FileOptions, OutputOptions, SamplingOptions
 
     p = command_parser("sample", __doc__)
-    p.add_argument("--prompt", help="what to show")
+    add_options(p, OutputOptions)
     p.add_argument("--prompts_file", type=Path, help="a prompt a line; videos are numbered: generated_video_000.mp4, …")
-    p.add_argument("--save_path", type=Path, help=f".mp4, .gif, or .png for a strip of frames (default: {SAVE_PATH})")
-    p.add_argument("--fps", type=float, help="frames a second of the file, 0.01 to 120 (default: the world's)")
-    p.add_argument("--again", type=Path, metavar="VIDEO", help="make this file's video anew, beside it unless "
-                   "--save_path is given; other flags overrule what the file says")  # fmt: skip
-    p.add_argument("--scale", type=int, help="enlarges the toy world's 24 pixels for the eye (default 8)")
     add_options(p.add_argument_group("how to sample"), SamplingOptions, without=[CAUSAL])
     add_options(p.add_argument_group("files and devices"), FileOptions, without=[CAUSAL])
     return p
@@ -53,45 +48,42 @@ def run(args: argparse.Namespace) -> list[Path]:
     from rcm_jax.media.video import check_fps, video_path
     from rcm_jax.options import taken
     from rcm_jax.pipelines.about import fill_in
-    from rcm_jax.pipelines.options import FileOptions, SamplingOptions
+    from rcm_jax.pipelines.options import FileOptions, OutputOptions, SamplingOptions
     from rcm_jax.pipelines.pipeline import load
     from rcm_jax.pipelines.video import side_by_side
 
-    given = vars(args)
-    if args.again is not None:
-        fill_in(given, args.again, "sample")
-    save_path = args.save_path or (args.again.with_stem(f"{args.again.stem}_again") if args.again else SAVE_PATH)
-    if args.fps is not None:
-        check_fps(args.fps, save_path.suffix)
-    options = taken(given, SamplingOptions)
+    given, prompts_file = vars(args), args.prompts_file
+    if "again" in given:
+        fill_in(given, given["again"], "sample")
+    options, output = taken(given, SamplingOptions), OutputOptions(**taken(given, OutputOptions))
     SamplingOptions(**options)  # its errors, before a file is opened
-    video_path(save_path, "save_path")
-    prompts = read_prompts(args)
+    save_path = video_path(output.path(SAVE_PATH), "save_path")
+    check_fps(output.fps, save_path.suffix)
+    prompts = read_prompts(output.prompt, prompts_file)
     pipe = load(**taken(given, FileOptions))
     if pipe.causal:
         raise ValueError(f"the network is causal ({pipe.info.causal['pattern']}): use python -m rcm_jax.sample_causal")
-    if args.scale not in (None, 1) and pipe.world.scale == 1:
+    if output.scale not in (None, 1) and pipe.world.scale == 1:
         raise ArgumentError("{scale} does not apply: the network is not of the built-in world", scale=None)
-    request, scale = pipe.request(prompts, **options), args.scale or pipe.world.scale
-    in_a_file = options.get("num_samples", 1) if args.prompts_file else len(request.prompts)
+    request, scale = pipe.request(prompts, **options), output.scale or pipe.world.scale
+    in_a_file = options.get("num_samples", 1) if prompts_file else len(request.prompts)
     columns(in_a_file, tuple(side * scale for side in request.size), pipe.world.gap * scale)  # its errors
     print(f"sampled as a {pipe.info.kind}: {pipe.sampling(**options)}", file=sys.stderr)
-    videos = pipe.videos(prompts, **options)
+    videos = pipe.videos(prompts, time_limit=output.time_limit, **options)
     paths = []
     for i in itertools.count():
-        changes = {"scale": scale, "fps": args.fps or pipe.world.fps}
+        changes = {"scale": scale, "fps": output.fps or pipe.world.fps}
         samples = [dataclasses.replace(video, **changes) for video in itertools.islice(videos, in_a_file)]
         if not samples:
             return paths
-        path = save_path.with_stem(f"{save_path.stem}_{i:03d}") if args.prompts_file else save_path
+        path = save_path.with_stem(f"{save_path.stem}_{i:03d}") if prompts_file else save_path
         paths.append(side_by_side(samples, gap=pipe.world.gap).save(path))
 
 
-def read_prompts(args: argparse.Namespace) -> str | Sequence[str] | None:
-    path = args.prompts_file
+def read_prompts(prompt: str | Sequence[str] | None, path: Path | None) -> str | Sequence[str] | None:
     if path is None:
-        return args.prompt
-    if args.prompt is not None:
+        return prompt
+    if prompt is not None:
         raise ValueError("give --prompt or --prompts_file, not both")
     if not path.is_file():
         raise FileNotFoundError(f"--prompts_file={path} is {'a folder' if path.is_dir() else 'not there'}: name a file")

@@ -16,7 +16,7 @@ import argparse
 import contextlib
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,18 +34,14 @@ SAVE_PATH = Path("output/causal_generated_video.mp4")
 
 def parser() -> argparse.ArgumentParser:
     from rcm_jax.options import add_options
-    from rcm_jax.pipelines.options import BIDIRECTIONAL, FileOptions, SamplingOptions
+    from rcm_jax.pipelines.options import BIDIRECTIONAL, FileOptions, OutputOptions, SamplingOptions
 
     p = command_parser("sample_causal", __doc__)
+    add_options(p, OutputOptions)
     p.add_argument("--model", choices=("toy",), help="the built-in causal student, which is also the default")
-    p.add_argument("--prompt", help="what to show")
     p.add_argument(
         "--distilled", action="store_true", help="sample in few steps whatever the file says: --kind student"
     )
-    p.add_argument("--save_path", type=Path, help=f".mp4, .gif, or .png for a strip of frames (default: {SAVE_PATH})")
-    p.add_argument("--fps", type=float, help="frames a second of the file, 0.01 to 120 (default: the world's)")
-    p.add_argument("--again", type=Path, metavar="VIDEO", help="make this file's video anew, beside it unless "
-                   "--save_path is given; other flags overrule what the file says")  # fmt: skip
     out = p.add_argument_group("streaming and timing")
     out.add_argument("--stream", action="store_true", help="write an MP4 that plays while it grows")
     out.add_argument("--profile", action="store_true", help="print latency, rate and peak memory")
@@ -95,49 +91,54 @@ def report(runs: "list[Profile]", chunks: tuple[int, int], included: str) -> str
 
 
 def run(args: argparse.Namespace) -> Path:
+    from rcm_jax.errors import ArgumentError
     from rcm_jax.media.pictures import enlarge, tiled
     from rcm_jax.media.sizes import columns
     from rcm_jax.media.video import SUFFIXES, GrowingVideo, check_fps, video_path
     from rcm_jax.options import taken
     from rcm_jax.pipelines.about import fill_in, tags
-    from rcm_jax.pipelines.options import SamplingOptions
+    from rcm_jax.pipelines.options import OutputOptions, SamplingOptions
     from rcm_jax.pipelines.video import Video
-    from rcm_jax.sampling.stream import profile
+    from rcm_jax.progress import Progress
+    from rcm_jax.sampling.stream import Profile, profile
 
-    if args.again is not None:
-        fill_in(vars(args), args.again, "sample_causal")
-    save_path = args.save_path or (args.again.with_stem(f"{args.again.stem}_again") if args.again else SAVE_PATH)
-    if args.fps is not None:
-        check_fps(args.fps, save_path.suffix)
-    options = taken(vars(args), SamplingOptions)
+    given = vars(args)
+    if "again" in given:
+        fill_in(given, given["again"], "sample_causal")
+    options, output = taken(given, SamplingOptions), OutputOptions(**taken(given, OutputOptions))
     SamplingOptions(**options)  # its errors, before a file is opened
-    video_path(save_path, "save_path", (".mp4",) if args.stream else SUFFIXES)
+    save_path = video_path(output.path(SAVE_PATH), "save_path", (".mp4",) if args.stream else SUFFIXES)
+    check_fps(output.fps, save_path.suffix)
     pipe = open_pipeline(args)
-    world, fps = pipe.world, args.fps or pipe.world.fps
-    title = ""
+    world, fps, scale = pipe.world, output.fps or pipe.world.fps, output.scale or pipe.world.scale
+    if output.scale not in (None, 1) and world.scale == 1:
+        raise ArgumentError("{scale} does not apply: the network is not of the built-in world", scale=None)
     if pipe.causal:
-        request = pipe.request(args.prompt, **options)
-        title, size = request.prompts[0], tuple(side * world.scale for side in request.size)
-        columns(len(request.prompts), size, world.gap * world.scale)  # its errors, before text is read
-    stream = pipe.stream(args.prompt, **options)
+        request = pipe.request(output.prompt, **options)
+        columns(len(request.prompts), tuple(side * scale for side in request.size), world.gap * scale)  # its errors
+    stream = pipe.stream(output.prompt, **options)
+    title = request.prompts[0]
 
     def picture(part: np.ndarray) -> np.ndarray:
-        return tiled(part, scale=world.scale, gap=world.gap)
+        return tiled(part, scale=scale, gap=world.gap)
 
-    for _ in range(args.warmup_iters):
-        profile(stream.__iter__)
-    timed = [profile(stream.__iter__)[1] for _ in range(args.num_runs - 1)]
-    says = tags(title, stream.about, fps, world.scale)
-    with GrowingVideo(save_path, fps, says) if args.stream else contextlib.nullcontext() as growing:
-        show = (lambda part: growing.append(enlarge(picture(part), world.scale))) if growing else (lambda part: None)
-        parts, last = profile(stream.__iter__, show)
+    runs = args.warmup_iters + args.num_runs
+    with Progress("sample", runs * stream.start.chunks, "chunk", limit=output.time_limit) as progress:
+
+        def timed(show: Callable[[np.ndarray], object] | None = None) -> tuple[list, Profile]:
+            return profile(stream.__iter__, lambda part: (show and show(part), progress.update()))
+
+        profiles = [timed()[1] for _ in range(runs - 1)][args.warmup_iters :]
+        says = tags(title, stream.about, fps, scale)
+        with GrowingVideo(save_path, fps, says) if args.stream else contextlib.nullcontext() as growing:
+            parts, last = timed(growing and (lambda part: growing.append(enlarge(picture(part), scale))))
     if not args.stream:
         frames = picture(np.concatenate(parts, axis=1))
-        Video(frames, fps, stream.start.seed, title, scale=world.scale, about=stream.about).save(save_path)
-    if args.profile or args.warmup_iters or timed:
+        Video(frames, fps, stream.start.seed, title, scale=scale, about=stream.about).save(save_path)
+    if args.profile or runs > 1:
         steps = ["the prompt's keys", "network", "decoder", "copy to the host"]
         steps += ["writing the MP4 (last run)"] * args.stream + ["compilation (first run)"] * (not args.warmup_iters)
-        print(report([*timed, last], stream.chunk_frames, ", ".join(steps) + "; not: text encoder, loading"))
+        print(report([*profiles, last], stream.chunk_frames, ", ".join(steps) + "; not: text encoder, loading"))
     return save_path
 
 

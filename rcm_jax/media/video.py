@@ -25,10 +25,10 @@ WHOLE = {"movflags": "faststart"}  # the index in front: a browser plays what ha
 GROWING = {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flush_packets": "1"}
 
 
-def check_fps(fps: float, suffix: str) -> None:
-    """Raises ArgumentError for what is no rate, or none of a GIF."""
+def check_fps(fps: float | None, suffix: str) -> None:
+    """Raises ArgumentError for what is no rate, or none of a GIF. None: not given."""
     highest = MAX_GIF_FPS if suffix == ".gif" else MAX_FPS
-    if not MIN_FPS <= fps <= highest:
+    if fps is not None and not MIN_FPS <= fps <= highest:
         kind = " in a GIF" if suffix == ".gif" else ""
         raise ArgumentError(f"{{fps}} must be at least {MIN_FPS} and at most {highest}{kind}", fps=fps)
 

@@ -55,8 +55,8 @@ def _given(options: Any) -> dict[str, Any]:
 
 
 def _place(path: str | Path) -> str:
-    """From wherever the file is read."""
-    return str(path) if str(path) in BUILTIN else str(Path(path).absolute())
+    """From wherever the file is read; what is not here is on the hub, or built in."""
+    return str(Path(path).absolute()) if str(path) not in BUILTIN and Path(path).exists() else str(path)
 
 
 def _state(path: str) -> dict[str, int] | None:
@@ -141,8 +141,8 @@ def fill_in(given: dict[str, Any], path: str | Path, command: str) -> None:
     if not other_prompt:
         given["prompt"] = prompts
     for name in ("fps", "scale"):
-        if name in given and given[name] is None:
-            given[name] = about.get(name)
+        if name in about:
+            given.setdefault(name, about[name])
     for line in _changes(about):
         warnings.warn(f"{line} since {path} was made: it may become another video", stacklevel=2)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rcm_jax.convert.checkpoint import NetworkOptions
 from rcm_jax.hub import Place
+from rcm_jax.media.video import MAX_FPS, MIN_FPS
 from rcm_jax.options import check_options, option
 from rcm_jax.ranges import POSITIVE, Range, at_least, between
 from rcm_jax.worlds.wan.files import SIZES
@@ -120,3 +121,30 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What a sampling command does with its videos."""
+
+    prompt: str | None = option(None, "what to show")
+    save_path: Path | None = option(None, ".mp4, .gif, or .png for a strip of frames (default: output/…)")
+    fps: float | None = option(None, "frames a second of the file (the world's)", range=between(MIN_FPS, MAX_FPS))
+    scale: int | None = option(None, "enlarges the toy world's 24 pixels for the eye (default 8)", range=at_least(1))
+    again: Path | None = option(
+        None, "make this file's video anew, beside it unless --save_path is given; other flags overrule what it says",
+        metavar="VIDEO",
+    )  # fmt: skip
+    yes: bool = option(False, "go on where sampling takes over an hour")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    @property
+    def time_limit(self) -> float | None:
+        """Seconds that sampling may take."""
+        return None if self.yes else 3600.0
+
+    def path(self, default: Path) -> Path:
+        """Where the video goes."""
+        return self.save_path or (self.again.with_stem(f"{self.again.stem}_again") if self.again else default)

@@ -164,18 +164,20 @@ def test_videos_of_one_call_are_told_together():
 def test_flags_overrule_and_numbers_a_video_go_with_their_videos(tmp_path):
     def filled(known, **given):
         path = write_video(tmp_path / "v.mp4", moving(), 8, tags("a", known, 8, 2))
-        given = {"prompt": None, "prompts_file": None, "fps": None} | given
+        given = {"prompts_file": None} | given
         fill_in(given, path, "sample")
         return {name: value for name, value in given.items() if value is not None}
 
     known = about(indices=[3], batch_size=4)
-    assert filled(known) == {"prompt": "a", "fps": 8, "seed": 1, "indices": [3], "batch_size": 4}
+    assert filled(known) == {"prompt": "a", "fps": 8, "scale": 2, "seed": 1, "indices": [3], "batch_size": 4}
     assert filled(known, prompt="b", seed=5, fps=3.0) == {
-        "prompt": "b", "fps": 3.0, "seed": 5, "indices": [3], "batch_size": 4
+        "prompt": "b", "fps": 3.0, "scale": 2, "seed": 5, "indices": [3], "batch_size": 4
     }  # fmt: skip
-    assert filled(known, num_samples=2, fsdp=2) == {"prompt": "a", "fps": 8, "seed": 1, "num_samples": 2, "fsdp": 2}
+    assert filled(known, num_samples=2, fsdp=2, scale=4) == {
+        "prompt": "a", "fps": 8, "scale": 4, "seed": 1, "num_samples": 2, "fsdp": 2
+    }  # fmt: skip
     several = about(indices=[0, 1], negative_prompt=["x", "y"]) | {"prompt": ["a", "b"]}
-    assert filled(several, prompt="c") == {"prompt": "c", "fps": 8, "seed": 1}
+    assert filled(several, prompt="c") == {"prompt": "c", "fps": 8, "scale": 2, "seed": 1}
     assert filled(several)["negative_prompt"] == ["x", "y"]
 
 

@@ -15,7 +15,7 @@ from rcm_jax.convert.load import load_params
 from rcm_jax.errors import ArgumentError
 from rcm_jax.model_file import ModelInfo, save_model
 from rcm_jax.pipelines import bidirectional
-from rcm_jax.pipelines.options import FileOptions, SamplingOptions
+from rcm_jax.pipelines.options import FileOptions, OutputOptions, SamplingOptions
 from rcm_jax.pipelines.video import Video, side_by_side
 from rcm_jax.sampling.noise import draw_noise
 from rcm_jax.sampling.sampler import SamplerConfig, run_sampler
@@ -131,8 +131,18 @@ def test_every_flag_is_a_keyword_with_the_same_default():
     shown = sample.parser().format_help() + sample_causal.parser().format_help()
     flags = set(re.findall(r"^  (?:-h, )?--(\w+)", shown, re.MULTILINE))
     keywords = {f.name for options in (FileOptions, SamplingOptions) for f in dataclasses.fields(options)}
-    commands_own = {"help", "prompt", "prompts_file", "save_path", "scale", "model", "distilled", "stream", "profile",
-                    "warmup_iters", "num_runs", "fps", "again"}  # fmt: skip
+    commands_own = {
+        "help",
+        "version",
+        "prompts_file",
+        "model",
+        "distilled",
+        "stream",
+        "profile",
+        "warmup_iters",
+        "num_runs",
+    }
+    commands_own |= {f.name for f in dataclasses.fields(OutputOptions)}
     assert flags - commands_own == keywords - {"indices"}
     given = vars(sample.parser().parse_args([])) | vars(sample_causal.parser().parse_args([]))
     assert not keywords & given.keys()  # defaults stand in the options alone
