@@ -38,9 +38,7 @@ def draw(mask: KeyRuns, spans: Spans, frame_tokens: int, path: str | Path, title
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m rcm_jax.chunks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_parser("chunks", __doc__)
     p.add_argument("--pattern", default="c1-4", help="chunk pattern, like c1-1, c3-3, c1-4 (default c1-4)")
     p.add_argument("--frames", type=int, default=9, help="latent frames (default 9)")
     p.add_argument("--mask", choices=MASKS, default="teacher_forcing")
@@ -53,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: draws a mask and prints where it is."""
-    from rcm_jax.cli import one_line_errors
+    from rcm_jax.cli import command_parser, one_line_errors
 
     args = parser().parse_args(argv)
     with one_line_errors():
