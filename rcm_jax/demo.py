@@ -16,7 +16,9 @@ what is trained; --per_caption alone may change. Any other request needs a folde
 
 import argparse
 import dataclasses
+import functools
 import json
+import os
 import shutil
 import sys
 import time
@@ -56,9 +58,7 @@ class Demo:
         None, "with --from_scratch: steps of each of the teacher's two parts", range=at_least(1)
     )
     per_caption: int = option(4, "videos for each of 48 captions in the scores (default 4)", range=at_least(1))
-    seed: int = option(
-        0, "of everything (default 0)", range=between(0, 2**31 - 2)
-    )  # a run keeps it, and the next, in int32
+    seed: int = option(0, "of everything (default 0)", range=between(0, 2**31 - 2))  # it and the next are int32 in runs
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -99,26 +99,36 @@ def claim_folder(out: Path, demo: Demo) -> None:
     `per_caption` may differ from what the folder says: it changes how the student is scored, and scores are made anew
     whenever the command runs. Raises ValueError where another demo, or none, made what is in it, and OSError where it
     cannot be written."""
-    asked = dataclasses.asdict(demo) | {"version": version()}
-    record = out / RECORD
-    if record.is_file():
-        made = json.loads(record.read_text())
-        differ = [name for name in asked if made.get(name) != asked[name] and name != "per_caption"]
-        if differ:
-            there, now = (", ".join(f"{name} {_told(of.get(name))}" for name in differ) for of in (made, asked))
-            raise ValueError(
-                f"{out} has a demo with {there}; this one is with {now}. The same request goes on with it; for another "
-                "one name another folder with --out"
-            )
-    elif out.is_dir() and any(out.iterdir()):
+    asked, made = dataclasses.asdict(demo) | {"version": version()}, _record(out)
+    differ = [name for name in asked if made and made.get(name) != asked[name]]
+    if made is None and out.is_dir() and any(out.iterdir()):
         raise ValueError(
             f"{out} is not empty, and no demo made it ({RECORD} is not there): name another folder with --out"
         )
+    if set(differ) - {"per_caption"}:
+        there, now = (", ".join(f"{name} {_told(of.get(name))}" for name in differ) for of in (made, asked))
+        raise ValueError(
+            f"{out} has a demo with {there}; this one is with {now}. The same request goes on with it; for another one "
+            "name another folder with --out"
+        )
+    if differ:
+        print(f"scores anew: {demo.per_caption} videos a caption, {made['per_caption']} before", file=sys.stderr)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(asked, indent=1) + "\n")
+        unfinished = out / f".{RECORD}.part"
+        unfinished.write_text(json.dumps(asked, indent=1) + "\n")
+        os.replace(unfinished, out / RECORD)
     except OSError as error:
         raise OSError(f"cannot write to the folder {out}: {error.strerror}; name another one with --out") from error
+
+
+def _record(out: Path) -> dict | None:
+    """What a demo wrote of itself into the folder; None where there is no such thing."""
+    try:
+        made = json.loads((out / RECORD).read_text())
+    except (OSError, ValueError):
+        return None
+    return made if isinstance(made, dict) and "per_caption" in made else None
 
 
 def _told(value: object) -> str:
@@ -155,8 +165,6 @@ def train_networks(out: Path, demo: Demo) -> tuple[str | Path, Path]:
 
 def distil(config, workdir: Path) -> Path:
     """The student's weights; it is scored on the way, and the teacher's weights are before the first step."""
-    import functools
-
     from rcm_jax.model_file import load_model
     from rcm_jax.pipelines.preview import read_previews, score_preview
     from rcm_jax.training.runs import model_info, train_recipe

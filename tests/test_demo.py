@@ -55,9 +55,9 @@ def test_another_request_is_refused_with_what_differs(tmp_path, capsys, untraine
     claim_folder(tmp_path, Demo(steps=30))
     before = (tmp_path / "demo.json").read_text()
     told = refused(capsys, "--out", str(tmp_path), "--steps", "60", "--seed", "1", "--per_caption", "9")
-    assert "has a demo with steps 30, seed 0; this one is with steps 60, seed 1." in told
+    want = "has a demo with steps 30, per_caption 4, seed 0; this one is with steps 60, per_caption 9, seed 1."
+    assert want in told
     assert "--out" in told
-    assert "per_caption" not in told
     assert "steps 30; this one is with steps as the recipe has it" in refused(capsys, "--out", str(tmp_path))
     assert (tmp_path / "demo.json").read_text() == before
 
@@ -69,18 +69,23 @@ def test_another_version_is_another_request(tmp_path, monkeypatch):
         claim_folder(tmp_path, Demo())
 
 
-def test_scores_may_take_more_videos_of_the_same_student(tmp_path):
+def test_scores_may_take_more_videos_of_the_same_student(tmp_path, capsys):
     claim_folder(tmp_path, Demo(per_caption=1))
+    claim_folder(tmp_path, Demo(per_caption=1))
+    assert capsys.readouterr().err == ""
     claim_folder(tmp_path, Demo(per_caption=2))
+    assert capsys.readouterr().err == "scores anew: 2 videos a caption, 1 before\n"
     assert json.loads((tmp_path / "demo.json").read_text())["per_caption"] == 2
 
 
-def test_a_folder_of_other_things_is_refused(tmp_path, capsys, untrained):
-    (tmp_path / "mine.mp4").write_text("a video")
+@pytest.mark.parametrize(("name", "text"), [("mine.mp4", "a video"), ("demo.json", "not json"), ("demo.json", "[1]")])
+def test_a_folder_of_other_things_is_refused(tmp_path, capsys, untrained, name, text):
+    (tmp_path / name).write_text(text)
     told = refused(capsys, "--out", str(tmp_path))
     assert "is not empty, and no demo made it" in told
     assert "--out" in told
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.mp4"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == text
 
 
 def test_previews_are_spread_over_the_run(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rcm_jax.chunks import ChunkPattern, Spans, block_causal, teacher_forcing
+from rcm_jax.cli import command_parser
 from rcm_jax.kernels.masks import KeyRuns, dense
 
 MASKS = {"block_causal": block_causal, "teacher_forcing": teacher_forcing}
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: draws a mask and prints where it is."""
-    from rcm_jax.cli import command_parser, one_line_errors
+    from rcm_jax.cli import one_line_errors
 
     args = parser().parse_args(argv)
     with one_line_errors():
