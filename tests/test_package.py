@@ -31,6 +31,7 @@ def test_the_version_is_that_of_pyproject_everywhere():
 @pytest.mark.parametrize(
     "module",
     [
+        "train",
         "sample",
         "sample_causal",
         "evaluate",
