@@ -22,7 +22,7 @@ demo: $(VENV)/.base
 	$(PY) -m rcm_jax.demo --out $(OUT) $(ARGS)
 
 demo-causal: $(VENV)/.base
-	@echo "About $(if $(TEACHER),3 minutes,1 minute) on 2 cores: streams a video, then scores the student" \
+	@echo "About $(if $(TEACHER),4,2) minutes on 2 cores: streams a video, then scores the student" \
 		"$(if $(TEACHER),and its 50-step teacher,(TEACHER=1 scores its 50-step teacher too: 2 minutes more))"
 	$(PY) -m rcm_jax.sample_causal --model toy --stream --profile --warmup_iters 1 --num_samples 4 \
 		--prompt "a blue square moving up" --save_path $(OUT)-causal/stream.mp4

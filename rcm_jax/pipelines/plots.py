@@ -66,7 +66,7 @@ def _plot_previews(axis: Any, previews: Sequence[dict]) -> None:
         label = f"in {num_steps} step{'s' * (num_steps > 1)}"
         axis.plot(steps, value, style, color=COLOURS["student"], markersize=4, label=label)
         axis.fill_between(steps, low, high, color=COLOURS["student"], alpha=0.12, linewidth=0)
-    axis.set(title=f"student: {RIGHT}", xlabel="step", ylim=(0, 1.02))
+    axis.set(title="student's videos that are right", xlabel="step", ylim=(0, 1.02))
     axis.legend(loc="lower right", frameon=False)
 
 

@@ -21,7 +21,7 @@ LEGEND = {  # columns, in order, and what they say
     "position_spread": "of the places in videos of one caption, in pixels: diversity",
     "position_ratio": "the same relative to the world's own spread",
 }
-PASSES = "network evaluations for a video: one a step, two under guidance (teachers)"
+PASSES = "network evaluations for a video: one a step, one more for a causal network's cache; twice that under guidance"
 
 
 def data_row(prompts: list[str], seed: int) -> np.ndarray:
