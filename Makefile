@@ -10,11 +10,13 @@ WORKERS ?= 2
 .PHONY: demo demo-causal test test-long test-full lint goldens clean
 
 $(VENV)/.base: pyproject.toml
+	@echo "installing into $(VENV), less than a minute"
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q --disable-pip-version-check -e .
 	touch $@
 
 $(VENV)/.test: $(VENV)/.base
+	@echo "installing what the tests need into $(VENV)"
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[test]'
 	touch $@
 

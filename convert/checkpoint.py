@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rcm_jax.convert.files import Weights, open_weights
 from rcm_jax.convert.networks import MODELS, NETWORKS, Network, with_dtype
 from rcm_jax.convert.table import lazy_to_ours, lazy_to_theirs
 from rcm_jax.convert.tensors import Tensor, total_bytes
+from rcm_jax.hub import Place
 from rcm_jax.model_file import FORMAT, ModelInfo, info_from_json
 from rcm_jax.options import option
 from rcm_jax.ranges import at_least
@@ -47,7 +47,7 @@ class Checkpoint:
     files, else None.
     """
 
-    path: Path
+    path: Place
     entry: str
     network: Network
     dialect: str
@@ -133,7 +133,7 @@ def differences(wanted: Any, found: Any) -> list[str]:
 
 
 def open_checkpoint(
-    path: str | Path, *, entry: str | None = None, model: str | None = None, num_heads: int | None = None
+    path: str | Place, *, entry: str | None = None, model: str | None = None, num_heads: int | None = None
 ) -> Checkpoint:
     """Finds the network in a file or folder; reads names and shapes only.
 

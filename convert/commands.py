@@ -5,8 +5,9 @@
   python -m rcm_jax.convert merge BASE OUT --student S --reference R     base + scale · (student - reference)
   python -m rcm_jax.convert merge BASE OUT --lora FILE                   base + scale · LoRA
 
-SOURCE is a .safetensors, .pt or .pth file or a folder of them (sharded, diffusers', ours). What is in it is recognised
-and said in one line. Of several copies of a network, averaged weights come first: {preferred}; --entry chooses.
+SOURCE is a .safetensors, .pt or .pth file or a folder of them (sharded, diffusers', ours), here or on the Hugging Face
+hub (org/name, hf://org/name@revision/file). What is in it is recognised and said in one line. Of several copies of a
+network, averaged weights come first: {preferred}; --entry chooses.
 Pickles are read without being run, and without PyTorch. Memory holds one layer at a time.
 """
 
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from rcm_jax.cli import command_parser, one_line_errors
 from rcm_jax.options import add_options, taken
+from rcm_jax.outputs import check_folder
 
 if TYPE_CHECKING:
     from rcm_jax.convert.checkpoint import Checkpoint, NetworkOptions
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 def _common(p: argparse.ArgumentParser) -> None:
     from rcm_jax.convert.networks import DTYPES, MODELS
 
-    p.add_argument("source", metavar="SOURCE", help="file or folder to read")
+    p.add_argument("source", metavar="SOURCE", help="file or folder to read, here or on the Hugging Face hub")
     p.add_argument("out", metavar="OUT", type=Path, help="what to write")
     p.add_argument("--dtype", choices=DTYPES, default="keep", help="of the weights written; with bfloat16, parts that "
                    "are computed with in float32 stay float32 (default: as they are)")  # fmt: skip
@@ -64,21 +66,28 @@ def parser(command: str) -> argparse.ArgumentParser:
     return p
 
 
+def sources(command: str, args: argparse.Namespace) -> list[str]:
+    """All that is read."""
+    added = [args.student, args.reference, *args.lora] if command == "merge" else []
+    return [args.source, *filter(None, added)]
+
+
 def merge(args: argparse.Namespace, options: NetworkOptions, base: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
     """The network that `merge` makes, and the one that tells how it is sampled."""
     from rcm_jax.convert.checkpoint import open_checkpoint
     from rcm_jax.convert.merge import add_difference, add_lora
+    from rcm_jax.hub import find
 
     if bool(args.student) != bool(args.reference) or not (args.student or args.lora):
         raise ValueError("give --student and --reference together, or --lora")
     network, like = base, base
     if args.student:
-        paths, heads = (args.student, args.reference), options.num_heads
+        paths, heads = (find(args.student, "student"), find(args.reference, "reference")), options.num_heads
         like, reference = (open_checkpoint(path, num_heads=heads) for path in paths)
         print(like, reference, sep="\n")
         network = add_difference(network, like, reference, scale=args.scale, keep=args.keep)
     for path in args.lora:
-        network = add_lora(network, path, scale=args.scale)
+        network = add_lora(network, find(path, "lora"), scale=args.scale)
     return network, like
 
 
@@ -86,8 +95,13 @@ def run(command: str, args: argparse.Namespace) -> None:
     from rcm_jax.convert.checkpoint import NetworkOptions, info_of, open_checkpoint
     from rcm_jax.convert.export import export, their_tensors
     from rcm_jax.convert.networks import with_dtype
-    from rcm_jax.convert.output import write_model
+    from rcm_jax.convert.output import check_apart, check_form, check_place, write_model
 
+    check_form(args.out, args.to)
+    if not args.dry_run:
+        check_apart(args.out, [Path(source) for source in sources(command, args)])
+        check_place(args.out, overwrite=args.overwrite)
+        check_folder(args.out.parent if args.out.is_file() else args.out, "")
     options = NetworkOptions(**taken(vars(args), NetworkOptions))
     source = open_checkpoint(args.source, entry=args.entry, model=args.model, num_heads=options.num_heads)
     print(source)

@@ -6,7 +6,7 @@ from pathlib import Path
 from einops import rearrange
 
 from rcm_jax.convert.checkpoint import Checkpoint
-from rcm_jax.convert.output import progress, unfinished
+from rcm_jax.convert.output import FORMS, check_form, progress, unfinished
 from rcm_jax.convert.safetensors_io import write_safetensors
 from rcm_jax.convert.tensors import Tensor, total_bytes
 from rcm_jax.convert.torch_io import write_torch
@@ -38,13 +38,10 @@ def export(source: Checkpoint, path: Path, target: str, *, dtype: str = "keep", 
     Raises ValueError for what `target` does not have and for another suffix, and as `output.unfinished`.
     """
     tensors, library = their_tensors(source, target, dtype), source.network.library
-    in_folder = target in ("diffusers", "transformers")
-    if in_folder == bool(path.suffix in (".safetensors", ".pt", ".pth")):
-        place = "a folder" if in_folder else "a .safetensors, .pt or .pth file"
-        raise ValueError(f"{path}: the {target} form is {place}")
+    check_form(path, target)
     size = total_bytes(tensors)
     with unfinished(path, size, overwrite=overwrite) as new, progress(path.name, size) as advance:
-        if in_folder:
+        if not FORMS[target]:
             new.mkdir()
             (new / "config.json").write_text(json.dumps(library.config(source.config), indent=2) + "\n")
             write_safetensors(new / library.file, tensors, {"format": "pt"}, advance)

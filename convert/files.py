@@ -1,18 +1,27 @@
-"""What a path holds: one file of weights, or a folder of them, in any of the formats met in the wild."""
+"""What a path holds: one file of weights, or a folder of them, in any of the formats met in the wild.
+
+On the hub, names and shapes of a safetensors file are read from its header; it is fetched when its numbers are asked
+for. Other formats are fetched when they are opened.
+"""
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rcm_jax.convert.orbax_io import read_orbax
-from rcm_jax.convert.safetensors_io import read_safetensors
+from rcm_jax.convert.safetensors_io import DTYPES, read_safetensors
 from rcm_jax.convert.tensors import Tensor
 from rcm_jax.convert.torch_io import read_torch
+from rcm_jax.hub import Place, Published, fetched, find, unreached
 from rcm_jax.model_file import FORMAT, ORBAX_INFO
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+INDEX = ".index.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,33 +29,52 @@ class Weights:
     """groups: each dictionary of tensors in the file, by the path of its keys ("" for the outermost).
     metadata: of a safetensors file. config: the config.json beside the file, {} without one."""
 
-    path: Path
+    path: Place
     groups: Mapping[str, Mapping[str, Tensor]]
     metadata: Mapping[str, str]
     config: Mapping[str, Any]
 
 
-def open_weights(path: str | Path) -> Weights:
-    """Opens a file or folder, no tensor read. Raises FileNotFoundError, or ValueError that says what is wrong."""
-    path = Path(path)
+def open_weights(path: str | Path | Published) -> Weights:
+    """Opens a file or folder, here or on the hub, no tensor read. Raises FileNotFoundError, or ValueError that says
+    what is wrong."""
+    path = find(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder at {path}")
     if (path / ORBAX_INFO).is_file():
-        metadata = {"format": FORMAT, "info": (path / ORBAX_INFO).read_text()}
-        return Weights(path, {"": read_orbax(path)}, metadata, {})
+        folder = fetched(path)
+        metadata = {"format": FORMAT, "info": (folder / ORBAX_INFO).read_text()}
+        return Weights(path, {"": read_orbax(folder)}, metadata, {})
     files = _folder(path) if path.is_dir() else [path]
-    opened = [_file(file) for file in files]
+    folder = path if path.is_dir() else path.parent
+    together = functools.cache(lambda: fetched(folder, [file.name for file in files]))
+    opened = [_file(file, together) for file in files]
     groups, metadata = opened[0]
     for file, (more, _) in zip(files[1:], opened[1:], strict=True):
         both = sorted(set(groups.get("", {})) & set(more.get("", {})))
         if both:
             raise ValueError(f"{file} repeats tensors of the other shards: {both}")
         groups = {"": groups.get("", {}) | more.get("", {})}
-    beside = (path if path.is_dir() else path.parent) / "config.json"
+    beside = folder / "config.json"
     return Weights(path, groups, metadata, _json(beside) if beside.is_file() else {})
 
 
-def _json(path: Path) -> dict[str, Any]:
+def files_of(path: Place) -> list[Place]:
+    """The files that make up the network at a path; an Orbax checkpoint is one whole."""
+    if not path.is_dir() or (path / ORBAX_INFO).is_file():
+        return [path]
+    about = [path / name for name in _names(path) if name == "config.json" or name.endswith(INDEX)]
+    return [*_folder(path), *about]
+
+
+def _names(folder: Place) -> list[str]:
+    """Of the files in a folder, and one below."""
+    if isinstance(folder, Published):
+        return folder.files()
+    return [file.relative_to(folder).as_posix() for at in ("*", "*/*") for file in folder.glob(at) if file.is_file()]
+
+
+def _json(path: Place) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except ValueError as error:
@@ -56,34 +84,44 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _folder(folder: Path) -> list[Path]:
+def _folder(folder: Place) -> list[Place]:
     """The files of the one network in a folder: those its index names, a numbered set, or a single file."""
-    indices = sorted(folder.glob("*.index.json"))
+    below = _names(folder)
+    here = sorted(name for name in below if "/" not in name)
+    indices = [name for name in here if name.endswith(INDEX)]
     if len(indices) == 1:
-        names = sorted(set(_json(indices[0]).get("weight_map", {}).values()))
-        absent = [name for name in names if not (folder / name).is_file()]
+        names = sorted(set(_json(folder / indices[0]).get("weight_map", {}).values()))
+        absent = [name for name in names if name not in below]
         if absent or not names:
-            raise ValueError(f"{indices[0]} names {len(names)} files, of which these are not there: {absent}")
+            raise ValueError(f"{folder / indices[0]} names {len(names)} files, of which these are not there: {absent}")
         return [folder / name for name in names]
     for suffix in SUFFIXES:
-        files = sorted(folder.glob(f"*{suffix}"))
-        total = files[0].stem.rpartition("-of-")[2] if files else ""
+        files = [folder / name for name in here if name.endswith(suffix)]
+        totals = {file.name.removesuffix(suffix).rpartition("-of-")[2] for file in files}
+        total = next(iter(totals), "")
         if len(files) == 1 and not total.isdigit():
             return files
-        if total.isdigit() and all(file.stem.endswith(f"-of-{total}") for file in files):
+        if len(totals) == 1 and total.isdigit():
             if len(files) != int(total):
                 raise ValueError(f"{folder} has {len(files)} of the {int(total)} files {files[0].name}, …")
             return files
         if files:
             raise ValueError(f"{folder} has several networks; give one of {[str(file) for file in files]}")
-    inside = sorted(str(f.parent) for f in folder.glob("*/config.json") if any(f.parent.glob("*.safetensors")))
+    parts = {name.partition("/")[0] for name in below if name.endswith(".safetensors") and name.count("/") == 1}
+    inside = sorted(str(folder / part) for part in parts if f"{part}/config.json" in below)
     raise ValueError(
-        f"{folder} has no {' '.join(SUFFIXES)} file" + (f"; its networks are in {inside}" if inside else "")
+        f"{folder} has no {' '.join(SUFFIXES)} file"
+        + (f"; its networks are in {inside}" if inside else "")
+        + unreached(folder)
     )
 
 
-def _file(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
-    """The format is told by the first bytes, not by the name."""
+def _file(path: Place, together: Callable[[], Path]) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
+    """The format is told by the first bytes, not by the name. together: fetches what belongs to the network; gives
+    their folder."""
+    if isinstance(path, Published) and path.suffix == ".safetensors" and not path.cached():
+        return _unfetched(path, together)
+    path = fetched(path)
     with open(path, "rb") as file:
         head = file.read(64)
     if head[8:9] == b"{":
@@ -99,6 +137,20 @@ def _file(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
         raise ValueError(f"{path} is a GGUF file; quantised weights are not read: use those it was made from")
     kind = "is empty" if not head else "is neither a safetensors nor a PyTorch file"
     raise ValueError(f"{path} {kind} (it begins with {head[:16]!r})")
+
+
+def _unfetched(path: Published, together: Callable[[], Path]) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
+    """As the header says; the first tensor that is read fetches the file."""
+    header = path.header()
+    whole = functools.cache(lambda: read_safetensors(together() / path.name)[0])
+
+    def tensor(name: str, info: Any) -> Tensor:
+        if info.dtype not in DTYPES:
+            raise ValueError(f"{path}: {name} has dtype {info.dtype}; known are {sorted(DTYPES)}")
+        kind = np.dtype(DTYPES[info.dtype])
+        return Tensor(tuple(info.shape), kind, lambda: whole()[name].load(), origin=name)
+
+    return {"": {name: tensor(name, info) for name, info in header.tensors.items()}}, header.metadata
 
 
 def _collect(value: Any, path: str, groups: dict[str, dict[str, Tensor]]) -> None:

@@ -3,28 +3,78 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from rcm_jax.convert.files import files_of
 from rcm_jax.convert.orbax_io import write_orbax
 from rcm_jax.convert.safetensors_io import write_safetensors
 from rcm_jax.convert.tensors import Tensor, total_bytes
-from rcm_jax.model_file import FORMAT, ORBAX_INFO, ModelInfo
+from rcm_jax.hub import OF_FILES
+from rcm_jax.model_file import FORMAT, ORBAX_INFO, ORBAX_PARAMS, ModelInfo
+
+TORCH = (".safetensors", ".pt", ".pth")
+FORMS: dict[str, tuple[str, ...]] = {  # endings of each form of a network; none: a folder
+    "safetensors": (".safetensors",), "orbax": (), "wan": TORCH, "rcm": TORCH, "diffusers": (), "transformers": (),
+}  # fmt: skip
+
+
+def check_form(path: Path, form: str) -> None:
+    """Raises ValueError for a name that the form of a network does not have: a folder is not called as a file is."""
+    suffixes = FORMS[form]
+    stem = path.with_suffix("") if path.suffix in OF_FILES else path
+    if suffixes and path.suffix not in suffixes:
+        words = " or ".join(filter(None, (", ".join(suffixes[:-1]), suffixes[-1])))
+        raise ValueError(f"{path}: the {form} form is a {words} file; give {stem}{suffixes[0]}")
+    if not suffixes and path.suffix in OF_FILES:
+        raise ValueError(f"{path}: the {form} form is a folder; give {stem}")
+
+
+def check_place(path: Path, *, overwrite: bool) -> None:
+    """Raises FileExistsError where there is something at `path` already and `overwrite` is not set, or a folder of more
+    than one network, and NotADirectoryError where a file stands where its folder should be."""
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f"cannot write {path}: {above} is a file, not a folder")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} is there already; --overwrite replaces it")
+    if path.is_dir() and not _one_network(path):
+        raise FileExistsError(f"{path} is a folder, and not one of a network alone: it is not replaced")
+
+
+def _one_network(folder: Path) -> bool:
+    """Whether a folder holds nothing but what is written here: our checkpoint, or a library's network."""
+    names = {path.name for path in folder.iterdir()}
+    if ORBAX_INFO in names:
+        return names <= {ORBAX_INFO, ORBAX_PARAMS}
+    return "config.json" in names and all(name.endswith((".json", ".safetensors")) for name in names)
+
+
+def check_apart(path: Path, sources: Sequence[Path]) -> None:
+    """Raises FileExistsError where writing to `path` would take away what is read: a source, also through links; one of
+    its files; a folder around it."""
+    if not path.exists():
+        return
+    real = path.resolve()
+    for source in filter(Path.exists, sources):
+        if path.is_dir() and real in (source.resolve(), *source.resolve().parents):
+            raise FileExistsError(f"{path} is what is read, or holds it ({source}): give another name")
+        for file in files_of(source):
+            inside = file.resolve() in real.parents  # of a checkpoint folder, which is one whole
+            if inside or file.resolve() == real or path.samefile(file):
+                raise FileExistsError(f"{path} is what is read ({file}): give another name")
 
 
 @contextlib.contextmanager
 def unfinished(path: Path, size: int, *, overwrite: bool) -> Iterator[Path]:
     """A name beside `path` to write to, file or folder; it becomes `path` when the block ends well, else it goes.
 
-    Raises FileExistsError where there is something at `path` already and `overwrite` is not set, or a folder of other
-    things, and OSError where the disk has less than `size` bytes left or cannot be written; nothing is changed then.
+    Raises as `check_place`, and OSError where the disk has less than `size` bytes left or cannot be written; nothing is
+    changed then.
     """
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} is there already; --overwrite replaces it")
-    if path.is_dir() and not any((path / name).is_file() for name in (ORBAX_INFO, "config.json")):
-        raise FileExistsError(f"{path} is a folder, and not one of a network: it is not replaced")
+    check_place(path, overwrite=overwrite)
     new = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

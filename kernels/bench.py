@@ -26,6 +26,7 @@ from rcm_jax.cli import command_parser, one_line_errors
 from rcm_jax.kernels import xla
 from rcm_jax.kernels.bench_peers import PEERS, TimesItself
 from rcm_jax.kernels.bench_shapes import DEFAULT_SHAPES, PRODUCTS, SHAPES, Shape, operands
+from rcm_jax.outputs import PICTURES, check_output
 
 
 def device_milliseconds(run: Callable, args: tuple, repeats: int) -> list[float]:
@@ -162,6 +163,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> list[dict]:
+    if args.json:
+        check_output(args.json, "json")
+    if args.plot:
+        check_output(args.plot, "plot", PICTURES)
     device = jax.devices()[0]
     on_gpu = device.platform == "gpu"
     names = args.shapes or (DEFAULT_SHAPES if on_gpu else ["tiny"])

@@ -21,6 +21,7 @@ from rcm_jax.kernels import pallas_triton
 from rcm_jax.kernels.bench import device_milliseconds
 from rcm_jax.kernels.bench_shapes import Shape, operands
 from rcm_jax.kernels.tiles import KINDS, TABLE, WIDTHS, Tiles, this_gpu
+from rcm_jax.outputs import check_output
 
 BLOCKS = ((128, 128), (128, 64), (64, 128), (64, 64), (128, 32), (32, 128), (64, 32), (32, 64), (32, 32), (16, 16))
 
@@ -71,6 +72,7 @@ def tune(kind: str, dtype: str, width: int, tokens: int, repeats: int) -> Tiles 
 def run(args: argparse.Namespace) -> None:
     if jax.devices()[0].platform != "gpu" and not args.anyway:
         raise RuntimeError("tune needs an NVIDIA GPU; there is none here (--anyway runs it on the interpreter)")
+    check_output(args.out, "out")
     table = json.loads(args.out.read_text()) if args.out.exists() else {}
     name = this_gpu()[0]
     for kind, dtype, width in itertools.product(args.kinds, args.dtypes, args.widths):

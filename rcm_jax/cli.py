@@ -5,9 +5,11 @@ import argparse
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+from rcm_jax.compilation import keep_programs
 from rcm_jax.errors import ArgumentError, Interrupted
 from rcm_jax.ranges import Range
 from rcm_jax.version import version
@@ -50,9 +52,13 @@ def command_parser(module: str, description: str | None) -> argparse.ArgumentPar
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """The library's errors become `error: …` and exit code 1; RCM_JAX_DEBUG=1 in the environment keeps the trace."""
+    """Around a command's work: the library's errors become `error: …` and exit code 1 (RCM_JAX_DEBUG=1 in the
+    environment keeps the trace), its warnings `warning: …`; and compiled programs are kept."""
+    keep_programs()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line_warning
+            yield
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(143)
@@ -60,3 +66,7 @@ def one_line_errors() -> Iterator[None]:
         if os.environ.get("RCM_JAX_DEBUG"):
             raise
         sys.exit(f"error: {error.as_flags() if isinstance(error, ArgumentError) else error}")
+
+
+def _one_line_warning(message: Warning | str, *_: object) -> None:
+    print("warning:", " ".join(str(message).split()), file=sys.stderr)

@@ -30,6 +30,7 @@ import numpy as np
 from rcm_jax.cli import command_parser, one_line_errors
 from rcm_jax.errors import ArgumentError
 from rcm_jax.options import add_options, check_options, option, taken
+from rcm_jax.outputs import check_folder
 from rcm_jax.ranges import at_least, between
 from rcm_jax.version import version
 
@@ -97,8 +98,8 @@ def claim_folder(out: Path, demo: Demo) -> None:
     """Makes the folder, or checks that this demo made it; what was there stays as it was.
 
     `per_caption` may differ from what the folder says: it changes how the student is scored, and scores are made anew
-    whenever the command runs. Raises ValueError where another demo, or none, made what is in it, and OSError where it
-    cannot be written."""
+    whenever the command runs. Raises ValueError where another demo, or none, made what is in it, or where nothing can
+    be written."""
     asked, made = dataclasses.asdict(demo) | {"version": version()}, _record(out)
     differ = [name for name in asked if made and made.get(name) != asked[name]]
     if made is None and out.is_dir() and any(out.iterdir()):
@@ -113,13 +114,10 @@ def claim_folder(out: Path, demo: Demo) -> None:
         )
     if differ:
         print(f"scores anew: {demo.per_caption} videos a caption, {made['per_caption']} before", file=sys.stderr)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        unfinished = out / f".{RECORD}.part"
-        unfinished.write_text(json.dumps(asked, indent=1) + "\n")
-        os.replace(unfinished, out / RECORD)
-    except OSError as error:
-        raise OSError(f"cannot write to the folder {out}: {error.strerror}; name another one with --out") from error
+    check_folder(out, "out").mkdir(parents=True, exist_ok=True)
+    unfinished = out / f".{RECORD}.part"
+    unfinished.write_text(json.dumps(asked, indent=1) + "\n")
+    os.replace(unfinished, out / RECORD)
 
 
 def _record(out: Path) -> dict | None:

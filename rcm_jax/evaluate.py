@@ -2,8 +2,9 @@
 
 Rows: the data (through the codec), the teacher at each of --teacher_steps, and every student at
 each of --num_steps. A student is NAME=PATH, or NAME=PATH,PATH,… for one recipe trained from several seeds: their
-videos are scored together, and the `all` score of each network is printed below. Scores are measured from pixels, and
-stand beside the network passes that a video costs; the table explains its columns.
+videos are scored together, and the `all` score of each network is printed below. A path may be on the Hugging Face hub
+(org/name, hf://org/name@revision/file). Scores are measured from pixels, and stand beside the network passes that a
+video costs; the table explains its columns.
 """
 
 import argparse
@@ -41,13 +42,19 @@ def students(specs: list[str]) -> dict[str, list[str]]:
 
 def run(args: argparse.Namespace) -> "Table":
     from rcm_jax.options import times
+    from rcm_jax.outputs import check_output
     from rcm_jax.pipelines.pipeline import load
     from rcm_jax.pipelines.scoring import Table, asked_of, data_row, row_passes, sample_row
     from rcm_jax.sampling.schedules import few_step_schedule
+    from rcm_jax.worlds.builtin import find_model
     from rcm_jax.worlds.toy.scores import evaluation_prompts
 
-    rows = [(f"teacher {n}", [args.teacher], n) for n in args.teacher_steps if args.teacher]
-    rows += [(f"{name} {n}", paths, n) for name, paths in students(args.student).items() for n in args.num_steps]
+    if args.json:
+        check_output(args.json, "json")
+    teacher = [find_model(args.teacher, "teacher")] if args.teacher else []
+    named = {name: [find_model(path, "student") for path in paths] for name, paths in students(args.student).items()}
+    rows = [(f"teacher {n}", teacher, n) for n in args.teacher_steps if teacher]
+    rows += [(f"{name} {n}", paths, n) for name, paths in named.items() for n in args.num_steps]
     middle = None if args.mid_t is None else times(args.mid_t, "mid_t")
     if middle is not None:
         few_step_schedule(args.num_steps, middle=middle)  # its errors

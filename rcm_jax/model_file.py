@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rcm_jax.finite import check_finite
+from rcm_jax.hub import Place, Published, find
 from rcm_jax.types import Params
 from rcm_jax.wan.networks import NETWORKS, abstract_network
 
@@ -79,12 +80,38 @@ def save_model(path: str | Path, params: Params, info: ModelInfo, *, dtype: str 
     return path
 
 
-def read_info(path: str | Path) -> ModelInfo:
-    """The metadata alone, of a file or a checkpoint folder. Raises FileNotFoundError, or ValueError for what is not
-    one of ours."""
-    path = Path(path)
+def _local(path: str | Place) -> Path:
+    """Where the file or checkpoint folder is; fetched where it is on the hub, if its header says it is ours."""
+    place = find(path)
+    if not isinstance(place, Published):
+        return place
+    if place.is_dir() and not (place / ORBAX_INFO).is_file():
+        files = [name for name in place.files() if "/" not in name and name.endswith(".safetensors")]
+        if len(files) != 1:
+            raise place.wrong(f"its folder has {', '.join(files) or 'no model file (.safetensors)'}: give one file")
+        place = place / files[0]
+    if place.suffix == ".safetensors" and not place.cached():
+        _check_format(place, place.header().metadata or {})
+    return place.fetch()
+
+
+def _check_format(path: Place, metadata: Mapping[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} was not written by rcm_jax (format {metadata.get('format')!r}, expected {FORMAT!r})")
+
+
+def read_info(path: str | Place) -> ModelInfo:
+    """The metadata alone, of a file or a checkpoint folder, here or on the hub. Raises FileNotFoundError, or ValueError
+    for what is not one of ours."""
+    path = _local(path)
     if (path / ORBAX_INFO).is_file():
         return info_from_json((path / ORBAX_INFO).read_text())
+    if path.is_dir():
+        files = sorted(file.name for file in path.glob("*.safetensors"))
+        raise FileNotFoundError(
+            f"{path} is a folder without a network of ours: no {ORBAX_INFO}, which a checkpoint of rcm-convert "
+            f"--format orbax has; its model files (.safetensors): {', '.join(files) or 'none'}; give the file itself"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"no model file at {path}")
     try:
@@ -92,18 +119,19 @@ def read_info(path: str | Path) -> ModelInfo:
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} was not written by rcm_jax (format {metadata.get('format')!r}, expected {FORMAT!r})")
+    _check_format(path, metadata)
     return info_from_json(metadata["info"])
 
 
-def load_model(path: str | Path, expect: Any = None, *, dtype: str | None = "float32") -> tuple[Params, ModelInfo]:
-    """Parameters and info of a model file or checkpoint folder; floats become `dtype`, or stay as they are for None.
+def load_model(path: str | Place, expect: Any = None, *, dtype: str | None = "float32") -> tuple[Params, ModelInfo]:
+    """Parameters and info of a model file or checkpoint folder, here or on the hub; floats become `dtype`, or stay as
+    they are for None.
 
     With `expect`, a network's config, raises ValueError listing every parameter that does not fit it. Raises
     FloatingPointError for weights that are NaN or infinite.
     """
-    path, info = Path(path), read_info(path)
+    path = _local(path)
+    info = read_info(path)
     expect = info.model if expect is None else expect
     if path.is_dir():
         with ocp.PyTreeCheckpointer() as checkpointer:

@@ -1,4 +1,4 @@
-"""Samples videos: prompts in, an MP4 out.
+"""Samples videos: prompts in, an MP4, GIF or PNG out.
 
   python -m rcm_jax.sample --dit_path student.safetensors --prompt "a red circle moving left"      # the built-in world
   python -m rcm_jax.sample --dit_path rCM_Wan2.1_T2V_1.3B_480p.pt --prompt "a fox in the snow"      # Wan2.1
@@ -13,6 +13,8 @@ Without --dit_path the built-in toy teacher is sampled. Prompts of the toy world
 blue yellow, circle square diamond, moving, left right up down. Every other network is one of Wan's, and takes our files
 (python -m rcm_jax.convert) or the published ones: the files around it are looked for beside it and in checkpoints/.
 Text encoder, network and autoencoder are in memory one after the other. From Python: rcm_jax.load.
+
+Files say in their comment how they were made: --again VIDEO makes it anew, the same to the bit on the same machine.
 """
 
 import argparse
@@ -34,7 +36,10 @@ def parser() -> argparse.ArgumentParser:
     p = command_parser("sample", __doc__)
     p.add_argument("--prompt", help="what to show")
     p.add_argument("--prompts_file", type=Path, help="a prompt a line; videos are numbered: generated_video_000.mp4, …")
-    p.add_argument("--save_path", type=Path, default=SAVE_PATH, help="where the MP4 goes (default: %(default)s)")
+    p.add_argument("--save_path", type=Path, help=f".mp4, .gif, or .png for a strip of frames (default: {SAVE_PATH})")
+    p.add_argument("--fps", type=float, help="frames a second of the file, 0.01 to 120 (default: the world's)")
+    p.add_argument("--again", type=Path, metavar="VIDEO", help="make this file's video anew, beside it unless "
+                   "--save_path is given; other flags overrule what the file says")  # fmt: skip
     p.add_argument("--scale", type=int, help="enlarges the toy world's 24 pixels for the eye (default 8)")
     add_options(p.add_argument_group("how to sample"), SamplingOptions, without=[CAUSAL])
     add_options(p.add_argument_group("files and devices"), FileOptions, without=[CAUSAL])
@@ -44,32 +49,42 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> list[Path]:
     """Writes the videos; returns where they are."""
     from rcm_jax.errors import ArgumentError
-    from rcm_jax.media.video import mp4_path
+    from rcm_jax.media.sizes import columns
+    from rcm_jax.media.video import check_fps, video_path
     from rcm_jax.options import taken
+    from rcm_jax.pipelines.about import fill_in
     from rcm_jax.pipelines.options import FileOptions, SamplingOptions
     from rcm_jax.pipelines.pipeline import load
     from rcm_jax.pipelines.video import side_by_side
 
     given = vars(args)
+    if args.again is not None:
+        fill_in(given, args.again, "sample")
+    save_path = args.save_path or (args.again.with_stem(f"{args.again.stem}_again") if args.again else SAVE_PATH)
+    if args.fps is not None:
+        check_fps(args.fps, save_path.suffix)
     options = taken(given, SamplingOptions)
     SamplingOptions(**options)  # its errors, before a file is opened
-    mp4_path(args.save_path)
+    video_path(save_path, "save_path")
     prompts = read_prompts(args)
     pipe = load(**taken(given, FileOptions))
     if pipe.causal:
         raise ValueError(f"the network is causal ({pipe.info.causal['pattern']}): use python -m rcm_jax.sample_causal")
-    if args.scale is not None and pipe.world.scale == 1:
+    if args.scale not in (None, 1) and pipe.world.scale == 1:
         raise ArgumentError("{scale} does not apply: the network is not of the built-in world", scale=None)
+    request, scale = pipe.request(prompts, **options), args.scale or pipe.world.scale
+    in_a_file = options.get("num_samples", 1) if args.prompts_file else len(request.prompts)
+    columns(in_a_file, tuple(side * scale for side in request.size), pipe.world.gap * scale)  # its errors
     print(f"sampled as a {pipe.info.kind}: {pipe.sampling(**options)}", file=sys.stderr)
     videos = pipe.videos(prompts, **options)
     paths = []
     for i in itertools.count():
-        if not (samples := list(itertools.islice(videos, options.get("num_samples", 1)))):
+        changes = {"scale": scale, "fps": args.fps or pipe.world.fps}
+        samples = [dataclasses.replace(video, **changes) for video in itertools.islice(videos, in_a_file)]
+        if not samples:
             return paths
-        joined = side_by_side(samples, gap=pipe.world.gap)
-        joined = joined if args.scale is None else dataclasses.replace(joined, scale=args.scale)
-        path = args.save_path.with_stem(f"{args.save_path.stem}_{i:03d}") if args.prompts_file else args.save_path
-        paths.append(joined.save(path))
+        path = save_path.with_stem(f"{save_path.stem}_{i:03d}") if args.prompts_file else save_path
+        paths.append(side_by_side(samples, gap=pipe.world.gap).save(path))
 
 
 def read_prompts(args: argparse.Namespace) -> str | Sequence[str] | None:

@@ -42,7 +42,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--distilled", action="store_true", help="sample in few steps whatever the file says: --kind student"
     )
-    p.add_argument("--save_path", type=Path, default=SAVE_PATH, help="where the MP4 goes (default: %(default)s)")
+    p.add_argument("--save_path", type=Path, help=f".mp4, .gif, or .png for a strip of frames (default: {SAVE_PATH})")
+    p.add_argument("--fps", type=float, help="frames a second of the file, 0.01 to 120 (default: the world's)")
+    p.add_argument("--again", type=Path, metavar="VIDEO", help="make this file's video anew, beside it unless "
+                   "--save_path is given; other flags overrule what the file says")  # fmt: skip
     out = p.add_argument_group("streaming and timing")
     out.add_argument("--stream", action="store_true", help="write an MP4 that plays while it grows")
     out.add_argument("--profile", action="store_true", help="print latency, rate and peak memory")
@@ -92,34 +95,50 @@ def report(runs: "list[Profile]", chunks: tuple[int, int], included: str) -> str
 
 
 def run(args: argparse.Namespace) -> Path:
-    from rcm_jax.media.pictures import enlarge, grid
-    from rcm_jax.media.video import GrowingVideo, mp4_path, write_video
+    from rcm_jax.media.pictures import enlarge, tiled
+    from rcm_jax.media.sizes import columns
+    from rcm_jax.media.video import SUFFIXES, GrowingVideo, check_fps, video_path
     from rcm_jax.options import taken
+    from rcm_jax.pipelines.about import fill_in, tags
     from rcm_jax.pipelines.options import SamplingOptions
+    from rcm_jax.pipelines.video import Video
     from rcm_jax.sampling.stream import profile
 
+    if args.again is not None:
+        fill_in(vars(args), args.again, "sample_causal")
+    save_path = args.save_path or (args.again.with_stem(f"{args.again.stem}_again") if args.again else SAVE_PATH)
+    if args.fps is not None:
+        check_fps(args.fps, save_path.suffix)
     options = taken(vars(args), SamplingOptions)
     SamplingOptions(**options)  # its errors, before a file is opened
-    mp4_path(args.save_path)
+    video_path(save_path, "save_path", (".mp4",) if args.stream else SUFFIXES)
     pipe = open_pipeline(args)
-    world, stream = pipe.world, pipe.stream(args.prompt, **options)
+    world, fps = pipe.world, args.fps or pipe.world.fps
+    title = ""
+    if pipe.causal:
+        request = pipe.request(args.prompt, **options)
+        title, size = request.prompts[0], tuple(side * world.scale for side in request.size)
+        columns(len(request.prompts), size, world.gap * world.scale)  # its errors, before text is read
+    stream = pipe.stream(args.prompt, **options)
 
     def picture(part: np.ndarray) -> np.ndarray:
-        return enlarge(grid([part]), world.scale)
+        return tiled(part, scale=world.scale, gap=world.gap)
 
     for _ in range(args.warmup_iters):
         profile(stream.__iter__)
     timed = [profile(stream.__iter__)[1] for _ in range(args.num_runs - 1)]
-    with GrowingVideo(args.save_path, world.fps) if args.stream else contextlib.nullcontext() as growing:
-        show = (lambda part: growing.append(picture(part))) if growing else (lambda part: None)
+    says = tags(title, stream.about, fps, world.scale)
+    with GrowingVideo(save_path, fps, says) if args.stream else contextlib.nullcontext() as growing:
+        show = (lambda part: growing.append(enlarge(picture(part), world.scale))) if growing else (lambda part: None)
         parts, last = profile(stream.__iter__, show)
     if not args.stream:
-        write_video(args.save_path, picture(np.concatenate(parts, axis=1)), world.fps)
+        frames = picture(np.concatenate(parts, axis=1))
+        Video(frames, fps, stream.start.seed, title, scale=world.scale, about=stream.about).save(save_path)
     if args.profile or args.warmup_iters or timed:
         steps = ["the prompt's keys", "network", "decoder", "copy to the host"]
         steps += ["writing the MP4 (last run)"] * args.stream + ["compilation (first run)"] * (not args.warmup_iters)
         print(report([*timed, last], stream.chunk_frames, ", ".join(steps) + "; not: text encoder, loading"))
-    return args.save_path
+    return save_path
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -80,12 +80,14 @@ def run(args: argparse.Namespace, changes: Sequence[str]) -> str:
         raise ValueError("--workdir is missing: say where the run lives, e.g. --workdir=runs/mine")
 
     from rcm_jax.configs.base import run_config
+    from rcm_jax.outputs import check_folder
     from rcm_jax.pipelines.preview import write_preview
     from rcm_jax.training import runs
 
     config = run_config(config)
     if args.dry_run:
         return runs.plan(config, args.devices)
+    check_folder(args.workdir, "workdir")
     preview = functools.partial(write_preview, seed=config.seed)
     return f"weights: {runs.train_recipe(config, args.workdir, on_samples=preview)}"
 

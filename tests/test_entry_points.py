@@ -10,6 +10,7 @@ import pytest
 
 import rcm_jax
 from rcm_jax import demo, evaluate, sample, sample_causal
+from rcm_jax.chunks import __main__ as chunks
 from rcm_jax.convert import commands
 from rcm_jax.media.pictures import enlarge, grid
 from rcm_jax.media.video import write_video
@@ -137,6 +138,19 @@ def test_evaluate_and_demo_refuse(tmp_path, student, monkeypatch, capsys):
     fails(demo.main, ["--out", str(tmp_path / "file" / "out"), "--steps", "2"], "cannot write")
 
 
+def test_outputs_are_tried_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr("rcm_jax.pipelines.scoring.data_row", lambda *_: pytest.fail("computes"))
+    monkeypatch.setattr(demo, "train_networks", lambda *_: pytest.fail("computes"))
+    (tmp_path / "file").write_text("in the way")
+    there = tmp_path / "file" / "x"
+    fails(evaluate.main, ["--json", str(there)], f"cannot write --json={there}: {tmp_path}/file is a file")
+    fails(evaluate.main, ["--json", str(tmp_path)], f"cannot write --json={tmp_path}: it is a folder")
+    fails(demo.main, ["--out", str(there)], f"cannot write --out={there}: {tmp_path}/file is a file")
+    fails(demo.main, ["--out", "/proc/demo"], "nothing can be written in /proc/demo")
+    fails(chunks.main, ["--save", str(there.with_suffix(".png"))], f"cannot write --save={there}.png")
+    fails(chunks.main, ["--save", "mask.txt"], "--save=mask.txt must end in .png, .pdf or .svg")
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -149,6 +163,7 @@ def test_evaluate_and_demo_refuse(tmp_path, student, monkeypatch, capsys):
         (["stray"], "'stray' belongs to no flag"),
         (["--devices=4"], "--devices=4 is a number of devices to plan for, with --dry_run"),
         ([], "--workdir is missing"),
+        (["--workdir=/dev/null/x"], "cannot write --workdir=/dev/null/x: /dev/null is"),
         (["--dry_run", "--config.method.consistency=cm"], "'cm' is unknown; use one of ('scm'"),
         (["--dry_run", "--config.data.latent_shape=(9,7,6)"], "divisible by patch_size"),
     ],

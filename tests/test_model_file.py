@@ -88,3 +88,11 @@ def test_an_unfinished_file_does_not_replace_a_whole_one(tmp_path, params, monke
         save_model(path, params, INFO)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_a_folder_that_is_no_network_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path} is a folder .* no model.json.* \(.safetensors\): none"):
+        load_model(tmp_path)
+    (tmp_path / "student.safetensors").touch()
+    with pytest.raises(FileNotFoundError, match=r": student.safetensors; give the file itself"):
+        load_model(tmp_path)

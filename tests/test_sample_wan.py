@@ -43,9 +43,9 @@ def videos(monkeypatch):
     """What the command writes, before the codec: a list that fills."""
     out = []
 
-    def write(path, frames, fps):
+    def write(path, frames, *rest):
         out.append(np.array(frames))
-        return write_video(path, frames, fps)
+        return write_video(path, frames, *rest)
 
     monkeypatch.setattr("rcm_jax.pipelines.video.write_video", write)
     return out

@@ -53,9 +53,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: draws a mask and prints where it is."""
     from rcm_jax.cli import one_line_errors
+    from rcm_jax.outputs import PICTURES, check_output
 
     args = parser().parse_args(argv)
     with one_line_errors():
+        check_output(args.save, "save", PICTURES)
         spans = ChunkPattern.parse(args.pattern).spans(args.frames)
         mask = MASKS[args.mask](spans, args.frame_tokens, window=args.window, sink=args.sink)
         title = f"{args.mask}, {args.pattern}, {args.frames} latent frames"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """An image in RGB, upright. Raises FileNotFoundError, or ValueError for what is not an image."""
+    """An image in RGB, upright; deeper ones scaled to 8 bits, transparent ones on white, with a warning.
+
+    Raises FileNotFoundError, or ValueError for what is not an image."""
     from PIL import Image, ImageOps
 
     path = Path(path)
@@ -21,9 +24,37 @@ def open_image(path: str | Path) -> Image.Image:
         raise FileNotFoundError(f"there is no image at {path}")
     try:
         with Image.open(path) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
+            return _opaque(_eight_bits(ImageOps.exif_transpose(opened)), path).convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises over other files and damaged ones
         raise ValueError(f"{path} is not an image that can be read: {error}") from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Pillow would clip what has more bits. White is the end of the smallest range that holds the values, as I and F do
+    not say theirs: 65535 of I;16, of the others 1 (F alone), 255 or 65535."""
+    from PIL import Image
+
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(image).astype(np.float64)
+    whites = {"I": (255, 65535), "F": (1, 255, 65535)}.get(image.mode, (65535,))
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= whites[-1]):
+        raise ValueError(f"its values go from {low:g} to {high:g}; they must be in 0..{whites[-1]}")
+    white = next(white for white in whites if high <= white)
+    return Image.fromarray(np.round(values * (255 / white)).astype(np.uint8))
+
+
+def _opaque(image: Image.Image, path: Path) -> Image.Image:
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    if image.getextrema()[3][0] == 255:
+        return image
+    warnings.warn(f"{path} has transparent pixels: they are shown on white", stacklevel=3)
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
 def pixels(image: Image.Image, size: tuple[int, int] | None = None) -> Float[np.ndarray, "H W 3"]:

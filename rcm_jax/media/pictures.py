@@ -1,7 +1,8 @@
 """Pictures of videos: grids, strips, labels, and PNG files."""
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import imageio.v3 as iio
 import numpy as np
 from einops import rearrange
 from jaxtyping import Float, Shaped, UInt8
+
+from rcm_jax.media.sizes import columns
 
 Frames = UInt8[np.ndarray, "F H W 3"]
 WHITE = 255
@@ -32,6 +35,14 @@ def grid(rows: Sequence[Sequence[Frames]], *, gap: int = 1) -> Frames:
         for n, video in enumerate(row):
             out[:, r * (H + gap) : r * (H + gap) + H, n * (W + gap) : n * (W + gap) + W] = video
     return out
+
+
+def tiled(videos: Sequence[Frames], *, scale: int = 1, gap: int = 1) -> Frames:
+    """The `grid` of videos of one size in one row, or in as many as a file needs when it is enlarged `scale` times.
+    Raises ArgumentError where even those do not fit."""
+    _, H, W, _ = videos[0].shape
+    n = columns(len(videos), (W * scale, H * scale), gap * scale)
+    return grid([videos[i : i + n] for i in range(0, len(videos), n)], gap=gap)
 
 
 def strip(video: Frames, *, frames: int) -> UInt8[np.ndarray, "H w 3"]:
@@ -76,19 +87,31 @@ def _wrapped(text: str, fits: Callable[[str], bool]) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def write_png(path: str | Path, image: UInt8[np.ndarray, "H W 3"]) -> Path:
-    """The file appears under its name only when it is whole."""
-    return write_whole(path, image)
+def write_png(path: str | Path, image: UInt8[np.ndarray, "H W 3"], tags: Mapping[str, str] | None = None) -> Path:
+    """The file appears under its name only when it is whole. tags: of its text, e.g. title and comment."""
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    for name, value in (tags or {}).items():
+        text.add_itxt(name.title(), value)
+    return write_whole(path, image, **({"plugin": "pillow", "pnginfo": text} if tags else {}))
 
 
 def write_whole(path: str | Path, image: UInt8[np.ndarray, "... H W 3"], **how: Any) -> Path:
     """Writes with imageio, `how` being its options, under another name until it is whole. Makes the folder."""
+    with unfinished(path) as new:
+        iio.imwrite(new, image, **how)
+    return Path(path)
+
+
+@contextlib.contextmanager
+def unfinished(path: str | Path) -> Iterator[Path]:
+    """A name beside `path` that becomes `path` if the block ends well, else it goes. Makes the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.part{path.suffix}")
+    new = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        iio.imwrite(unfinished, image, **how)
-        os.replace(unfinished, path)
+        yield new
+        os.replace(new, path)
     finally:
-        unfinished.unlink(missing_ok=True)
-    return path
+        new.unlink(missing_ok=True)

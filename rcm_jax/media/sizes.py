@@ -6,6 +6,7 @@ RESOLUTIONS: dict[str, dict[str, tuple[int, int]]] = {  # (width, height)
     "480p": {"1:1": (640, 640), "4:3": (640, 480), "3:4": (480, 640), "16:9": (832, 480), "9:16": (480, 832)},
     "720p": {"1:1": (960, 960), "4:3": (960, 720), "3:4": (720, 960), "16:9": (1280, 720), "9:16": (720, 1280)},
 }
+MAX_SIDE = 4096  # pixels: what players' and graphics cards' H.264 decoders take; libx264 itself ends at 16384
 
 
 def table_size(resolution: str, aspect_ratio: str) -> tuple[int, int]:
@@ -51,3 +52,17 @@ def latent_shape(size: tuple[int, int], num_frames: int, *, space: int, time: in
         below = max(num_frames - 1, 0) // time * time + 1
         raise ArgumentError(f"{{num_frames}} must be {time}k + 1: use {below} or {below + time}", num_frames=num_frames)
     return (num_frames - 1) // time + 1, height // space, width // space
+
+
+def columns(videos: int, size: tuple[int, int], gap: int) -> int:
+    """Of the grid that shows so many videos of (width, height) in one file, `gap` pixels apart: one row where no side
+    exceeds MAX_SIDE, else rows of about one length. Raises ArgumentError that says how many fit."""
+    across, down = ((MAX_SIDE + gap) // (side + gap) for side in size)
+    if videos > across * down:
+        raise ArgumentError(
+            f"{{num_samples}}: {videos} videos of {size[0]}x{size[1]} do not fit a file of {MAX_SIDE}x{MAX_SIDE} "
+            f"pixels, {across * down} do; take fewer or smaller ones, and the others with another {{seed}}",
+            num_samples=None, seed=None,
+        )  # fmt: skip
+    rows = -(-videos // across)
+    return -(-videos // rows)

@@ -1,56 +1,133 @@
-"""Video files: written whole or not at all, but for the MP4 that plays while it grows."""
+"""Video files: written whole or not at all, but for the MP4 that plays while it grows.
 
+What an encoder refuses is not lost: its frames are left as PNGs in a folder beside the file, and the error says where.
+"""
+
+import contextlib
 import io
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
-import imageio.v3 as iio
 import numpy as np
 
-from rcm_jax.media.pictures import Frames, write_whole
+from rcm_jax.errors import ArgumentError
+from rcm_jax.media.pictures import Frames, unfinished, write_png, write_whole
+from rcm_jax.outputs import check_output
 
-H264 = {"plugin": "pyav", "codec": "libx264", "out_pixel_format": "yuv420p"}
-
-
-def write_video(path: str | Path, frames: Frames, fps: int) -> Path:
-    """H.264 MP4 through PyAV. Odd sizes lose their last row or column: the codec wants even ones.
-
-    The file appears under its name only when it is whole. Raises RuntimeError where the video library is missing.
-    """
-    return write_whole(mp4_path(path), _even(frames), fps=fps, **H264)
-
-
-def write_gif(path: str | Path, frames: Frames, fps: int) -> Path:
-    """An animation that repeats. The file appears under its name only when it is whole."""
-    return write_whole(path, frames, plugin="pillow", duration=1000 / fps, loop=0)
+SUFFIXES = (".mp4", ".gif", ".png")
+# a GIF's pause is 655 s at most; players take one of 1/100 s, the least, for 1/10 s
+MIN_FPS, MAX_FPS, MAX_GIF_FPS = 0.01, 120, 50
+BT709, LIMITED = 1, 1  # as H.264 counts primaries, transfer and matrix, and FFmpeg the range 16..235
+WHOLE = {"movflags": "faststart"}  # the index in front: a browser plays what has come
+# every packet is flushed
+GROWING = {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flush_packets": "1"}
 
 
-def mp4_bytes(frames: Frames, fps: int) -> bytes:
-    """The MP4 of `write_video`, for a page. Raises RuntimeError where the video library is missing."""
-    _check_pyav()
-    out = io.BytesIO()
-    iio.imwrite(out, _even(frames), extension=".mp4", fps=fps, **H264)
-    return out.getvalue()
+def check_fps(fps: float, suffix: str) -> None:
+    """Raises ArgumentError for what is no rate, or none of a GIF."""
+    highest = MAX_GIF_FPS if suffix == ".gif" else MAX_FPS
+    if not MIN_FPS <= fps <= highest:
+        kind = " in a GIF" if suffix == ".gif" else ""
+        raise ArgumentError(f"{{fps}} must be at least {MIN_FPS} and at most {highest}{kind}", fps=fps)
+
+
+def video_path(path: str | Path, name: str = "path", suffixes: tuple[str, ...] = SUFFIXES) -> Path:
+    """A path that can be written, as `check_output`; RuntimeError for an MP4 where the video library is missing."""
+    path = check_output(path, name, suffixes)
+    if path.suffix == ".mp4":
+        _check_pyav()
+    return path
 
 
 def _check_pyav() -> None:
     try:
-        import av  # noqa: F401  (imageio would only say that no plugin fits)
+        import av  # noqa: F401
     except ImportError as error:
         raise RuntimeError("writing MP4 needs PyAV, which brings ffmpeg with it: pip install av") from error
 
 
-def mp4_path(path: str | Path) -> Path:
-    """The path in a folder that is there. Raises ValueError for another suffix, RuntimeError without PyAV."""
-    path = Path(path)
-    if path.suffix != ".mp4":
-        raise ValueError(f"{path} must end in .mp4")
-    _check_pyav()
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_video(path: str | Path, frames: Frames, fps: float, tags: Mapping[str, str] | None = None) -> Path:
+    """H.264 MP4 through PyAV. Odd sizes lose their last row or column: the codec wants even ones. tags: title, comment.
+
+    The file appears under its name only when it is whole. Raises RuntimeError where the video library is missing, and
+    OSError that says where the frames are if they cannot be encoded.
+    """
+    path = video_path(path, suffixes=(".mp4",))
+    with _frames_kept(path, frames), unfinished(path) as new:
+        _encode(new, frames, fps, tags, WHOLE)
     return path
 
 
-def _even(frames: Frames) -> Frames:
-    return np.ascontiguousarray(frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2])
+def write_gif(path: str | Path, frames: Frames, fps: float, tags: Mapping[str, str] | None = None) -> Path:
+    """An animation that repeats, with the comment of the tags. The file appears under its name only when it is whole.
+
+    Raises OSError that says where the frames are if they cannot be encoded."""
+    path = video_path(path, suffixes=(".gif",))
+    comment = {"comment": tags["comment"].encode()} if tags and "comment" in tags else {}
+    with _frames_kept(path, frames):
+        return write_whole(path, frames, plugin="pillow", duration=1000 / fps, loop=0, **comment)
+
+
+def mp4_bytes(frames: Frames, fps: float) -> bytes:
+    """The MP4 of `write_video`, for a page. Raises RuntimeError where the video library is missing."""
+    _check_pyav()
+    out = io.BytesIO()
+    _encode(out, frames, fps, None, {})
+    return out.getvalue()
+
+
+def _encode(
+    out: Path | BinaryIO, frames: Frames, fps: float, tags: Mapping[str, str] | None, options: dict[str, str]
+) -> None:
+    with contextlib.closing(Mp4(out, _size(frames), fps, tags, options)) as mp4:
+        for frame in frames:
+            mp4.add(frame)
+        mp4.flush()
+
+
+class Mp4:
+    """H.264 in BT.709, frame by frame: `add` all frames, `flush`, `close`.
+
+    tags: of the whole file. options: of the container. live: the encoder looks at no frame ahead."""
+
+    def __init__(
+        self, out: Path | BinaryIO, size: tuple[int, int], fps: float, tags: Mapping[str, str] | None,
+        options: dict[str, str], *, live: bool = False,
+    ):  # fmt: skip
+        import av
+
+        self._file = av.open(out, "w", format="mp4", options=options)
+        self._file.metadata.update(tags or {})
+        rate = Fraction(fps).limit_denominator(1001)
+        self._stream = self._file.add_stream("libx264", rate=rate, options={"tune": "zerolatency"} if live else {})
+        self._stream.width, self._stream.height = size
+        self._stream.pix_fmt = "yuv420p"
+        codec = self._stream.codec_context
+        codec.color_primaries = codec.color_trc = codec.colorspace = BT709
+        codec.color_range = LIMITED
+
+    def add(self, frame: np.ndarray) -> None:
+        import av
+
+        width, height = self._stream.width, self._stream.height
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
+        # without being told, FFmpeg converts with the matrix of standard definition
+        picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+        self._file.mux(self._stream.encode(picture))
+
+    def flush(self) -> None:
+        self._file.mux(self._stream.encode())  # what the encoder still holds
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _size(frames: Frames) -> tuple[int, int]:
+    """(width, height) of what is encoded."""
+    height, width = (side // 2 * 2 for side in frames.shape[1:3])
+    return width, height
 
 
 class GrowingVideo:
@@ -60,37 +137,65 @@ class GrowingVideo:
         video.append(frames)
 
     The file is begun, and one of that name replaced, with the first frames; it is whole when the block is left, by an
-    error too. Odd sizes lose their last row or column. Raises what `write_video` raises, before it touches the file.
+    error too. Odd sizes lose their last row or column. Raises what `write_video` raises: before it touches the file, or
+    of frames that cannot be encoded, those being in the folder that the error names.
     """
 
-    def __init__(self, path: str | Path, fps: int):
-        self.path, self.fps = mp4_path(path), fps
-        self._file = self._stream = None
+    def __init__(self, path: str | Path, fps: float, tags: Mapping[str, str] | None = None):
+        self.path, self.fps, self.tags = video_path(path, suffixes=(".mp4",)), fps, tags
+        self.count = 0  # frames in the file
+        self._mp4: Mp4 | None = None
+        self._size: tuple[int, int] | None = None
 
     def append(self, frames: Frames) -> None:
-        import av
-
-        frames = _even(frames)
-        if self._file is None:
-            # every packet is flushed; the encoder looks at no frame ahead
-            movflags = "frag_every_frame+empty_moov+default_base_moof"
-            self._file = av.open(self.path, "w", options={"movflags": movflags, "flush_packets": "1"})
-            self._stream = self._file.add_stream("libx264", rate=self.fps, options={"tune": "zerolatency"})
-            self._stream.height, self._stream.width = frames.shape[1:3]
-            self._stream.pix_fmt = "yuv420p"
-        if frames.shape[1:3] != (self._stream.height, self._stream.width):
-            raise ValueError(f"frames of {frames.shape[1:3]} in a video of {(self._stream.height, self._stream.width)}")
-        for frame in frames:
-            self._file.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        size = _size(frames)
+        if self._mp4 is not None and size != self._size:
+            raise ValueError(f"frames of {size[::-1]} in a video of {self._size[::-1]}")
+        begun = self.count
+        try:
+            if self._mp4 is None:
+                self._mp4, self._size = Mp4(self.path, size, self.fps, self.tags, GROWING, live=True), size
+            for frame in frames:
+                self._mp4.add(frame)
+                self.count += 1
+        except Exception as error:
+            raise _kept(self.path, frames[self.count - begun :], error, first=self.count) from error
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.mux(self._stream.encode())  # what the encoder still holds
-            self._file.close()
-            self._file = None
+        if self._mp4 is not None:
+            mp4, self._mp4 = self._mp4, None
+            with contextlib.closing(mp4):
+                mp4.flush()
 
     def __enter__(self) -> "GrowingVideo":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):  # the first error is told
+            self.close()
+
+
+@contextlib.contextmanager
+def _frames_kept(path: Path, frames: Frames) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise _kept(path, frames, error) from error
+
+
+def _kept(path: Path, frames: Frames, error: Exception, first: int = 0) -> OSError:
+    """Leaves the frames as PNGs in a folder of their own beside the file; the error that says so, or that it failed."""
+    reason = f"{path} cannot be encoded ({getattr(error, 'strerror', None) or error})"
+    folder, n = path.with_name(f"{path.stem}_frames"), 1
+    while folder.exists():
+        folder, n = path.with_name(f"{path.stem}_frames_{n}"), n + 1
+    for i, frame in enumerate(frames, first):
+        try:
+            write_png(folder / f"{i:05d}.png", frame)
+        except OSError:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # where there is none
+            kept = f"only its frames {first} to {i - 1} are in {folder}" if i > first else "its frames are lost"
+            return OSError(f"{reason}, and PNGs cannot be written either: {kept}")
+    what = "its frames are" if not first else f"its frames from {first} on, as far as they are sampled, are"
+    return OSError(f"{reason}; {what} in {folder} as PNGs")

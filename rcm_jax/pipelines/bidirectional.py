@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Array, Float
-from tqdm import tqdm
 
 from rcm_jax.errors import ArgumentError
 from rcm_jax.flow import guided
@@ -20,8 +19,9 @@ from rcm_jax.parallel import batch_sharding
 from rcm_jax.pipelines.memory import Job, check_memory, device_limit, network_bytes
 from rcm_jax.pipelines.networks import Experts
 from rcm_jax.pipelines.opening import Opened
-from rcm_jax.pipelines.options import SamplingOptions
-from rcm_jax.pipelines.request import SMALL_BATCH, Request, batch_rows
+from rcm_jax.pipelines.request import Request, batch_rows
+from rcm_jax.pipelines.watch import Watch
+from rcm_jax.progress import Progress
 from rcm_jax.sampling.noise import draw_noise
 from rcm_jax.sampling.sampler import SamplerConfig, run_sampler
 from rcm_jax.types import Latents, Params, Text, Velocity
@@ -60,26 +60,28 @@ def _in_one_program(dit: DiT, sampler: SamplerConfig, params: Params, given: Con
     return run_sampler(sampler, _bound(call, given, sampler), noise)
 
 
-def host_loop(advance: Callable[[], object]) -> Callable:
-    """`jax.lax.scan` as a loop of the host, with `advance` called after every step."""
+def host_loop(advance: Callable[[Latents], object]) -> Callable:
+    """`jax.lax.scan` as a loop of the host; after every step `advance` is called on the state: the carry, or its first
+    part."""
 
     def loop(step: Callable, carry: Any, inputs: Any) -> tuple[Any, None]:
         for i in range(len(jax.tree.leaves(inputs)[0])):
             carry, _ = step(carry, jax.tree.map(lambda x, i=i: x[i], inputs))
-            jax.block_until_ready(carry)
-            advance()
+            advance(jax.block_until_ready(jax.tree.leaves(carry)[0]))
         return carry, None
 
     return loop
 
 
-def _step_by_step(experts: Experts, sampler: SamplerConfig, given: Conditions, noise: Array, bar: tqdm) -> Latents:
+def _step_by_step(
+    experts: Experts, sampler: SamplerConfig, given: Conditions, noise: Array, advance: Callable[[Latents], object]
+) -> Latents:  # fmt: skip
     def call(text: Text) -> Velocity:  # for numbers t, not for inside jit
         return lambda x, t: _velocity(
             experts.dit, experts.params(float(t[0])), text, x, t, given.condition, given.image
         )  # fmt: skip
 
-    return run_sampler(sampler, _bound(call, given, sampler), noise, host_loop(bar.update))
+    return run_sampler(sampler, _bound(call, given, sampler), noise, host_loop(advance))
 
 
 def sample_batches(
@@ -92,17 +94,17 @@ def sample_batches(
     seed: int,
     batch_size: int,
     small: bool,
-    progress: str = "sample",
+    watch: Watch,
 ) -> Iterator[Float[np.ndarray, "b T H W C"]]:
     """Latents of as many videos as there are texts, in order; the noise of video v comes from (seed, indices[v]) alone.
 
-    small: whether all steps are one program. progress: names a bar with the time left; empty for none.
+    small: whether all steps are one program; they are not where every step is watched.
     """
-    count, sharding = len(given.text), batch_sharding(experts.mesh)
+    count, sharding, whole = len(given.text), batch_sharding(experts.mesh), small and watch.on_step is None
     shape = (sampler.noises, *latent_shape, experts.dit.config.out_channels)
     batches = batch_rows(count, batch_size)
-    total, unit, delay = (len(batches), "batch", 0) if small else (len(batches) * sampler.num_steps, "step", 2)
-    with tqdm(desc=progress, total=total, unit=unit, delay=delay, leave=False, disable=not progress) as bar:
+    total, unit, delay = (len(batches), "batch", 0) if whole else (len(batches) * sampler.num_steps, "step", 2)
+    with Progress(watch.progress, total, unit, limit=watch.time_limit, delay=delay) as progress:
         for rows in batches:
 
             def put(x: np.ndarray | None, rows=rows) -> Array | None:
@@ -110,24 +112,27 @@ def sample_batches(
                     return None
                 return jax.device_put(x[rows] if len(x) == count else np.repeat(x, batch_size, axis=0), sharding)
 
+            def advance(latents: Latents, real=count - rows[0]) -> None:
+                progress.update()
+                watch.step(latents[:real], progress.done, total)
+
             batch = Conditions(*map(put, given))
             noise = jax.device_put(draw_noise(seed, np.asarray(indices)[rows], shape), sharding)
-            if small:
-                latents = _in_one_program(experts.dit, sampler, experts.params(), batch, noise)
-                bar.update()
+            if whole:
+                latents = np.asarray(_in_one_program(experts.dit, sampler, experts.params(), batch, noise))
+                progress.update()
             else:
-                latents = _step_by_step(experts, sampler, batch, noise, bar)
-            yield np.asarray(latents)[: count - rows[0]]
+                latents = np.asarray(_step_by_step(experts, sampler, batch, noise, advance))
+            yield latents[: count - rows[0]]
 
 
 def sample_request(
-    opened: Opened, request: Request, asked: SamplingOptions, sampler: SamplerConfig, progress: str
+    opened: Opened, request: Request, sampler: SamplerConfig, watch: Watch
 ) -> Iterator[Float[np.ndarray, "b T H W C"]]:
     """`sample_batches` of a request; text and image are read before, each network in memory alone. Raises ArgumentError
     for what does not fit the device before anything is computed."""
     world, experts, fsdp = opened.world, opened.experts, opened.options.fsdp
-    whole = -(-min(SMALL_BATCH, len(request.prompts)) // fsdp) * fsdp
-    batch_size = asked.batch_size or (whole if world.small else fsdp)
+    batch_size = request.batch_size
     if batch_size % fsdp:
         raise ArgumentError("{batch_size} must be a multiple of {fsdp}", batch_size=batch_size, fsdp=fsdp)
     experts.keep_all = world.small or _both_fit(opened, request, batch_size)
@@ -139,7 +144,7 @@ def sample_request(
         yield from sample_batches(
             experts, Conditions(text, null_text, condition, image), request.indices,
             latent_shape=request.latent_shape, sampler=sampler, seed=request.seed, batch_size=batch_size,
-            small=world.small, progress=progress,
+            small=world.small, watch=watch,
         )  # fmt: skip
 
 

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
-from tqdm import tqdm
 
 from rcm_jax.finite import check_finite
 from rcm_jax.media.pictures import to_uint8
@@ -16,6 +15,8 @@ from rcm_jax.objectives.config import CausalConfig
 from rcm_jax.pipelines.opening import Opened
 from rcm_jax.pipelines.options import SamplingOptions
 from rcm_jax.pipelines.request import SMALL_BATCH, Request, batch_rows
+from rcm_jax.pipelines.watch import Watch
+from rcm_jax.progress import Progress
 from rcm_jax.sampling.noise import video_noises
 from rcm_jax.sampling.rollout import rollout
 from rcm_jax.sampling.schedules import RolloutSchedule
@@ -77,25 +78,32 @@ def _rollout(
     return rollout(network, params, text, noises, schedule, frames=frames, null_text=null_text, image=image)
 
 
-def roll_out_request(opened: Opened, start: Start, progress: str) -> Iterator[Float[np.ndarray, "b T H W C"]]:
-    """Latents of whole videos: of a small network each batch is one program, of a large one all videos go chunk by
-    chunk, with a bar."""
+def roll_out_request(opened: Opened, start: Start, watch: Watch) -> Iterator[Float[np.ndarray, "b T H W C"]]:
+    """Latents of whole videos: of a small network each batch is one program; of a large one, or where every step is
+    watched, all videos go chunk by chunk."""
     params, mesh = opened.experts.params(), opened.experts.mesh
-    if not opened.world.small:
-        parts = _chunks(params, start, lambda latents, state: (latents, state), mesh)
-        bar = tqdm(parts, progress, start.chunks, unit="chunk", delay=2, leave=False, disable=not progress)
-        yield np.concatenate(list(bar), axis=1)
+    if not opened.world.small or watch.on_step is not None:
+        parts = []
+        with Progress(watch.progress, start.chunks, "chunk", limit=watch.time_limit, delay=2) as progress:
+            for part in _chunks(params, start, lambda latents, state: (latents, state), mesh):
+                parts.append(part)
+                progress.update()
+                watch.step(np.concatenate(parts, axis=1), progress.done, start.chunks)
+        yield np.concatenate(parts, axis=1)
         return
     count = len(start.text)
     batches = batch_rows(count, min(SMALL_BATCH, count))
-    for rows in tqdm(batches, desc=progress, unit="batch", disable=not progress, leave=False):
-        batch = start.rows(rows)
-        with jax.set_mesh(mesh):
-            latents = _rollout(
-                start.network, start.schedule, start.frames, params, batch.text, batch.null_text, batch.image,
-                np.uint32(start.seed), np.asarray(batch.indices),
-            )  # fmt: skip
-        yield np.asarray(latents)[: count - rows[0]]
+    with Progress(watch.progress, len(batches), "batch", limit=watch.time_limit) as progress:
+        for rows in batches:
+            batch = start.rows(rows)
+            with jax.set_mesh(mesh):
+                latents = _rollout(
+                    start.network, start.schedule, start.frames, params, batch.text, batch.null_text, batch.image,
+                    np.uint32(start.seed), np.asarray(batch.indices),
+                )  # fmt: skip
+            latents = np.asarray(latents)
+            progress.update()
+            yield latents[: count - rows[0]]
 
 
 def _chunks(
@@ -132,10 +140,11 @@ class Stream:
         stream.send("another prompt")      # of all chunks not yet begun; the next one has
 
     Every loop over it starts the same video anew; text and image are read once. fps: frames a second.
+    about: how it is made, for a file's comment.
     """
 
-    def __init__(self, opened: Opened, start: Start):
-        self.start, self.world, self.fps = start, opened.world, opened.world.fps
+    def __init__(self, opened: Opened, start: Start, about: dict[str, Any]):
+        self.start, self.world, self.fps, self.about = start, opened.world, opened.world.fps, about
         self._params, self._mesh, self._decode = opened.experts.params(), opened.experts.mesh, self.world.decoder()
         self._texts: list[Any] = []
 

@@ -116,6 +116,20 @@ def check_memory(job: Job, limit: int | None) -> None:
     )  # fmt: skip
 
 
+def check_weights(config: DiTConfig, limit: int | None, *, dtype: str, fsdp: int, sequence: int) -> None:
+    """Raises ArgumentError where a network's weights alone do not fit: known before anything is fetched."""
+    itemsize = 2 if dtype == "bfloat16" else 4
+    sizes = {n: _weights(config, itemsize, n, sequence) for n in (fsdp, 2, 4, 8) if n >= fsdp}
+    if limit is None or sizes[fsdp] <= limit:
+        return
+    enough = next((n for n, size in sorted(sizes.items()) if size <= limit), None)
+    advice = "{fsdp} shares them between GPUs" if enough else "no {fsdp} up to 8 is enough"
+    raise ArgumentError(
+        f"the network's weights take {sizes[fsdp] / GIB:.1f} GiB in {dtype}, and JAX may use {limit / GIB:.1f} GiB of "
+        f"this device; {advice}", fsdp=enough,
+    )  # fmt: skip
+
+
 def _what_fits(job: Job, limit: int) -> list[tuple[str, dict[str, Any]]]:
     """Ways to fit: words with the arguments' names between braces, and the arguments."""
 

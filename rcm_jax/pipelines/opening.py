@@ -6,9 +6,11 @@ from typing import NamedTuple
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.convert.checkpoint import Checkpoint, info_of, open_checkpoint
 from rcm_jax.errors import ArgumentError
+from rcm_jax.hub import Published, find
 from rcm_jax.model_file import ModelInfo
 from rcm_jax.options import refuse
 from rcm_jax.parallel import sampling_mesh
+from rcm_jax.pipelines.memory import check_weights, device_limit
 from rcm_jax.pipelines.networks import Experts
 from rcm_jax.pipelines.options import BIDIRECTIONAL, WAN, FileOptions
 from rcm_jax.wan.config import WAN22_BOUNDARY
@@ -35,7 +37,7 @@ class Opened(NamedTuple):
 def open_pipeline(options: FileOptions) -> Opened:
     """Raises FileNotFoundError, ArgumentError for options that do not apply, and ValueError for files that are not what
     they should be or do not go together."""
-    path = find_model(options.dit_path)
+    path = find_model(options.dit_path, "dit_path")
     if not path.exists():
         raise FileNotFoundError(f"no model file at {path}")
     network = open_checkpoint(path, num_heads=options.num_heads)
@@ -55,7 +57,12 @@ def _open_wan(options: FileOptions, network: Checkpoint) -> Opened:
             "{boundary} is where Wan2.2's two networks change: give {second_dit_path} too", boundary=options.boundary,
             second_dit_path=None,
         )  # fmt: skip
-    second = [] if options.second_dit_path is None else [open_checkpoint(options.second_dit_path)]
+    second = []
+    if options.second_dit_path is not None:
+        second = [open_checkpoint(find(options.second_dit_path, "second_dit_path"))]
+    dtype = options.dtype or "bfloat16"
+    if any(isinstance(one.path, Published) for one in (network, *second)):
+        check_weights(network.config, device_limit(), dtype=dtype, fsdp=options.fsdp, sequence=options.sequence)
     files = open_files(
         [network, *second], vae=options.vae_path, text=options.text_encoder_path, tokenizer=options.tokenizer_path,
         clip=options.image_encoder_path, model_size=options.model_size,
@@ -67,7 +74,6 @@ def _open_wan(options: FileOptions, network: Checkpoint) -> Opened:
             raise ValueError(
                 f"{network.path} takes an image in its channels; a causal network takes it as its first chunk"
             )
-    dtype = options.dtype or "bfloat16"
     info = dataclasses.replace(info, model=dataclasses.replace(info.model, dtype=dtype))
     world = WanWorld(files, dtype=dtype, vae_dtype=options.vae_dtype or "float32", tiled=options.vae_tiling)
     return Opened(options, info, world, _experts(files.dit, info, options, dtype), files)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rcm_jax.convert.checkpoint import NetworkOptions
+from rcm_jax.hub import Place
 from rcm_jax.options import check_options, option
 from rcm_jax.ranges import POSITIVE, Range, at_least, between
 from rcm_jax.worlds.wan.files import SIZES
@@ -18,9 +19,9 @@ WAN, BIDIRECTIONAL, CAUSAL = "wan", "bidirectional", "causal"  # kinds of networ
 class FileOptions(NetworkOptions):
     """Arguments of `load`: which files, and how they lie in memory."""
 
-    dit_path: str | Path = option(
-        "toy", "file or folder of the network, ours or anybody's; 'toy' is the built-in teacher, 'toy_causal' the "
-        "built-in causal student",
+    dit_path: str | Place = option(
+        "toy", "file or folder of the network, ours or anybody's, or on the Hugging Face hub (org/name, "
+        "hf://org/name@revision/file); 'toy' is the built-in teacher, 'toy_causal' the built-in causal student",
     )  # fmt: skip
     model_size: str | None = option(None, "fail unless the network has this size", choices=tuple(SIZES), only=[WAN])
     second_dit_path: str | None = option(

@@ -11,25 +11,29 @@ options (`options.py`, `request.py`), settles how the network is sampled (`setti
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from rcm_jax.finite import check_finite
+from rcm_jax.hub import Place
 from rcm_jax.media.pictures import to_uint8
 from rcm_jax.model_file import ModelInfo
 from rcm_jax.parallel import make_mesh, shard
+from rcm_jax.pipelines.about import describe, join
 from rcm_jax.pipelines.bidirectional import sample_request
 from rcm_jax.pipelines.causal import Stream, roll_out_request, start_from
+from rcm_jax.pipelines.colours import apply_colours, fit_colours
 from rcm_jax.pipelines.networks import Experts
 from rcm_jax.pipelines.opening import Opened, open_pipeline, unknown_chunks
 from rcm_jax.pipelines.options import FileOptions, SamplingOptions
 from rcm_jax.pipelines.request import Prompts, Request, read_request
 from rcm_jax.pipelines.settings import sampler_from, schedule_from
 from rcm_jax.pipelines.video import Video
+from rcm_jax.pipelines.watch import OnStep, Watch
+from rcm_jax.progress import waiting
 from rcm_jax.sampling.sampler import SamplerConfig
 from rcm_jax.sampling.schedules import RolloutSchedule
 from rcm_jax.types import Latents, Params
@@ -37,10 +41,11 @@ from rcm_jax.worlds.toy.world import ToyWorld
 from rcm_jax.worlds.world import Pixels
 
 
-def load(dit_path: str | Path = "toy", **options: Any) -> "Pipeline":
+def load(dit_path: str | Place = "toy", **options: Any) -> "Pipeline":
     """Opens a network, ours or anybody's, and what surrounds it; weights are read when they are needed.
 
-    dit_path: a file or folder; "toy" is the built-in world's teacher, "toy_causal" its causal student.
+    dit_path: a file or folder, here or on the Hugging Face hub ("org/name", "hf://org/name@revision/file"); "toy" is
+    the built-in world's teacher, "toy_causal" its causal student.
     options: fields of `FileOptions`, which are the commands' flags.
     Raises FileNotFoundError, ValueError for files that are not what they should be, and ArgumentError (a ValueError)
     that names the argument.
@@ -55,6 +60,7 @@ class Pipeline:
     def __init__(self, opened: Opened):
         self._opened = opened
         self.info, self.world = opened.info, opened.world
+        self._colours = None
 
     @classmethod
     def of(cls, params: Params, info: ModelInfo) -> "Pipeline":
@@ -71,29 +77,37 @@ class Pipeline:
         """Whether the network makes a video chunk by chunk, and can be streamed."""
         return bool(self.info.causal)
 
-    def __call__(self, prompt: Prompts = None, *, progress: str = "sample", **options: Any) -> list[Video]:
+    def __call__(
+        self, prompt: Prompts = None, *, progress: str = "sample", on_step: OnStep | None = None,
+        time_limit: float | None = None, **options: Any,
+    ) -> list[Video]:  # fmt: skip
         """`num_samples` videos of each prompt, one after the other.
 
         prompt: one, several, or the world's own example for None. options: fields of `SamplingOptions`, which are the
-        commands' flags. progress: names a bar with the time left; empty for none.
+        commands' flags. progress, on_step, time_limit: see `watch.Watch`.
         Raises ArgumentError (a ValueError) that names the argument, before anything is computed, and FloatingPointError
         where weights, latents or frames are NaN or infinite.
         """
-        return list(self.videos(prompt, progress=progress, **options))
+        return list(self.videos(prompt, progress=progress, on_step=on_step, time_limit=time_limit, **options))
 
-    def videos(self, prompt: Prompts = None, *, progress: str = "sample", **options: Any) -> Iterator[Video]:
+    def videos(
+        self, prompt: Prompts = None, *, progress: str = "sample", on_step: OnStep | None = None,
+        time_limit: float | None = None, **options: Any,
+    ) -> Iterator[Video]:  # fmt: skip
         """The same, but each video is decoded when it is asked for: one at a time need be in memory."""
-        request, decoded = self._decoded(prompt, SamplingOptions(**options), progress)
+        asked, world, watch = SamplingOptions(**options), self.world, Watch(progress, on_step, time_limit)
+        request, decoded = self._decoded(prompt, asked, watch)
+        rows = zip(request.prompts, request.indices, describe(self._opened, request, asked), decoded, strict=True)
         return (
-            Video(np.concatenate([*map(to_uint8, parts)]), self.world.fps, request.seed, words, index, self.world.scale)
-            for words, index, parts in zip(request.prompts, request.indices, decoded, strict=True)
+            Video(np.concatenate([*map(to_uint8, parts)]), world.fps, request.seed, words, index, world.scale, about)
+            for words, index, about, parts in rows
         )
 
     def arrays(
         self, prompt: Prompts = None, *, progress: str = "sample", **options: Any
     ) -> Float[np.ndarray, "V F H W 3"]:
         """The same as one array in [-1, 1], before it is rounded to pixels: what scores are made of."""
-        _, decoded = self._decoded(prompt, SamplingOptions(**options), progress)
+        _, decoded = self._decoded(prompt, SamplingOptions(**options), Watch(progress))
         return np.stack([np.concatenate(list(parts)) for parts in decoded])
 
     def stream(self, prompt: Prompts = None, **options: Any) -> Stream:
@@ -104,33 +118,53 @@ class Pipeline:
             raise unknown_chunks()
         request = read_request(self._opened, prompt, asked)
         start = start_from(self._opened, request, asked, schedule_from(asked, self.info))
-        return Stream(self._opened, start)
+        return Stream(self._opened, start, join(describe(self._opened, request, asked)))
+
+    def request(self, prompt: Prompts = None, **options: Any) -> Request:
+        """What a call asks for, a row a video, and the videos' size. Arguments and errors as of a call."""
+        return read_request(self._opened, prompt, SamplingOptions(**options))
+
+    def preview(self, latents: Latents) -> UInt8[np.ndarray, "B T H W 3"]:
+        """Pictures of latents [B, T, H, W, C], finished or half-made, a pixel for each: for `on_step`. The colours come
+        through the linear map that fits this world's decoder best, found at the first call."""
+        if self._colours is None:
+            self._colours = fit_colours(self.world, self.info.model.out_channels)
+        return to_uint8(apply_colours(self._colours, np.asarray(latents, np.float32)))
 
     def sampling(self, **options: Any) -> SamplerConfig | RolloutSchedule:
         """How a call with these options samples."""
         settle = schedule_from if self.causal else sampler_from
         return settle(SamplingOptions(**options), self.info)
 
-    def _decoded(self, prompt: Prompts, asked: SamplingOptions, progress: str) -> tuple[Request, Iterator[Iterator]]:
+    def _decoded(self, prompt: Prompts, asked: SamplingOptions, watch: Watch) -> tuple[Request, Iterator[Iterator]]:
         """What is asked for, and for every video its frames in parts. Latents are sampled here, frames when asked for:
         so a large network has gone before the autoencoder comes."""
         request = read_request(self._opened, prompt, asked)
         if self.causal:
             start = start_from(self._opened, request, asked, schedule_from(asked, self.info))
-            batches = roll_out_request(self._opened, start, progress)
+            batches = roll_out_request(self._opened, start, watch)
         else:
-            batches = sample_request(self._opened, request, asked, sampler_from(asked, self.info), progress)
+            batches = sample_request(self._opened, request, sampler_from(asked, self.info), watch)
         latents = list(batches)
         if not self.world.small:
             self._opened.experts.release()
         names = [f"video {i} ({words!r}, seed {request.seed})" for i, words in enumerate(request.prompts)]
         for name, video in zip(names, itertools.chain(*latents), strict=True):
             check_finite(video, f"latents of {name}")
-        return request, self._frames(latents, names)
+        return request, self._frames(latents, names, watch.progress and f"{watch.progress}: decoding")
 
-    def _frames(self, latents: list[Latents], names: list[str]) -> Iterator[Iterator[Pixels]]:
+    def _frames(self, latents: list[Latents], names: list[str], words: str) -> Iterator[Iterator[Pixels]]:
         """Every video's frames in parts; after the last one the world's decoder goes, so that a network may come."""
         decoded = itertools.chain.from_iterable(map(self.world.decode, latents))
         for name, parts in zip(names, decoded, strict=True):
-            yield (check_finite(np.asarray(part), f"frames of {name}, decoded from finite latents") for part in parts)
+            yield _finite_parts(parts, name, words)
         self.world.release()
+
+
+def _finite_parts(parts: Iterator[Pixels], name: str, words: str) -> Iterator[Pixels]:
+    while True:
+        with waiting(words):
+            part = next(parts, None)
+        if part is None:
+            return
+        yield check_finite(np.asarray(part), f"frames of {name}, decoded from finite latents")

@@ -22,7 +22,8 @@ SMALL_BATCH = 48  # videos at a time of a small network
 @dataclasses.dataclass(frozen=True)
 class Request:
     """prompts, indices: one a video; the noise of a video comes from (seed, index) alone. negative_prompts: one, or one
-    a video. image: to start from, or None. size: width and height in pixels. latent_shape: (T, H, W)."""
+    a video. image: to start from, or None. size: width and height in pixels. latent_shape: (T, H, W). batch_size:
+    videos at a time of a bidirectional network."""
 
     prompts: list[str]
     indices: list[int]
@@ -32,6 +33,7 @@ class Request:
     size: Size
     num_frames: int
     latent_shape: tuple[int, int, int]
+    batch_size: int
 
     def features(
         self, world: World, *, guided: bool
@@ -64,11 +66,12 @@ def read_request(opened: Opened, prompt: Prompts, asked: SamplingOptions) -> Req
     image = None if asked.image_path is None else open_image(asked.image_path)
     _check_image(opened, asked, image)
     size = world.size(asked.resolution, asked.aspect_ratio, asked.size, image if asked.adaptive_resolution else None)
-    num_frames = _num_frames(opened, asked)
+    num_frames, fsdp = _num_frames(opened, asked), opened.options.fsdp
     videos = [words for words in prompts for _ in range(asked.num_samples)]
+    whole = -(-min(SMALL_BATCH, len(videos)) // fsdp) * fsdp
     return Request(
         videos, _indices(asked, len(videos)), asked.seed, _negative_prompts(asked, prompts), image, size, num_frames,
-        world.latent_shape(size, num_frames, info.model),
+        world.latent_shape(size, num_frames, info.model), asked.batch_size or (whole if world.small else fsdp),
     )  # fmt: skip
 
 

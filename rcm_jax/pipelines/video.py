@@ -5,12 +5,14 @@ import dataclasses
 import html
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from rcm_jax.media.pictures import enlarge, grid, strip, write_png
-from rcm_jax.media.video import mp4_bytes, write_gif, write_video
+from rcm_jax.media.pictures import enlarge, strip, tiled, write_png
+from rcm_jax.media.video import mp4_bytes, video_path, write_gif, write_video
+from rcm_jax.pipelines.about import join, tags
 
 STRIP = 5  # frames of a strip
 
@@ -19,27 +21,27 @@ STRIP = 5  # frames of a strip
 class Video:
     """frames: [F, H, W, 3], 0 to 255. fps: frames a second. index: which of its seed's noises it was made from.
 
-    scale: how many times files and notebooks enlarge a pixel (the built-in world's frames have 24 of them)."""
+    scale: how many times files and notebooks enlarge a pixel (the built-in world's frames have 24 of them). about: how
+    it was made; files carry it as their comment, beside the prompt as their title."""
 
     frames: UInt8[np.ndarray, "F H W 3"]
-    fps: int
+    fps: float
     seed: int
     prompt: str
     index: int = 0
     scale: int = 1
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
         """Writes .mp4, .gif, or as .png a strip of some frames; the file appears under its name when it is whole.
 
-        Raises ValueError for another suffix."""
-        path, frames = Path(path), enlarge(self.frames, self.scale)
-        if path.suffix == ".mp4":
-            return write_video(path, frames, self.fps)
-        if path.suffix == ".gif":
-            return write_gif(path, frames, self.fps)
+        Raises ArgumentError (a ValueError) for another suffix and for a path that cannot be written, and OSError that
+        says where the frames are if they cannot be encoded."""
+        path, frames = video_path(path), enlarge(self.frames, self.scale)
+        says = tags(self.prompt, self.about, self.fps, self.scale)
         if path.suffix == ".png":
-            return write_png(path, strip(frames, frames=min(STRIP, len(frames))))
-        raise ValueError(f"{path} must end in .mp4, .gif or .png")
+            return write_png(path, strip(frames, frames=min(STRIP, len(frames))), says)
+        return (write_video if path.suffix == ".mp4" else write_gif)(path, frames, self.fps, says)
 
     def _repr_html_(self) -> str:
         """An MP4 inside the page, which plays and repeats by itself."""
@@ -49,5 +51,7 @@ class Video:
 
 
 def side_by_side(videos: Sequence[Video], *, gap: int = 0) -> Video:
-    """Videos of one size as one, `gap` pixels apart; it has the first one's seed and prompt."""
-    return dataclasses.replace(videos[0], frames=grid([[video.frames for video in videos]], gap=gap))
+    """Videos of one size as one, `gap` pixels apart, in rows where one would be too wide for a file; it has the first
+    one's seed and prompt. Raises ArgumentError where there are too many."""
+    frames = tiled([video.frames for video in videos], scale=videos[0].scale, gap=gap)
+    return dataclasses.replace(videos[0], frames=frames, about=join([video.about for video in videos]))

@@ -19,6 +19,7 @@ from rcm_jax.data.source import Source, batches
 from rcm_jax.errors import Interrupted
 from rcm_jax.objectives.networks import Networks
 from rcm_jax.parallel import batch_sharding, make_mesh, shard, sharded_attention, state_shardings
+from rcm_jax.progress import waiting
 from rcm_jax.training.checkpoint import Checkpoints, abstract_like, claim_workdir
 from rcm_jax.training.config import RunConfig
 from rcm_jax.training.metrics import MetricsWriter
@@ -92,18 +93,23 @@ def train(
     mesh = open_mesh(config, devices)
     with jax.set_mesh(mesh):
         weights = weights or Weights()
-        state = open_state(config, weights, mesh, checkpoints)
+        with waiting(progress and f"{progress}: preparing the state"):
+            state = open_state(config, weights, mesh, checkpoints)
         start = int(state.step)
         networks = shard(Networks(teacher=weights.teacher, score_teacher=weights.score_teacher), mesh)
         steps = make_steps(config, jnp.asarray(source.null_text), sharded_attention(mesh))
         sharding = batch_sharding(mesh)
         if workdir is not None:
             writer = MetricsWriter(workdir, start, tensorboard=config.tensorboard, wandb=config.wandb)
+        compiled: set[str] = set()
         bar = tqdm(total=config.steps, initial=start, desc=progress, unit="step", disable=not progress)
         with _StopSignal() as stop, bar:
             for step, batch in zip(range(start, config.steps), batches(source, start, config.steps), strict=True):
                 name = step_name(config.method, step)
-                state, metrics = steps[name](state, networks, jax.device_put(batch, sharding))
+                new = progress and name not in compiled
+                with waiting(f"{progress}: compiling the {name} step" if new else ""):
+                    state, metrics = steps[name](state, networks, jax.device_put(batch, sharding))
+                compiled.add(name)
                 bar.update()
                 done, last = step + 1, step + 1 == config.steps
                 if writer:

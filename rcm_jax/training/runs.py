@@ -40,9 +40,8 @@ def train_recipe(
     Raises ValueError for a teacher whose shapes do not fit the config (listing what differs), and what `train` raises.
     """
     files = {"teacher": config.teacher, "init": config.init, "score_teacher": config.score_teacher}
-    weights = Weights(
-        **{name: load_model(find_model(file), expect=config.model)[0] for name, file in files.items() if file}
-    )
+    found = {name: find_model(file, f"config.{name}") for name, file in files.items() if file}
+    weights = Weights(**{name: load_model(path, expect=config.model)[0] for name, path in found.items()})
     source = make_source(config.data, config.seed)
     info, workdir = model_info(config), Path(workdir)
 

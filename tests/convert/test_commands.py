@@ -44,6 +44,14 @@ def test_converts_exports_and_merges(tmp_path, rcm_file, capsys):
     np.testing.assert_array_equal(changed["blocks"]["ffn_out"]["kernel"], params["blocks"]["ffn_out"]["kernel"])
 
 
+def test_an_output_that_cannot_be_written_is_known_before_anything_is_read(tmp_path, rcm_file):
+    (tmp_path / "file").write_text("in the way")
+    for command in ([], ["export"], ["merge"]):
+        out = str(tmp_path / "file" / "out")
+        fails(main, [*command, "no-such-source", out], f"cannot write {out}: {tmp_path}/file is a file")
+    fails(main, ["no-such-source", "/proc/new/out"], "nothing can be written in /proc/new/out")
+
+
 def test_a_merged_student_is_sampled_like_the_student(tmp_path, rcm_file):
     base = str(save(tmp_path / "base.pt", wan_arrays(seed=1)))
     out = str(tmp_path / "m.safetensors")
@@ -53,7 +61,7 @@ def test_a_merged_student_is_sampled_like_the_student(tmp_path, rcm_file):
 
 def test_dry_run_prints_the_mapping_and_writes_nothing(tmp_path, rcm_file, capsys):
     before = sorted(tmp_path.iterdir())
-    main([rcm_file, str(tmp_path / "out"), *HEADS, "--dry_run", "--dtype", "bfloat16"])
+    main([rcm_file, str(tmp_path / "out.safetensors"), *HEADS, "--dry_run", "--dtype", "bfloat16"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + 96
     assert "net.blocks.2.ffn.0.weight (64, 48) float32 -> blocks/ffn_in/kernel[2] (48, 64) bfloat16" in lines
@@ -65,7 +73,7 @@ def test_dry_run_prints_the_mapping_and_writes_nothing(tmp_path, rcm_file, capsy
 
 
 def test_bad_input_is_one_message_and_changes_nothing(tmp_path, rcm_file):
-    out = tmp_path / "out"
+    out = tmp_path / "out.safetensors"
     out.write_text("mine")
     cut = tmp_path / "cut.pt"
     cut.write_bytes(Path(rcm_file).read_bytes()[:5000])
@@ -75,7 +83,7 @@ def test_bad_input_is_one_message_and_changes_nothing(tmp_path, rcm_file):
     evil = zip_with(tmp_path / "evil.pt", pickle.dumps({"a": Evil(canary)}, 2))
     for source, flags, words in [
         (rcm_file, [], ["dim=48", "--num_heads"]),
-        (rcm_file, HEADS, [f"{out} is there already", "--overwrite"]),
+        (out, [], [f"{out} is what is read ({out}): give another name"]),
         (cut, [], [str(cut), "not a whole PyTorch file"]),
         (text, [], [str(text), "neither a safetensors nor a PyTorch file"]),
         (evil, [], [str(evil), "refused", "posix.system"]),
@@ -83,10 +91,17 @@ def test_bad_input_is_one_message_and_changes_nothing(tmp_path, rcm_file):
         (rcm_file, [*HEADS, "--model", "t2v-14B"], ["not of the size of t2v-14B", "dim=48 instead of 5120"]),
         (rcm_file, [*HEADS, "--entry", "net_ema"], ["no network under 'net_ema'", "net"]),
     ]:
-        fails(main, [str(source), str(out), *flags], *words)
+        fails(main, [str(source), str(out), *flags, "--overwrite"], *words)
+    fails(main, [rcm_file, str(out), *HEADS], f"{out} is there already", "--overwrite")
+    fails(main, [rcm_file, str(out / "deep.safetensors"), *HEADS], f"{out} is a file, not a folder")
+    fails(main, [rcm_file, str(tmp_path / "o.mp4"), *HEADS], "the safetensors form is a .safetensors file")
+    for added in ("--lora", "--student"):
+        merge = ["merge", rcm_file, str(out), added, str(out), "--reference", rcm_file, "--overwrite"]
+        fails(main, merge, f"{out} is what is read")
     assert out.read_text() == "mine"
     assert not canary.exists()
-    fails(main, ["merge", rcm_file, str(out), *HEADS, "--student", rcm_file], "--student and --reference together")
+    merge = ["merge", rcm_file, str(out), *HEADS, "--student", rcm_file, "--overwrite"]
+    fails(main, merge, "--student and --reference together")
     with pytest.raises(SystemExit):
         main([rcm_file, str(out), "--model", "13B"])
 

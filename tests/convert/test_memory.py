@@ -63,7 +63,7 @@ def peak(*argv) -> int:
 @pytest.mark.parametrize(
     ("words", "out"),
     [
-        ([], ["out", "--dtype", "float32"]),
+        ([], ["out.safetensors", "--dtype", "float32"]),
         ([], ["out", "--format", "orbax"]),
         (["export"], ["out.pt"]),
     ],

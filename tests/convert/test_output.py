@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rcm_jax.convert.output import unfinished, write_model
+from rcm_jax.convert.output import check_apart, check_form, check_place, unfinished, write_model
 from rcm_jax.convert.tensors import Tensor
 from rcm_jax.model_file import ModelInfo, load_model
 from tests.convert.tiny import T2V
@@ -61,11 +61,66 @@ def test_other_folders_are_not_replaced(tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.txt").write_text("mine")
     with (
-        pytest.raises(FileExistsError, match="not one of a network"),
+        pytest.raises(FileExistsError, match="not one of a network alone"),
         unfinished(tmp_path / "work", 0, overwrite=True),
     ):
         pytest.fail("reached")
     assert (tmp_path / "work" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_published_folder_is_not_replaced_by_one_of_its_networks(tmp_path):
+    for name in ("config.json", "diffusion_pytorch_model.safetensors", "Wan2.1_VAE.pth"):
+        (tmp_path / name).write_text("published")
+    with pytest.raises(FileExistsError, match="not one of a network alone"):
+        check_place(tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "words"),
+    [
+        ("b.mp4", "safetensors", "is a .safetensors file; give b.mp4.safetensors"),
+        ("b.pth", "safetensors", "is a .safetensors file; give b.safetensors"),
+        ("wan-1.3b", "safetensors", "is a .safetensors file; give wan-1.3b.safetensors"),
+        ("b.safetensors", "orbax", "is a folder; give b"),
+        ("b.bin", "wan", "is a .safetensors, .pt or .pth file; give b.safetensors"),
+        ("b.pth", "diffusers", "is a folder; give b"),
+    ],
+)
+def test_names_that_a_form_does_not_have(name, form, words):
+    with pytest.raises(ValueError, match=f"{name}: the {form} form {words}$"):
+        check_form(Path(name), form)
+    for right, of in (("a.safetensors", "safetensors"), ("wan-1.3b", "orbax"), ("a.pt", "rcm"), ("a.pth", "wan")):
+        check_form(Path(right), of)
+
+
+@pytest.mark.parametrize("link", ["", "symbolic", "hard"])
+def test_a_source_is_not_overwritten(tmp_path, link):
+    source = tmp_path / "source.safetensors"
+    source.write_text("mine")
+    out = tmp_path / "out.safetensors" if link else source
+    if link:
+        (out.symlink_to if link == "symbolic" else out.hardlink_to)(source)
+    with pytest.raises(FileExistsError, match="is what is read"):
+        check_apart(out, [tmp_path / "absent", source])
+    check_apart(tmp_path / "new.safetensors", [source])
+
+
+def test_a_file_of_a_source_is_not_overwritten(tmp_path):
+    folder = tmp_path / "wan"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "Wan2.1_VAE.pth"):
+        (folder / name).write_text("{}")
+    for out, source in (
+        (folder / "model.safetensors", folder),
+        (folder, folder),
+        (folder, folder / "model.safetensors"),
+    ):
+        with pytest.raises(FileExistsError, match="is what is read"):
+            check_apart(out, [source])
+    check_apart(folder / "Wan2.1_VAE.pth", [folder])  # in the folder, and no part of its network
+    write_model(tmp_path / "checkpoint", {"a": Tensor.of(np.ones(3))}, INFO, format="orbax")
+    with pytest.raises(FileExistsError, match="is what is read"):
+        check_apart(tmp_path / "checkpoint" / "model.json", [tmp_path / "checkpoint"])
 
 
 def test_places_that_cannot_be_written(tmp_path):
@@ -73,6 +128,8 @@ def test_places_that_cannot_be_written(tmp_path):
     for path in (tmp_path / "file" / "out", Path("/proc/out")):
         with pytest.raises(OSError, match=f"cannot write {path}"), unfinished(path, 0, overwrite=False) as new:
             new.write_text("x")
+    with pytest.raises(NotADirectoryError, match=f"{tmp_path / 'file'} is a file, not a folder"):
+        check_place(tmp_path / "file" / "deep" / "out", overwrite=False)
     assert (tmp_path / "file").read_text() == "in the way"
 
 

@@ -11,6 +11,7 @@ from rcm_jax.kernels.backends import select_backend
 from rcm_jax.kernels.bench_shapes import PRODUCTS, SHAPES
 from rcm_jax.kernels.masks import dense
 from rcm_jax.kernels.tiles import KINDS, WIDTHS, Tiles, table, tiles_for
+from tests.test_entry_points import fails
 
 
 def shape(S, K, D, dtype):
@@ -62,6 +63,18 @@ def test_the_benchmark_runs_and_says_what_it_left_out(tmp_path, capsys):
     assert {r["peer"] for r in records if "reason" in r} == {"tokamax", "torch"}
     assert picture.stat().st_size > 1000
     assert "left out:" in capsys.readouterr().out
+
+
+def test_outputs_are_tried_before_anything_is_timed(tmp_path, monkeypatch):
+    for name in ("matrix_rate", "measure"):
+        monkeypatch.setattr(bench, name, lambda *_: pytest.fail("computes"))
+    monkeypatch.setattr(tune, "tune", lambda *_: pytest.fail("computes"))
+    (tmp_path / "file").write_text("in the way")
+    there = str(tmp_path / "file" / "x.png")
+    fails(bench.main, ["--json", there], f"cannot write --json={there}")
+    fails(bench.main, ["--plot", there], f"cannot write --plot={there}")
+    fails(bench.main, ["--plot", "x.webp"], "--plot=x.webp must end in .png, .pdf or .svg")
+    fails(tune.main, ["--anyway", "--out", there], f"cannot write --out={there}")
 
 
 def test_tuning_writes_a_table(tmp_path, monkeypatch):

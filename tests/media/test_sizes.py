@@ -1,11 +1,15 @@
 """Sizes of videos and of the images that they start from."""
 
+import warnings
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from rcm_jax.cli import one_line_errors
 from rcm_jax.media.images import open_image, pixels
-from rcm_jax.media.sizes import RESOLUTIONS, adapted_size, latent_shape, parse_size, table_size
+from rcm_jax.media.pictures import grid, tiled
+from rcm_jax.media.sizes import MAX_SIDE, RESOLUTIONS, adapted_size, columns, latent_shape, parse_size, table_size
 
 WAN = {"space": 8, "time": 4, "patch": 2}
 
@@ -75,3 +79,89 @@ def test_an_image_that_is_none(tmp_path):
         open_image(tmp_path / "cut.png")
     with pytest.raises(FileNotFoundError, match=r"no image at .*nowhere\.png"):
         open_image(tmp_path / "nowhere.png")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "white"), [(np.uint16, 65535), (">u2", 65535), (np.int32, 65535), (np.float32, 1), (np.float32, 255)]
+)
+def test_deep_images_are_scaled_not_clipped(tmp_path, dtype, white):
+    ramp = np.linspace(0, 255, 64).round().reshape(8, 8)
+    Image.fromarray((ramp * (white / 255)).astype(dtype)).save(tmp_path / "deep.tif")
+    seen = np.asarray(open_image(tmp_path / "deep.tif"))
+    np.testing.assert_array_equal(seen, np.repeat(ramp[..., None], 3, axis=-1))
+
+
+def test_values_that_are_no_picture_are_refused(tmp_path):
+    for values in ([[-1.0, 0.5]], [[float("nan"), 0.5]], [[0.0, 1e6]]):
+        Image.fromarray(np.array(values, np.float32)).save(tmp_path / "x.tif")
+        with pytest.raises(ValueError, match=r"x\.tif .* its values go from .* 0\.\.65535"):
+            open_image(tmp_path / "x.tif")
+
+
+def with_alpha(mode, tmp_path):
+    """Left red, right transparent black."""
+    picture = np.zeros((8, 8, 4), np.uint8)
+    picture[:, :4] = (255, 0, 0, 255)
+    image = Image.fromarray(picture)
+    if mode == "P":
+        flat = image.convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE)
+        flat.save(tmp_path / "a.png", transparency=flat.getpixel((7, 0)))
+    else:
+        image.convert(mode).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_pixels_are_on_white_and_it_is_said(tmp_path, mode):
+    path = with_alpha(mode, tmp_path)
+    with pytest.warns(UserWarning, match=r"a\.png has transparent pixels: they are shown on white"):
+        seen = np.asarray(open_image(path))
+    assert (seen[:, 4:] == 255).all()
+    left = np.asarray(Image.open(path).convert("RGB"))[:, :4]
+    np.testing.assert_array_equal(seen[:, :4], left)
+
+
+def test_opaque_pictures_say_nothing(tmp_path, recwarn):
+    Image.new("RGBA", (8, 8), "red").save(tmp_path / "a.png")
+    open_image(tmp_path / "a.png")
+    assert not recwarn.list
+
+
+def test_commands_warn_in_one_line(capsys):
+    shown = warnings.showwarning
+    with one_line_errors():
+        warnings.warn("two\n  lines", stacklevel=1)
+    assert capsys.readouterr().err == "warning: two lines\n"
+    assert warnings.showwarning is shown
+
+
+@pytest.mark.parametrize(
+    ("videos", "size", "gap", "want"),
+    [
+        (1, (192, 192), 8, 1), (20, (192, 192), 8, 20), (21, (192, 192), 8, 11), (90, (192, 192), 8, 18),
+        (400, (192, 192), 8, 20), (4, (832, 480), 0, 4), (5, (832, 480), 0, 3), (32, (832, 480), 0, 4),
+        (1, (4096, 4096), 0, 1),
+    ],
+)  # fmt: skip
+def test_grids_fit_a_file(videos, size, gap, want):
+    n = columns(videos, size, gap)
+    assert n == want
+    rows = -(-videos // n)
+    for count, side in ((n, size[0]), (rows, size[1])):
+        assert count * (side + gap) - gap <= MAX_SIDE
+
+
+def test_more_videos_than_a_file_holds():
+    for videos, size, fit in ((401, (192, 192), 400), (33, (832, 480), 32), (1, (8192, 16), 0)):
+        with pytest.raises(ValueError, match=rf"{videos} videos of {size[0]}x{size[1]} do not fit .*, {fit} do"):
+            columns(videos, size, 8 if size == (192, 192) else 0)
+
+
+def test_tiles_are_one_row_until_it_is_too_wide():
+    videos = np.random.default_rng(0).integers(0, 255, (5, 2, 4, 1000, 3), np.uint8)
+    np.testing.assert_array_equal(tiled(videos[:4], gap=1), grid([videos[:4]], gap=1))
+    wrapped = tiled(videos, gap=1)
+    assert wrapped.shape == (2, 9, 3002, 3)
+    np.testing.assert_array_equal(wrapped[:, 5:, 1001:2001], videos[4])
+    assert (wrapped[:, 5:, 2002:] == 255).all()
+    assert tiled(videos[:3], scale=2, gap=1).shape == (2, 9, 2001, 3)

@@ -132,7 +132,7 @@ def test_every_flag_is_a_keyword_with_the_same_default():
     flags = set(re.findall(r"^  (?:-h, )?--(\w+)", shown, re.MULTILINE))
     keywords = {f.name for options in (FileOptions, SamplingOptions) for f in dataclasses.fields(options)}
     commands_own = {"help", "prompt", "prompts_file", "save_path", "scale", "model", "distilled", "stream", "profile",
-                    "warmup_iters", "num_runs"}  # fmt: skip
+                    "warmup_iters", "num_runs", "fps", "again"}  # fmt: skip
     assert flags - commands_own == keywords - {"indices"}
     given = vars(sample.parser().parse_args([])) | vars(sample_causal.parser().parse_args([]))
     assert not keywords & given.keys()  # defaults stand in the options alone

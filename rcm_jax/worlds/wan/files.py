@@ -7,8 +7,9 @@ from pathlib import Path
 from rcm_jax.convert.checkpoint import Checkpoint, differences, open_checkpoint
 from rcm_jax.convert.networks import NETWORKS
 from rcm_jax.errors import ArgumentError, MissingFileError
+from rcm_jax.hub import Place, Published, fetched, find, unreached
 from rcm_jax.wan.config import WAN_1_3B, WAN_14B
-from rcm_jax.wan.tokenizer import Tokenizer, open_tokenizer
+from rcm_jax.wan.tokenizer import FILES, Tokenizer, open_tokenizer
 
 CHECKPOINTS = (Path("checkpoints"), Path("assets/checkpoints"))  # where rCM's commands look
 ARGUMENTS = {"dit": "dit_path", "vae": "vae_path", "umt5": "text_encoder_path", "clip": "image_encoder_path"}
@@ -43,6 +44,7 @@ def open_files(
     model_size: str | None = None,
 ) -> WanFiles:
     """Opens what belongs to a DiT, or to Wan2.2's two; what is not named is looked for beside it and in rCM's folders.
+    All is found before any of it is fetched from the hub, and the text encoder, the largest, is fetched last.
 
     Raises MissingFileError that says where it looked, ArgumentError for a file of another network or size, ValueError
     for networks that do not go together.
@@ -55,7 +57,12 @@ def open_files(
     if model_size is not None:
         _check_size(networks[0], model_size)
     near = _near(networks[0].path)
-    opened_vae, opened_text = _open("vae", vae or _find("vae", near)), _open("umt5", text or _find("umt5", near))
+    vae_path, text_path = _found("vae", vae, near), _found("umt5", text, near)
+    clip_path = None if config.image_dim is None else _found("clip", clip, near)
+    places = [find(tokenizer, "tokenizer_path")] if tokenizer else _tokenizer_places(text_path)
+    opened_tokenizer = open_tokenizer([_local_tokenizer(place) for place in places])
+    opened_vae, opened_clip = _open("vae", vae_path), clip_path and _open("clip", clip_path)
+    opened_text = _open("umt5", text_path)
     if opened_vae.config.z_dim != config.out_channels:
         raise ValueError(
             f"{opened_vae.path} has latents of {opened_vae.config.z_dim} channels, the network {config.out_channels}"
@@ -64,9 +71,7 @@ def open_files(
         raise ValueError(
             f"{opened_text.path} gives features of width {opened_text.config.dim}, the network takes {config.text_dim}"
         )
-    places = [tokenizer] if tokenizer else _tokenizer_places(opened_text.path)
-    opened_clip = None if config.image_dim is None else _open("clip", clip or _find("clip", near))
-    files = WanFiles(networks, opened_vae, opened_text, open_tokenizer(places), opened_clip)
+    files = WanFiles(networks, opened_vae, opened_text, opened_tokenizer, opened_clip)
     if files.tokenizer.size > opened_text.config.vocabulary:
         raise ValueError(
             f"{files.tokenizer.path} has {files.tokenizer.size} tokens and {opened_text.path} knows "
@@ -75,7 +80,16 @@ def open_files(
     return files
 
 
-def _open(kind: str, path: str | Path) -> Checkpoint:
+def _found(kind: str, named: str | None, near: Sequence[Place]) -> Place:
+    """Where a network is: in what is named for it, a file or a folder that holds it as it is published, or near."""
+    if named is None:
+        return _find(kind, near)
+    place = find(named, ARGUMENTS[kind])
+    inside = [place / name for name in USUAL[kind]] if place.is_dir() else []
+    return next((path for path in inside if path.exists()), place)
+
+
+def _open(kind: str, path: Place) -> Checkpoint:
     return _checked(kind, open_checkpoint(path))
 
 
@@ -96,23 +110,31 @@ def _check_size(network: Checkpoint, model_size: str) -> None:
         raise ArgumentError(f"{network.path} is not of {{model_size}}: {', '.join(differ)}", model_size=model_size)
 
 
-def _near(path: Path) -> list[Path]:
+def _near(path: Place) -> list[Place]:
     """The folder of a file (itself, if it is a folder) and the one above, then rCM's."""
     folder = path if path.is_dir() else path.parent
     return [folder, folder.absolute().parent, *CHECKPOINTS]
 
 
-def _find(kind: str, folders: Sequence[Path]) -> Path:
+def _find(kind: str, folders: Sequence[Place]) -> Place:
     for folder in folders:
         for name in USUAL[kind]:
             if (folder / name).exists():
                 return folder / name
     title = next(network.title for network in NETWORKS if network.name == kind)
     raise MissingFileError(
-        f"no {title}: {', '.join(map(str, folders))} have no {' or '.join(USUAL[kind])}; name it with "
-        f"{{{ARGUMENTS[kind]}}}. Wan2.1 is published with it as {USUAL[kind][0]}", **{ARGUMENTS[kind]: None},
+        f"no {title}: {', '.join(map(str, folders))} have no {' or '.join(USUAL[kind])}{unreached(*folders)}; name it "
+        f"with {{{ARGUMENTS[kind]}}}. Wan2.1 is published with it as {USUAL[kind][0]}", **{ARGUMENTS[kind]: None},
     )  # fmt: skip
 
 
-def _tokenizer_places(text: Path) -> list[Path]:
+def _tokenizer_places(text: Place) -> list[Place]:
     return [folder / name for folder in _near(text) for name in ("", *TOKENIZERS) if folder / name != Path()]
+
+
+def _local_tokenizer(place: Place) -> Path:
+    """Fetched where it is on the hub and holds a tokenizer."""
+    if not isinstance(place, Published) or place.is_file():
+        return fetched(place)
+    inside = [name for name in FILES if (place / name).is_file()]
+    return place.fetch(inside[:1]) if inside else Path(str(place))

@@ -1,0 +1,77 @@
+"""Output paths, tried before anything is loaded or computed: what cannot be written is said first, not last."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rcm_jax.errors import ArgumentError
+
+PICTURES = (".png", ".pdf", ".svg")  # of drawings
+BLOCK = 4096  # bytes: a file of none may be made where the disk is full
+
+
+def check_output(path: str | Path, name: str, suffixes: Sequence[str] = ()) -> Path:
+    """The path of a file that can be written; its folder is there then, and what was at the path is untouched.
+
+    Raises ArgumentError that names the argument `name` (empty: the path alone).
+    """
+    path = Path(path)
+    if suffixes and path.suffix not in suffixes:
+        *others, last = suffixes
+        wanted = f"{', '.join(others)} or {last}" if others else last
+        raise ArgumentError(f"{_named(path, name)} must end in {wanted}", **_value(path, name))
+    if os.path.isdir(path):  # pathlib's would raise where the folder may not be looked into
+        raise _refused(path, name, "it is a folder; name a file in it")
+    there = os.path.exists(path)
+    if there and not os.path.isfile(path):
+        raise _refused(path, name, "it is a device or a pipe; name a file")
+    if there and not os.access(path, os.W_OK):
+        raise _refused(path, name, "it is there and read-only; give another name")
+    _try(path.parent, path, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def check_folder(path: str | Path, name: str) -> Path:
+    """The path of a folder in which files can be written; one that was not there is not there after this either.
+
+    Raises ArgumentError that names the argument `name`."""
+    _try(Path(path), Path(path), name)
+    return Path(path)
+
+
+def _try(folder: Path, path: Path, name: str) -> None:
+    """Makes the folder and a file in it, and removes both again, but for what was there."""
+    lineage = (folder, *folder.parents)
+    missing = [f for f in lineage if not os.path.exists(f)]
+    there = next(f for f in lineage if os.path.exists(f))
+    if not there.is_dir():
+        raise _refused(path, name, f"{there} is a file; name a folder that is one, or is not there yet")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".rcm_jax_") as tried:
+            tried.write(bytes(BLOCK))
+            tried.flush()
+    except OSError as error:
+        advice = "give a path on a disk and in a folder where you may write"
+        raise _refused(
+            path, name, f"nothing can be written in {folder} ({error.strerror or error}); {advice}"
+        ) from None
+    finally:
+        for made in missing:
+            with contextlib.suppress(OSError):
+                made.rmdir()
+
+
+def _refused(path: Path, name: str, why: str) -> ArgumentError:
+    return ArgumentError(f"cannot write {_named(path, name)}: {why}", **_value(path, name))
+
+
+def _named(path: Path, name: str) -> str:
+    return f"{{{name}}}" if name else str(path)
+
+
+def _value(path: Path, name: str) -> dict[str, Path]:
+    return {name: path} if name else {}

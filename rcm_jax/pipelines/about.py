@@ -1,0 +1,155 @@
+"""How a video was made, as its file's comment says it, and how a command makes it anew (--again)."""
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rcm_jax.errors import ArgumentError
+from rcm_jax.media.tags import read_tags
+from rcm_jax.pipelines.opening import Opened
+from rcm_jax.pipelines.options import FileOptions, SamplingOptions
+from rcm_jax.pipelines.request import Request
+from rcm_jax.worlds.builtin import BUILTIN
+
+OPTIONS = {field.name for options in (FileOptions, SamplingOptions) for field in dataclasses.fields(options)}
+
+
+def describe(opened: Opened, request: Request, asked: SamplingOptions) -> list[dict[str, Any]]:
+    """For each video of a call all that makes it again: prompt, options as given, state of the files, versions.
+
+    Of weights that are in no file only prompt and seed. The batch's size is among the options, whoever set it: on it
+    depends the program, and on that the last bits.
+    """
+    made_by = {"rcm_jax": version("rcm_jax"), "jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    if not opened.experts.sources:
+        return [{"prompt": words, "seed": request.seed} | made_by for words in request.prompts]
+    options = {"dit_path": _place(opened.options.dit_path), "seed": request.seed}
+    options |= _given(opened.options) | _given(asked)
+    for name in ("num_samples", "negative_prompt"):
+        options.pop(name, None)
+    if not opened.info.causal:
+        options["batch_size"] = request.batch_size
+    files = {value: _state(value) for name, value in options.items() if name.endswith("_path")}
+    whole = {
+        "command": "sample_causal" if opened.info.causal else "sample",
+        "files": {path: state for path, state in files.items() if state}, **made_by,
+    }  # fmt: skip
+    negative = request.negative_prompts * (len(request.prompts) // len(request.negative_prompts))
+    return [
+        {"prompt": words, "options": options | ({"negative_prompt": no} if no else {}) | {"indices": [index]}} | whole
+        for words, no, index in zip(request.prompts, negative, request.indices, strict=True)
+    ]
+
+
+def _given(options: Any) -> dict[str, Any]:
+    """The fields that differ from their defaults."""
+    given = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+    given = {f.name: given[f.name] for f in dataclasses.fields(options) if given[f.name] != f.default}
+    return {name: _place(value) if name.endswith("_path") else value for name, value in given.items()}
+
+
+def _place(path: str | Path) -> str:
+    """From wherever the file is read."""
+    return str(path) if str(path) in BUILTIN else str(Path(path).absolute())
+
+
+def _state(path: str) -> dict[str, int] | None:
+    """Size and time of a file, or of all in a folder: to tell whether it has changed, without reading it."""
+    if path in BUILTIN or not Path(path).exists():
+        return None
+    found = [Path(path)] if Path(path).is_file() else [p for p in Path(path).rglob("*") if p.is_file()]
+    stats = [p.stat() for p in found]
+    return {"bytes": sum(s.st_size for s in stats), "modified": int(max((s.st_mtime for s in stats), default=0))}
+
+
+def join(abouts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of several videos of one call in one file; {} for others."""
+    parts = [dict(about, options=dict(about.get("options", {}))) for about in abouts]
+    prompts = [part.pop("prompt", None) for part in parts]
+    indices = [index for part in parts for index in part["options"].pop("indices", [])]
+    negatives = [part["options"].pop("negative_prompt", "") for part in parts]
+    if len(parts) == 1 or not parts[0] or any(part != parts[0] for part in parts) or len(indices) != len(parts):
+        return dict(abouts[0]) if len(parts) == 1 else {}
+    same = len(set(prompts)) == len(set(negatives)) == 1
+    options = parts[0]["options"] | {"indices": indices} | ({"num_samples": len(parts)} if same else {})
+    if any(negatives):
+        options["negative_prompt"] = negatives[0] if same else negatives
+    return parts[0] | {"prompt": prompts[0] if same else prompts, "options": options}
+
+
+def tags(prompt: str, about: dict[str, Any], fps: float, scale: int) -> dict[str, str]:
+    """Title and comment of a file; no comment where nothing is known."""
+    if not about:
+        return {"title": prompt}
+    known = {"prompt": about["prompt"]} | about | {"fps": fps, "scale": scale}
+    if "options" in about:
+        options = dict(sorted(about["options"].items()))  # one order, so that the same video is the same file
+        if options.get("indices") == list(range(options.get("num_samples", 1))):
+            del options["indices"]
+        known["options"] = options
+    return {"title": prompt, "comment": json.dumps(known, ensure_ascii=False, default=_plain)}
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know, e.g. numbers of NumPy and paths."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return list(value) if isinstance(value, Sequence) else str(value)
+
+
+def read_about(path: str | Path, command: str) -> dict[str, Any]:
+    """What the comment of a video's file says of its making. Raises ArgumentError for one that does not say it, or that
+    another command made, and as `read_tags`."""
+    try:
+        about = json.loads(read_tags(path).get("comment", ""))
+        options = dict(about["options"])
+        maker, _ = about["command"], about["prompt"]
+    except (KeyError, TypeError, json.JSONDecodeError):
+        raise ArgumentError(
+            "{again} does not say how it was made: its comment is none that a sampling command wrote", again=path
+        ) from None
+    if maker != command:
+        raise ArgumentError(f"{{again}} was made by another command: use python -m rcm_jax.{maker}", again=path)
+    if unknown := sorted(options.keys() - OPTIONS):
+        raise ArgumentError(
+            f"{{again}} is of rcm_jax {about.get('rcm_jax')}; this one does not know {', '.join(unknown)}", again=path
+        )
+    return about | {"options": options}
+
+
+def fill_in(given: dict[str, Any], path: str | Path, command: str) -> None:
+    """Takes from the file what is not given: so what is given overrules it, and one thing can be changed alone.
+
+    Warns of what may make the video another one. Raises as `read_about`."""
+    about = read_about(path, command)
+    options, prompts = about["options"], about["prompt"]
+    other_prompt = given.get("prompt") is not None or given.get("prompts_file") is not None
+    if given.get("prompts_file") is not None or "num_samples" in given or (other_prompt and isinstance(prompts, list)):
+        options.pop("indices", None)  # a number for each video
+        if isinstance(options.get("negative_prompt"), list):
+            del options["negative_prompt"]
+    if "fsdp" in given:
+        options.pop("batch_size", None)  # it goes by that
+    for name, value in options.items():
+        given.setdefault(name, value)
+    if not other_prompt:
+        given["prompt"] = prompts
+    for name in ("fps", "scale"):
+        if name in given and given[name] is None:
+            given[name] = about.get(name)
+    for line in _changes(about):
+        warnings.warn(f"{line} since {path} was made: it may become another video", stacklevel=2)
+
+
+def _changes(about: dict[str, Any]) -> list[str]:
+    files = dict(about.get("files", {}))
+    lines = [f"{file} has changed" for file, state in files.items() if _state(file) not in (None, state)]
+    now = {"rcm_jax": version("rcm_jax"), "jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    lines += [f"{name} was {about[name]} and is {new}" for name, new in now.items() if about.get(name, new) != new]
+    return lines
