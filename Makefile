@@ -1,5 +1,6 @@
-# make demo: the main job, end to end.   make demo-causal: a causal student, streamed and scored.
+# make demo: the main job, end to end.   make demo-causal: a causal student, streamed and scored; TEACHER=1: its teacher too.
 # make test, make test-long: what CI runs.   make test-full: both, and the slow proofs.
+# make clean: removes what make installed and built. output/ is yours.
 PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
@@ -9,11 +10,13 @@ WORKERS ?= 2
 .PHONY: demo demo-causal test test-long test-full lint goldens clean
 
 $(VENV)/.base: pyproject.toml
+	@echo "installing into $(VENV), less than a minute"
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q --disable-pip-version-check -e .
 	touch $@
 
 $(VENV)/.test: $(VENV)/.base
+	@echo "installing what the tests need into $(VENV)"
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[test]'
 	touch $@
 
@@ -21,9 +24,12 @@ demo: $(VENV)/.base
 	$(PY) -m rcm_jax.demo --out $(OUT) $(ARGS)
 
 demo-causal: $(VENV)/.base
+	@echo "About $(if $(TEACHER),4,2) minutes on 2 cores: streams a video, then scores the student" \
+		"$(if $(TEACHER),and its 50-step teacher,(TEACHER=1 scores its 50-step teacher too: 2 minutes more))"
 	$(PY) -m rcm_jax.sample_causal --model toy --stream --profile --warmup_iters 1 --num_samples 4 \
 		--prompt "a blue square moving up" --save_path $(OUT)-causal/stream.mp4
-	$(PY) -m rcm_jax.evaluate --student causal=toy_causal --json $(OUT)-causal/scores.json
+	$(PY) -m rcm_jax.evaluate --student causal=toy_causal --teacher_steps 50 $(if $(TEACHER),,--teacher '') \
+		--json $(OUT)-causal/scores.json
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
@@ -44,4 +50,4 @@ test-full: lint goldens
 	$(PY) -m pytest -q -n $(WORKERS) --full
 
 clean:
-	rm -rf $(VENV) output build *.egg-info
+	rm -rf $(VENV) build *.egg-info

@@ -1,6 +1,6 @@
 """Self forcing with distribution matching on the built-in world, from a teacher-forced consistency student.
 
-    python -m rcm_jax.train --config=configs/toy_causal_sf_dmd.py --workdir=runs/toy_causal_sf_dmd \
+    python -m rcm_jax.train --config=toy_causal_sf_dmd --workdir=runs/toy_causal_sf_dmd \
         --config.teacher=runs/toy_causal_tf_scm/student.safetensors
 
 The built-in bidirectional teacher scores the rollouts.

@@ -1,8 +1,8 @@
 """Teacher forcing on the built-in world: a causal teacher, from the built-in bidirectional one.
 
-    python -m rcm_jax.train --config=configs/toy_causal_tf.py --workdir=runs/toy_causal_tf
+    python -m rcm_jax.train --config=toy_causal_tf --workdir=runs/toy_causal_tf
 
-The part after a colon is a chunk pattern for 9 latent frames (c1-2): --config=configs/toy_causal_tf.py:c1-1.
+The part after a colon is a chunk pattern for 9 latent frames (c1-2): --config=toy_causal_tf:c1-1.
 """
 
 from rcm_jax.configs import base, toy_teacher_start

@@ -1,6 +1,6 @@
 """Teacher-forced dCM on the built-in world, for comparison with toy_causal_tf_scm.
 
-    python -m rcm_jax.train --config=configs/toy_causal_tf_dcm.py --workdir=runs/toy_causal_tf_dcm \
+    python -m rcm_jax.train --config=toy_causal_tf_dcm --workdir=runs/toy_causal_tf_dcm \
         --config.teacher=runs/toy_causal_tf/teacher.safetensors
 """
 

@@ -1,6 +1,6 @@
 """Teacher-forced sCM on the built-in world: a causal student that samples each chunk in 1 to 4 steps.
 
-    python -m rcm_jax.train --config=configs/toy_causal_tf_scm.py --workdir=runs/toy_causal_tf_scm \
+    python -m rcm_jax.train --config=toy_causal_tf_scm --workdir=runs/toy_causal_tf_scm \
         --config.teacher=runs/toy_causal_tf/teacher.safetensors
 """
 

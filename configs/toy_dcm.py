@@ -1,6 +1,6 @@
 """dCM alone on the built-in world: consistency over 48 discrete steps, no derivative.
 
-    python -m rcm_jax.train --config=configs/toy_dcm.py --workdir=runs/toy_dcm
+    python -m rcm_jax.train --config=toy_dcm --workdir=runs/toy_dcm
 
 As many network passes as toy_rcm makes: 8200 (see there for how they are counted).
 """

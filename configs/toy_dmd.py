@@ -1,6 +1,6 @@
 """DMD alone on the built-in world: distribution matching without a consistency loss.
 
-    python -m rcm_jax.train --config=configs/toy_dmd.py --workdir=runs/toy_dmd
+    python -m rcm_jax.train --config=toy_dmd --workdir=runs/toy_dmd
 
 As many network passes as toy_rcm makes: 8200 (see there for how they are counted).
 """

@@ -1,6 +1,6 @@
 """rCM on the built-in world: sCM and distribution matching together, from the built-in teacher.
 
-    python -m rcm_jax.train --config=configs/toy_rcm.py --workdir=runs/toy_rcm
+    python -m rcm_jax.train --config=toy_rcm --workdir=runs/toy_rcm
 
 2 CPU cores: 0.39 s a student step, 0.19 s a critic step, 5 minutes. With 100 + 400 student and 400 critic steps it
 makes 8200 network passes a video of the batch (forward 1, tangent 1 more, backward 2 more). docs/results.md has the

@@ -1,6 +1,6 @@
 """sCM alone on the built-in world: the continuous-time consistency loss, no fake score.
 
-    python -m rcm_jax.train --config=configs/toy_scm.py --workdir=runs/toy_scm
+    python -m rcm_jax.train --config=toy_scm --workdir=runs/toy_scm
 
 As many network passes as toy_rcm makes: 8200 (see there for how they are counted).
 """

@@ -1,6 +1,6 @@
 """The built-in world's teacher, second part: frames under rising times, so that it learns which way time runs.
 
-    python -m rcm_jax.train --config=configs/toy_teacher.py --workdir=runs/toy_teacher \
+    python -m rcm_jax.train --config=toy_teacher --workdir=runs/toy_teacher \
         --config.teacher=runs/toy_teacher_start/teacher.safetensors
 
 2 CPU cores: 0.27 s a step, 14 minutes. The weights that ship with the package were trained with these two recipes'

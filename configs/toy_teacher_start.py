@@ -1,6 +1,6 @@
 """The built-in world's teacher, first part: flow matching from random weights, one time a video.
 
-    python -m rcm_jax.train --config=configs/toy_teacher_start.py --workdir=runs/toy_teacher_start
+    python -m rcm_jax.train --config=toy_teacher_start --workdir=runs/toy_teacher_start
 
 2 CPU cores: 0.26 s a step, 26 minutes. After it colour, shape and axis of motion follow the text; which of the two ways
 along the axis does not. `toy_teacher.py` continues.

@@ -1,6 +1,6 @@
 """rCM for Wan2.1-T2V-14B at 480p, 81 frames, as published (arXiv 2510.08431).
 
-    python -m rcm_jax.train --config=configs/wan_14b_rcm.py --dry_run --devices=64
+    python -m rcm_jax.train --config=wan_14b_rcm --dry_run --devices=64
 
 Not trained here: the recipe states the published settings and is checked abstractly.
 """

@@ -1,6 +1,6 @@
 """Teacher-forced sCM for Wan2.1-T2V-1.3B, as published (arXiv 2606.25473).
 
-    python -m rcm_jax.train --config=configs/wan_1_3b_causal_tf_scm.py:c3-3 --dry_run --devices=8
+    python -m rcm_jax.train --config=wan_1_3b_causal_tf_scm:c3-3 --dry_run --devices=8
 
 The teacher is a causal one, from wan_1_3b_causal_tf. The part after the colon is a chunk pattern and a step preset
 (see `base.wan_1_3b_causal`). Not trained here: the recipe states the published settings and is checked abstractly.

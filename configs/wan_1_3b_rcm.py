@@ -1,6 +1,6 @@
 """rCM for Wan2.1-T2V-1.3B at 480p, 77 frames, as published (arXiv 2510.08431).
 
-    python -m rcm_jax.train --config=configs/wan_1_3b_rcm.py --dry_run --devices=8
+    python -m rcm_jax.train --config=wan_1_3b_rcm --dry_run --devices=8
 
 The batch is the sum over devices of one video each. Not trained here: the recipe states the published settings and is
 checked abstractly (shapes, shardings, state sizes).

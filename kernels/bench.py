@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rcm_jax.cli import one_line_errors
+from rcm_jax.cli import command_parser, one_line_errors
 from rcm_jax.kernels import xla
 from rcm_jax.kernels.bench_peers import PEERS, TimesItself
 from rcm_jax.kernels.bench_shapes import DEFAULT_SHAPES, PRODUCTS, SHAPES, Shape, operands
@@ -151,11 +151,7 @@ def plot(records: list[dict], out: Path) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m rcm_jax.kernels.bench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command_parser("kernels.bench", __doc__)
     p.add_argument("--shapes", nargs="+", choices=SHAPES, metavar="SHAPE", help=f"of {', '.join(SHAPES)}")
     p.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER")
     p.add_argument("--passes", nargs="+", choices=PRODUCTS, default=list(PRODUCTS), metavar="PASS")

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rcm_jax.cli import one_line_errors
+from rcm_jax.cli import command_parser, one_line_errors
 from rcm_jax.kernels import pallas_triton
 from rcm_jax.kernels.bench import device_milliseconds
 from rcm_jax.kernels.bench_shapes import Shape, operands
@@ -90,9 +90,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    p = argparse.ArgumentParser(
-        prog="python -m rcm_jax.kernels.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_parser("kernels.tune", __doc__)
     p.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     p.add_argument("--dtypes", nargs="+", choices=("bfloat16", "float32"), default=["bfloat16", "float32"])
     p.add_argument("--widths", nargs="+", type=int, choices=WIDTHS, default=list(WIDTHS))

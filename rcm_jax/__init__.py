@@ -20,8 +20,11 @@ from rcm_jax.sampling.ode import rcm_times, sample_ode, wan_times
 from rcm_jax.training.config import RunConfig
 from rcm_jax.training.loop import train
 from rcm_jax.training.state import Weights
+from rcm_jax.version import version
 from rcm_jax.wan.config import WAN_1_3B, WAN_14B, DiTConfig
 from rcm_jax.wan.dit import DiT, guided_velocity, velocity
+
+__version__ = version()
 
 __all__ = [
     "WAN_1_3B",

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from rcm_jax.compilation import keep_programs
 from rcm_jax.errors import ArgumentError, Interrupted
 from rcm_jax.ranges import Range
+from rcm_jax.version import version
 
 USAGE_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError)
 
@@ -41,10 +42,12 @@ class Parser(argparse.ArgumentParser):
 
 def command_parser(module: str, description: str | None) -> argparse.ArgumentParser:
     """The parser of `python -m rcm_jax.MODULE`."""
-    return Parser(
+    parser = Parser(
         prog=f"python -m rcm_jax.{module}", description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"rcm_jax {version()}")
+    return parser
 
 
 @contextlib.contextmanager

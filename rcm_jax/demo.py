@@ -3,51 +3,134 @@
 Takes the built-in world's teacher (or trains it: --from_scratch), distils it with rCM, samples teacher and student,
 and leaves in --out:
 
-  videos.mp4  videos.png   rows: the teacher at 50 steps, the student at 4, 2 and 1 steps, the teacher at 4 steps, which
-                           is what a user has without distillation; one prompt a column
-  scores.txt  scores.json  the same networks scored from pixels, with 95% intervals
-  losses.png               the losses over the steps
+  videos.mp4  videos.png   rows: the teacher at 50, 4 and 2 steps, the student at 4, 2 and 1, with the network passes
+                           that a video costs; one prompt a column
+  quality.png              the share of right videos against network passes, teacher and student
+  scores.txt  scores.json  the same networks scored from pixels, with passes and 95% intervals
+  training.png             what moved in training: the tangent's norm, DMD's and the critic's loss, the student's scores
   student.safetensors      the student's averaged weights; training/ holds the run's metrics and checkpoints
+
+The folder says in demo.json what made it. The same command again goes on where it was stopped, and does not train again
+what is trained; --per_caption alone may change. Any other request needs a folder of its own.
 """
 
 import argparse
 import dataclasses
+import functools
+import json
+import os
 import shutil
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rcm_jax.cli import command_parser, one_line_errors
+from rcm_jax.errors import ArgumentError
+from rcm_jax.options import add_options, check_options, option, taken
+from rcm_jax.outputs import check_folder
+from rcm_jax.ranges import at_least, between
+from rcm_jax.version import version
+
+if TYPE_CHECKING:
+    from rcm_jax.pipelines.scoring import Table
 
 PICTURE_PROMPTS = (
     "a red circle moving left", "a blue square moving up", "a green diamond moving right",
     "a yellow circle moving down", "a red square moving right", "a blue diamond moving left",
 )  # fmt: skip
-SCALE = 4  # pixels of the pictures for one of the world's
+SCALE = 5  # pixels of the video for one of the world's
+STILL_SCALE = 3  # of the picture, which has three frames of each
+PREVIEWS = 8  # how often the student is scored while it is trained
+RECORD = "demo.json"
 
 
-def parser() -> argparse.ArgumentParser:
-    p = command_parser("demo", __doc__)
-    p.add_argument("--out", type=Path, default=Path("output/demo"), help="folder for everything (default output/demo)")
-    p.add_argument("--from_scratch", action="store_true", help="train the teacher too (40 minutes on 2 cores)")
-    p.add_argument("--steps", type=int, help="distillation steps (default: the recipe's, about 4 minutes on 2 cores)")
-    p.add_argument("--teacher_steps", type=int, help="with --from_scratch: steps of each of its two parts")
-    p.add_argument(
-        "--per_caption", type=int, default=4, help="videos for each of 48 captions in the scores (default 4)"
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Demo:
+    """What a demo is asked for."""
+
+    from_scratch: bool = option(False, "train the teacher too (40 minutes on 2 cores)")
+    steps: int | None = option(
+        None, "distillation steps (default: the recipe's, about 4 minutes on 2 cores)", range=at_least(1)
     )
-    p.add_argument("--seed", type=int, default=0)
-    return p
+    teacher_steps: int | None = option(
+        None, "with --from_scratch: steps of each of the teacher's two parts", range=at_least(1)
+    )
+    per_caption: int = option(4, "videos for each of 48 captions in the scores (default 4)", range=at_least(1))
+    seed: int = option(0, "of everything (default 0)", range=between(0, 2**31 - 2))  # it and the next are int32 in runs
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.teacher_steps is not None and not self.from_scratch:
+            raise ArgumentError(
+                "{teacher_steps} needs {from_scratch}: the built-in teacher is trained",
+                teacher_steps=self.teacher_steps, from_scratch=None,
+            )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One line of the table and of the picture."""
 
-    label: str
-    path: Path
+    network: str
+    path: str | Path
     num_steps: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.network} {self.steps}"
+
+    @property
+    def steps(self) -> str:
+        return f"{self.num_steps} step{'s' * (self.num_steps > 1)}"
+
+
+def parser() -> argparse.ArgumentParser:
+    p = command_parser("demo", __doc__)
+    p.add_argument("--out", type=Path, default=Path("output/demo"), help="folder for everything (default output/demo)")
+    add_options(p, Demo)
+    return p
+
+
+def claim_folder(out: Path, demo: Demo) -> None:
+    """Makes the folder, or checks that this demo made it; what was there stays as it was.
+
+    `per_caption` may differ from what the folder says: it changes how the student is scored, and scores are made anew
+    whenever the command runs. Raises ValueError where another demo, or none, made what is in it, or where nothing can
+    be written."""
+    asked, made = dataclasses.asdict(demo) | {"version": version()}, _record(out)
+    differ = [name for name in asked if made and made.get(name) != asked[name]]
+    if made is None and out.is_dir() and any(out.iterdir()):
+        raise ValueError(
+            f"{out} is not empty, and no demo made it ({RECORD} is not there): name another folder with --out"
+        )
+    if set(differ) - {"per_caption"}:
+        there, now = (", ".join(f"{name} {_told(of.get(name))}" for name in differ) for of in (made, asked))
+        raise ValueError(
+            f"{out} has a demo with {there}; this one is with {now}. The same request goes on with it; for another one "
+            "name another folder with --out"
+        )
+    if differ:
+        print(f"scores anew: {demo.per_caption} videos a caption, {made['per_caption']} before", file=sys.stderr)
+    check_folder(out, "out").mkdir(parents=True, exist_ok=True)
+    unfinished = out / f".{RECORD}.part"
+    unfinished.write_text(json.dumps(asked, indent=1) + "\n")
+    os.replace(unfinished, out / RECORD)
+
+
+def _record(out: Path) -> dict | None:
+    """What a demo wrote of itself into the folder; None where there is no such thing."""
+    try:
+        made = json.loads((out / RECORD).read_text())
+    except (OSError, ValueError):
+        return None
+    return made if isinstance(made, dict) and "per_caption" in made else None
+
+
+def _told(value: object) -> str:
+    return "as the recipe has it" if value is None else str(value)
 
 
 def recipe(module, steps: int | None, seed: int, **changes):
@@ -56,108 +139,111 @@ def recipe(module, steps: int | None, seed: int, **changes):
 
     config = module.get_config()
     config.update(changes | {"seed": seed, "tensorboard": False, "keep": 1})
-    if steps:
+    if steps is not None:
         config.steps = steps
     return run_config(config)
 
 
-def train_networks(args: argparse.Namespace) -> tuple[Path, Path]:
+def train_networks(out: Path, demo: Demo) -> tuple[str | Path, Path]:
     """(teacher, student) weights."""
     from rcm_jax.configs import toy_rcm, toy_teacher, toy_teacher_start
     from rcm_jax.training.runs import train_recipe
-    from rcm_jax.worlds.builtin import find_model
 
-    teacher = find_model("toy")
-    if args.from_scratch:
-        config = recipe(toy_teacher_start, args.teacher_steps, args.seed)
-        start = train_recipe(config, args.out / "teacher_start", progress="train the teacher, part 1")
-        config = recipe(toy_teacher, args.teacher_steps, args.seed + 1, teacher=str(start))
-        teacher = train_recipe(config, args.out / "teacher", progress="train the teacher, part 2")
-    config = recipe(toy_rcm, args.steps, args.seed, teacher=str(teacher))
-    written = train_recipe(config, args.out / "training", progress="distil with rCM")
-    student = args.out / "student.safetensors"
-    shutil.copyfile(written, student)
+    teacher = "toy"
+    if demo.from_scratch:
+        config = recipe(toy_teacher_start, demo.teacher_steps, demo.seed)
+        start = train_recipe(config, out / "teacher_start", progress="train the teacher, part 1")
+        config = recipe(toy_teacher, demo.teacher_steps, demo.seed + 1, teacher=str(start))
+        teacher = train_recipe(config, out / "teacher", progress="train the teacher, part 2")
+    config = recipe(toy_rcm, demo.steps, demo.seed, teacher=str(teacher))
+    student = out / "student.safetensors"
+    shutil.copyfile(distil(config, out / "training"), student)
     return teacher, student
 
 
-def picture(rows: list[Row], seed: int, out: Path) -> None:
-    """videos.mp4 and videos.png: a labelled grid, a row a network, a column a prompt."""
-    from rcm_jax.media.pictures import enlarge, grid, label_rows, strip, to_uint8, write_png
-    from rcm_jax.media.video import write_video
-    from rcm_jax.pipelines.pipeline import load
-    from rcm_jax.pipelines.scoring import sample_row
+def distil(config, workdir: Path) -> Path:
+    """The student's weights; it is scored on the way, and the teacher's weights are before the first step."""
+    from rcm_jax.model_file import load_model
+    from rcm_jax.pipelines.preview import read_previews, score_preview
+    from rcm_jax.training.runs import model_info, train_recipe
+    from rcm_jax.worlds.builtin import find_model
 
-    prompts = list(PICTURE_PROMPTS)
-    videos = [
-        to_uint8(sample_row(load(r.path), prompts, [seed], num_steps=r.num_steps, label=r.label)) for r in rows
-    ]  # fmt: skip
-    labels = [r.label for r in rows]
-    frames = label_rows(enlarge(grid(videos, gap=2), SCALE), labels)
+    config = dataclasses.replace(config, sample_every=-(-config.steps // PREVIEWS))
+    scored = functools.partial(score_preview, seed=config.seed)
+    if not read_previews(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        scored(0, load_model(find_model(config.teacher))[0], model_info(config), workdir)
+    return train_recipe(config, workdir, on_samples=scored, progress="distil with rCM")
+
+
+def score_rows(rows: list[Row], demo: Demo) -> "tuple[Table, dict[str, np.ndarray]]":
+    """The table, and by their labels the first video of every caption of each row."""
+    from rcm_jax.pipelines.pipeline import load
+    from rcm_jax.pipelines.scoring import Table, data_row, row_passes, sample_row
+    from rcm_jax.worlds.toy.scores import evaluation_prompts
+
+    prompts = evaluation_prompts(demo.per_caption)
+    table, shown = Table(), {}
+    table.add("data", [data_row(prompts, demo.seed)], prompts)
+    for row in rows:
+        pipe = load(row.path)
+        videos = sample_row(pipe, prompts, [demo.seed + 1], num_steps=row.num_steps, label=f"score {row.label}")
+        table.add(row.label, [videos], prompts, passes=row_passes(pipe, num_steps=row.num_steps))
+        shown[row.label] = videos[[prompts.index(prompt) for prompt in PICTURE_PROMPTS]]
+    return table, shown
+
+
+def picture(shown: dict[str, np.ndarray], passes: dict[str, float], out: Path) -> None:
+    """videos.mp4 and videos.png: a labelled grid, a row a network, a column a prompt."""
+    from rcm_jax.media.pictures import enlarge, grid, label_columns, label_rows, strip, to_uint8, write_png
+    from rcm_jax.media.video import write_video
+
+    margin = 130
+    rows = [f"{label}\n{passes[label]:g} pass{'es' * (passes[label] > 1)}" for label in shown]
+
+    def labelled(frames: np.ndarray) -> np.ndarray:
+        return label_columns(label_rows(frames, rows, width=margin), list(PICTURE_PROMPTS), left=margin)
+
+    videos = [to_uint8(row) for row in shown.values()]
+    frames = labelled(enlarge(grid(videos, gap=2), SCALE))
     write_video(out / "videos.mp4", frames.repeat(2, axis=0), fps=12)
     # a still picture of moving things: first, middle and last frame of each
     strips = grid([[strip(video, frames=3)[None] for video in row] for row in videos], gap=2)
-    write_png(out / "videos.png", label_rows(enlarge(strips, 3), labels)[0])
+    write_png(out / "videos.png", labelled(enlarge(strips, STILL_SCALE))[0])
 
 
-def plot_losses(workdir: Path, out: Path) -> Path:
-    """losses.png: each loss of metrics.jsonl over the steps, with its running mean.
+def quality(rows: list[Row], table: "Table", path: Path) -> None:
+    """quality.png: what each network's scores cost."""
+    from rcm_jax.pipelines.plots import Point, plot_quality
 
-    sCM's loss is the square of a normalised tangent, hence constant: the tangent's norm beside it is what moves.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from rcm_jax.training.metrics import read_metrics
-
-    records = read_metrics(workdir)
-    wanted = ("loss_consistency", "tangent_norm", "loss_dmd", "loss_critic")
-    names = [n for n in wanted if any(n in r for r in records)]
-    figure, axes = plt.subplots(1, len(names), figsize=(3.5 * len(names), 3), squeeze=False, layout="constrained")
-    for axis, name in zip(axes[0], names, strict=True):
-        steps, values = np.array([(r["step"], r[name]) for r in records if name in r]).T
-        window = max(1, len(values) // 20)
-        mean = np.convolve(values, np.ones(window) / window, mode="valid")
-        axis.plot(steps, values, color="0.8", linewidth=0.7)
-        axis.plot(steps[window - 1 :], mean, color="C0")
-        axis.set(title=name.replace("_", " "), xlabel="step", ylim=(0, None))
-    figure.savefig(out / "losses.png", dpi=120)
-    plt.close(figure)
-    return out / "losses.png"
-
-
-def run(args: argparse.Namespace) -> None:
-    from rcm_jax.outputs import check_folder
-    from rcm_jax.pipelines.pipeline import load
-    from rcm_jax.pipelines.scoring import Table, data_row, sample_row
-    from rcm_jax.worlds.toy.scores import evaluation_prompts
-
-    began = time.monotonic()
-    check_folder(args.out, "out")
-    teacher, student = train_networks(args)
-    plot_losses(args.out / "training", args.out)
-    rows = [
-        Row("teacher 50 steps", teacher, 50), Row("student 4 steps", student, 4), Row("student 2 steps", student, 2),
-        Row("student 1 step", student, 1), Row("teacher 4 steps", teacher, 4),
-    ]  # fmt: skip
-    picture(rows, args.seed, args.out)
-    prompts = evaluation_prompts(args.per_caption)
-    table = Table()
-    table.add("data", [data_row(prompts, args.seed)], prompts)
+    curves: dict[str, list] = {}
     for row in rows:
-        videos = sample_row(
-            load(row.path), prompts, [args.seed + 1], num_steps=row.num_steps, label=f"score {row.label}"
-        )
-        table.add(row.label, [videos], prompts)
-    table.write(args.out / "scores.json")
-    (args.out / "scores.txt").write_text(f"{table}\n")
-    print(f"\n{table}\n\nMade in {(time.monotonic() - began) / 60:.1f} minutes, in {args.out}:")
-    for name in ("videos.mp4", "videos.png", "scores.txt", "scores.json", "losses.png", "student.safetensors"):
-        print(f"  {args.out / name}")
+        name = row.steps if row.network in curves else f"{row.network}, {row.steps}"
+        point = Point(name, table.passes[row.label], table.rows[row.label]["all"])
+        curves.setdefault(row.network, []).append(point)
+    plot_quality(curves, table.rows["data"]["all"]["value"], path)
+
+
+def run(out: Path, demo: Demo) -> None:
+    began = time.monotonic()
+    claim_folder(out, demo)
+
+    from rcm_jax.pipelines.plots import plot_training
+
+    teacher, student = train_networks(out, demo)
+    plot_training(out / "training", out / "training.png")
+    rows = [Row("teacher", teacher, n) for n in (50, 4, 2)] + [Row("student", student, n) for n in (4, 2, 1)]
+    table, shown = score_rows(rows, demo)
+    picture(shown, table.passes, out)
+    quality(rows, table, out / "quality.png")
+    table.write(out / "scores.json")
+    (out / "scores.txt").write_text(f"{table}\n")
+    print(f"\n{table}\n\nMade in {(time.monotonic() - began) / 60:.1f} minutes, in {out}:")
+    names = ("videos.mp4", "videos.png", "quality.png", "scores.txt", "scores.json", "training.png", student.name)
+    print(*(f"  {out / name}" for name in names), sep="\n")
     print(
         f"\nSample from the student:\n  {sys.executable} -m rcm_jax.sample --dit_path {student} "
-        f'--prompt "a green diamond moving up" --num_steps 2 --num_samples 4 --save_path {args.out / "mine.mp4"}'
+        f'--prompt "a green diamond moving up" --num_steps 2 --num_samples 4 --save_path {out / "mine.mp4"}'
     )
 
 
@@ -165,7 +251,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command; installed as rcm-demo."""
     args = parser().parse_args(argv)
     with one_line_errors():
-        run(args)
+        run(args.out, Demo(**taken(vars(args), Demo)))
 
 
 if __name__ == "__main__":

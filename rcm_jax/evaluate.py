@@ -3,13 +3,8 @@
 Rows: the data (through the codec), the teacher at each of --teacher_steps, and every student at
 each of --num_steps. A student is NAME=PATH, or NAME=PATH,PATH,… for one recipe trained from several seeds: their
 videos are scored together, and the `all` score of each network is printed below. A path may be on the Hugging Face hub
-(org/name, hf://org/name@revision/file). Scores are measured from pixels:
-
-  all        colour, shape and direction all as asked         overlap    with the ideal shape of its area
-  noise      standard deviation of the background
-  position   spread of places for one caption, in pixels, and its ratio to the world's
-
-with 95% bootstrap intervals.
+(org/name, hf://org/name@revision/file). Scores are measured from pixels, and stand beside the network passes that a
+video costs; the table explains its columns.
 """
 
 import argparse
@@ -49,7 +44,7 @@ def run(args: argparse.Namespace) -> "Table":
     from rcm_jax.options import times
     from rcm_jax.outputs import check_output
     from rcm_jax.pipelines.pipeline import load
-    from rcm_jax.pipelines.scoring import Table, asked_of, data_row, sample_row
+    from rcm_jax.pipelines.scoring import Table, asked_of, data_row, row_passes, sample_row
     from rcm_jax.sampling.schedules import few_step_schedule
     from rcm_jax.worlds.builtin import find_model
     from rcm_jax.worlds.toy.scores import evaluation_prompts
@@ -75,10 +70,9 @@ def run(args: argparse.Namespace) -> "Table":
     table = Table()
     table.add("data", [data_row(pooled, args.seeds[0])], pooled)
     for label, paths, n in rows:
-        videos = [
-            sample_row(pipes[path], prompts, args.seeds, num_steps=n, label=label, middle=middle) for path in paths
-        ]
-        table.add(label, videos, pooled)
+        asked = {"num_steps": n, "middle": middle}
+        videos = [sample_row(pipes[path], prompts, args.seeds, label=label, **asked) for path in paths]
+        table.add(label, videos, pooled, passes=row_passes(pipes[paths[0]], **asked))
     return table
 
 

@@ -14,7 +14,8 @@ from rcm_jax.chunks import __main__ as chunks
 from rcm_jax.convert import commands
 from rcm_jax.media.pictures import enlarge, grid
 from rcm_jax.media.video import write_video
-from rcm_jax.model_file import ModelInfo, read_info, save_model
+from rcm_jax.model_file import ModelInfo, load_model, read_info, save_model
+from rcm_jax.pipelines.preview import read_previews
 from rcm_jax.wan.networks import init_params
 from tests.media.test_video import moving
 from tests.tiny import MODEL
@@ -62,6 +63,7 @@ def test_evaluate_scores_what_networks_make(tmp_path, student):
     assert list(rows) == ["data", "a 1"]
     assert rows["data"]["all"]["value"] > 0.95
     assert rows["a 1"]["all"]["value"] < 0.2
+    assert written["passes"] == {"a 1": 1}
     assert written["all_of_each"]["a 1"] == [rows["a 1"]["all"]["value"]] * 2  # twice the same network
 
 
@@ -69,12 +71,33 @@ def test_evaluate_scores_what_networks_make(tmp_path, student):
 def test_the_demo_leaves_what_it_says(tmp_path, capsys):
     demo.main(["--out", str(tmp_path), "--steps", "4", "--per_caption", "1"])
     out = capsys.readouterr().out
-    for name in ("videos.mp4", "videos.png", "scores.txt", "scores.json", "losses.png", "student.safetensors"):
+    names = (
+        "videos.mp4",
+        "videos.png",
+        "quality.png",
+        "scores.txt",
+        "scores.json",
+        "training.png",
+        "student.safetensors",
+    )
+    for name in names:
         assert (tmp_path / name).is_file()
         assert str(tmp_path / name) in out
-    rows = json.loads((tmp_path / "scores.json").read_text())["rows"]
-    assert rows["teacher 50 steps"]["all"]["value"] > 0.6
-    assert read_info(tmp_path / "student.safetensors").kind == "student"
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert written["rows"]["teacher 50 steps"]["all"]["value"] > 0.6
+    assert list(written["passes"].values()) == [100, 8, 4, 4, 2, 1]
+    previews = read_previews(tmp_path / "training")
+    assert [record["step"] for record in previews] == [step for step in range(5) for _ in range(2)]
+    student = tmp_path / "student.safetensors"
+    assert read_info(student).kind == "student"
+
+    # the same request again: nothing is trained twice, what was there is the same
+    before, metrics = load_model(student)[0], (tmp_path / "training" / "metrics.jsonl").read_bytes()
+    demo.main(["--out", str(tmp_path), "--steps", "4", "--per_caption", "1"])
+    jax.tree.map(np.testing.assert_array_equal, load_model(student)[0], before)
+    assert (tmp_path / "training" / "metrics.jsonl").read_bytes() == metrics
+    assert read_previews(tmp_path / "training") == previews
+    assert json.loads((tmp_path / "scores.json").read_text()) == written
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rcm_jax.chunks import ChunkPattern, Spans, block_causal, teacher_forcing
+from rcm_jax.cli import command_parser
 from rcm_jax.kernels.masks import KeyRuns, dense
 
 MASKS = {"block_causal": block_causal, "teacher_forcing": teacher_forcing}
@@ -38,9 +39,7 @@ def draw(mask: KeyRuns, spans: Spans, frame_tokens: int, path: str | Path, title
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m rcm_jax.chunks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_parser("chunks", __doc__)
     p.add_argument("--pattern", default="c1-4", help="chunk pattern, like c1-1, c3-3, c1-4 (default c1-4)")
     p.add_argument("--frames", type=int, default=9, help="latent frames (default 9)")
     p.add_argument("--mask", choices=MASKS, default="teacher_forcing")

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,31 @@ def label_rows(frames: Frames, labels: list[str], *, width: int = 150) -> Frames
     for i, label in enumerate(labels):
         ImageDraw.Draw(margin).text((8, (i + 0.5) * H / len(labels)), label, fill="black", anchor="lm", font_size=14)
     return np.concatenate([np.broadcast_to(np.asarray(margin), (F, H, width, 3)), frames], axis=2)
+
+
+def label_columns(frames: Frames, labels: list[str], *, left: int = 0) -> Frames:
+    """A margin on top with one label a column of the grid, which begins `left` pixels from the left; words that would
+    leave their column go to the next line."""
+    from PIL import Image, ImageDraw
+
+    F, _, W, _ = frames.shape
+    width, size = (W - left) / len(labels), 13
+    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    wrapped = [_wrapped(label, lambda text: draw.textlength(text, font_size=size) <= width - 4) for label in labels]
+    height = 8 + (size + 4) * max(text.count("\n") + 1 for text in wrapped)
+    margin = Image.new("RGB", (W, height + height % 2), "white")
+    for i, text in enumerate(wrapped):
+        where = (left + (i + 0.5) * width, height - 4)
+        ImageDraw.Draw(margin).text(where, text, fill="black", anchor="md", align="center", font_size=size)
+    return np.concatenate([np.broadcast_to(np.asarray(margin), (F, *np.shape(margin))), frames], axis=1)
+
+
+def _wrapped(text: str, fits: Callable[[str], bool]) -> str:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines[-1:] = [longer] if fits(longer) else [lines[-1], word]
+    return "\n".join(line for line in lines if line)
 
 
 def write_png(path: str | Path, image: UInt8[np.ndarray, "H W 3"], tags: Mapping[str, str] | None = None) -> Path:

@@ -136,8 +136,7 @@ def sample_request(
     if batch_size % fsdp:
         raise ArgumentError("{batch_size} must be a multiple of {fsdp}", batch_size=batch_size, fsdp=fsdp)
     experts.keep_all = world.small or _both_fit(opened, request, batch_size)
-    guided = sampler.name != "few_step" and sampler.guidance > 1
-    text, null_text = request.features(world, guided=guided)
+    text, null_text = request.features(world, guided=sampler.guided)
     condition, image = None, None
     if request.image is not None:
         condition, image = world.condition(request.image, request.size, request.num_frames)

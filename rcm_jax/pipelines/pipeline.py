@@ -21,7 +21,7 @@ from rcm_jax.finite import check_finite
 from rcm_jax.hub import Place
 from rcm_jax.media.pictures import to_uint8
 from rcm_jax.model_file import ModelInfo
-from rcm_jax.parallel import make_mesh
+from rcm_jax.parallel import make_mesh, shard
 from rcm_jax.pipelines.about import describe, join
 from rcm_jax.pipelines.bidirectional import sample_request
 from rcm_jax.pipelines.causal import Stream, roll_out_request, start_from
@@ -64,13 +64,13 @@ class Pipeline:
 
     @classmethod
     def of(cls, params: Params, info: ModelInfo) -> "Pipeline":
-        """Of weights of the built-in world that are in memory, e.g. of a training run."""
+        """Of weights of the built-in world that are in memory, e.g. of a training run; they go to the first device."""
         if info.world != "toy":
             raise ValueError(
                 f"weights of the world {info.world!r} need files around them: save them, and `load` the file"
             )
         mesh = make_mesh(devices=jax.devices()[:1])
-        return cls(Opened(FileOptions(), info, ToyWorld(), Experts.of(params, info.model, mesh)))
+        return cls(Opened(FileOptions(), info, ToyWorld(), Experts.of(shard(params, mesh), info.model, mesh)))
 
     @property
     def causal(self) -> bool:

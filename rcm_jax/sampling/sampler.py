@@ -33,6 +33,16 @@ class SamplerConfig:
         """How many arrays of noise a video takes: a student's sampler draws fresh noise at every step."""
         return self.num_steps if self.name == "few_step" else 1
 
+    @property
+    def guided(self) -> bool:
+        """Whether a step asks the network twice, with the text and without."""
+        return self.name != "few_step" and self.guidance > 1
+
+    @property
+    def passes(self) -> int:
+        """Evaluations of the network for a video."""
+        return self.num_steps * (2 if self.guided else 1)
+
     def __post_init__(self):
         if self.name not in SAMPLERS:
             raise ValueError(f"sampler {self.name!r} is unknown; use one of {SAMPLERS}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rcm_jax.chunks import Spans
 from rcm_jax.flow import shift_time, unshift_time
 
 MIDDLE = (15 / 16, 5 / 6, 5 / 8)  # RF times between the first step and the data
@@ -44,6 +45,15 @@ class RolloutSchedule:
         """(times, whether the context is noisy) of a chunk."""
         noisy = self.noisy_context_from is not None and index >= self.noisy_context_from
         return self.times[min(index, len(self.times) - 1)], noisy
+
+    def passes(self, spans: Spans) -> float:
+        """How often the network goes over each frame of a video, in the mean over its chunks: their steps, and once
+        more to put a chunk's keys into the cache where the last step does not; all of it twice under guidance."""
+        over = 0
+        for index, (start, end) in enumerate(spans):
+            times, noisy = self.chunk(index)
+            over += (end - start) * (len(times) - noisy)
+        return over / spans[-1][1] * (2 if self.guidance > 1 else 1)
 
     def after_image(self) -> "RolloutSchedule":
         """For image-to-video, where the entries of `times` count the chunks after the image."""

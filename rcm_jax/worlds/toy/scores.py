@@ -272,10 +272,20 @@ def evaluation_prompts(per_caption: int = 8, captions: int = 48) -> list[str]:
     return chosen * per_caption
 
 
-def format_table(rows: Mapping[str, Summary], columns: Sequence[str] = COLUMNS) -> str:
-    """A text table: a row a summary; in each cell the value and its interval, as "0.95 0.93-0.97"."""
-    cells = [["", *(name.replace("_", " ") for name in columns)]]
-    cells += [[label, *(_cell(summary.get(name)) for name in columns)] for label, summary in rows.items()]
+def format_table(
+    rows: Mapping[str, Summary],
+    columns: Sequence[str] = COLUMNS,
+    *,
+    first: Mapping[str, Mapping[str, str]] | None = None,
+) -> str:
+    """A text table: a row a summary; in each cell the value and its interval, as "0.95 0.93-0.97".
+
+    first: columns before these, {heading: {label of a row: its cell}}; a row that is not among them has "-"."""
+    first = first or {}
+    cells = [["", *first, *(name.replace("_", " ") for name in columns)]]
+    for label, summary in rows.items():
+        told = [column.get(label, "-") for column in first.values()]
+        cells.append([label, *told, *(_cell(summary.get(name)) for name in columns)])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
