@@ -131,17 +131,8 @@ def test_every_flag_is_a_keyword_with_the_same_default():
     shown = sample.parser().format_help() + sample_causal.parser().format_help()
     flags = set(re.findall(r"^  (?:-h, )?--(\w+)", shown, re.MULTILINE))
     keywords = {f.name for options in (FileOptions, SamplingOptions) for f in dataclasses.fields(options)}
-    commands_own = {
-        "help",
-        "version",
-        "prompts_file",
-        "model",
-        "distilled",
-        "stream",
-        "profile",
-        "warmup_iters",
-        "num_runs",
-    }
+    commands_own = {"help", "version", "prompts_file", "model", "distilled", "stream", "profile", "warmup_iters",
+                    "num_runs"}  # fmt: skip
     commands_own |= {f.name for f in dataclasses.fields(OutputOptions)}
     assert flags - commands_own == keywords - {"indices"}
     given = vars(sample.parser().parse_args([])) | vars(sample_causal.parser().parse_args([]))
