@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 
 from rcm_jax.cli import command_parser, one_line_errors
 from rcm_jax.options import add_options, taken
-from rcm_jax.outputs import check_folder
 
 if TYPE_CHECKING:
     from rcm_jax.convert.checkpoint import Checkpoint, NetworkOptions
@@ -101,7 +100,6 @@ def run(command: str, args: argparse.Namespace) -> None:
     if not args.dry_run:
         check_apart(args.out, [Path(source) for source in sources(command, args)])
         check_place(args.out, overwrite=args.overwrite)
-        check_folder(args.out.parent if args.out.is_file() else args.out, "")
     options = NetworkOptions(**taken(vars(args), NetworkOptions))
     source = open_checkpoint(args.source, entry=args.entry, model=args.model, num_heads=options.num_heads)
     print(source)

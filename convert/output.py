@@ -14,6 +14,7 @@ from rcm_jax.convert.safetensors_io import write_safetensors
 from rcm_jax.convert.tensors import Tensor, total_bytes
 from rcm_jax.hub import OF_FILES
 from rcm_jax.model_file import FORMAT, ORBAX_INFO, ORBAX_PARAMS, ModelInfo
+from rcm_jax.outputs import check_folder
 
 TORCH = (".safetensors", ".pt", ".pth")
 FORMS: dict[str, tuple[str, ...]] = {  # endings of each form of a network; none: a folder
@@ -34,10 +35,8 @@ def check_form(path: Path, form: str) -> None:
 
 def check_place(path: Path, *, overwrite: bool) -> None:
     """Raises FileExistsError where there is something at `path` already and `overwrite` is not set, or a folder of more
-    than one network, and NotADirectoryError where a file stands where its folder should be."""
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise NotADirectoryError(f"cannot write {path}: {above} is a file, not a folder")
+    than one network, and ArgumentError where its folder cannot be written in."""
+    check_folder(path.parent, "")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} is there already; --overwrite replaces it")
     if path.is_dir() and not _one_network(path):
@@ -71,8 +70,7 @@ def check_apart(path: Path, sources: Sequence[Path]) -> None:
 def unfinished(path: Path, size: int, *, overwrite: bool) -> Iterator[Path]:
     """A name beside `path` to write to, file or folder; it becomes `path` when the block ends well, else it goes.
 
-    Raises as `check_place`, and OSError where the disk has less than `size` bytes left or cannot be written; nothing is
-    changed then.
+    Raises as `check_place`, and OSError where the disk has less than `size` bytes left; nothing is changed then.
     """
     check_place(path, overwrite=overwrite)
     new = path.with_name(path.name + ".tmp")

@@ -55,7 +55,8 @@ def perturbed_params(config: DiTConfig, seed: int = 0, scale: float = 0.05) -> P
             noise += (0.02 if small else config.dim**-0.5) * rng.normal(size=leaf.shape)
         return noise.astype(leaf.dtype)
 
-    return jax.tree.map(jax.device_put, jax.tree_util.tree_map_with_path(draw, abstract_params(config)))
+    with jax.ensure_compile_time_eval():  # the first call may be under jit
+        return jax.tree.map(jax.device_put, jax.tree_util.tree_map_with_path(draw, abstract_params(config)))
 
 
 IMAGE_TOKENS = 5

@@ -47,9 +47,9 @@ def test_converts_exports_and_merges(tmp_path, rcm_file, capsys):
 def test_an_output_that_cannot_be_written_is_known_before_anything_is_read(tmp_path, rcm_file):
     (tmp_path / "file").write_text("in the way")
     for command in ([], ["export"], ["merge"]):
-        out = str(tmp_path / "file" / "out")
-        fails(main, [*command, "no-such-source", out], f"cannot write {out}: {tmp_path}/file is a file")
-    fails(main, ["no-such-source", "/proc/new/out"], "nothing can be written in /proc/new/out")
+        out = str(tmp_path / "file" / "out.safetensors")
+        fails(main, [*command, "no-such-source", out], f"cannot write {tmp_path}/file: {tmp_path}/file is a file")
+    fails(main, ["no-such-source", "/proc/new/out.safetensors"], "nothing can be written in /proc/new")
 
 
 def test_a_merged_student_is_sampled_like_the_student(tmp_path, rcm_file):
@@ -93,7 +93,7 @@ def test_bad_input_is_one_message_and_changes_nothing(tmp_path, rcm_file):
     ]:
         fails(main, [str(source), str(out), *flags, "--overwrite"], *words)
     fails(main, [rcm_file, str(out), *HEADS], f"{out} is there already", "--overwrite")
-    fails(main, [rcm_file, str(out / "deep.safetensors"), *HEADS], f"{out} is a file, not a folder")
+    fails(main, [rcm_file, str(out / "deep.safetensors"), *HEADS], f"{out} is a file; name a folder")
     fails(main, [rcm_file, str(tmp_path / "o.mp4"), *HEADS], "the safetensors form is a .safetensors file")
     for added in ("--lora", "--student"):
         merge = ["merge", rcm_file, str(out), added, str(out), "--reference", rcm_file, "--overwrite"]

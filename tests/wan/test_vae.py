@@ -29,7 +29,7 @@ def params():
         return rng.normal(size=leaf.shape, loc=0 if wide else 0.5, scale=0.3 / np.sqrt(leaf.shape[-1] if wide else 1))
 
     shapes = jax.eval_shape(VAE(SMALL).init, jax.random.key(0))
-    return jax.tree.map(lambda leaf: jnp.asarray(draw(leaf), jnp.float32), shapes)
+    return jax.tree.map(lambda leaf: draw(leaf).astype(np.float32), shapes)  # NumPy's: the first call may be under jit
 
 
 def pieces(function, x, lengths):
