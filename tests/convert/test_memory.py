@@ -15,7 +15,8 @@ from rcm_jax.convert.table import lazy_to_theirs
 from rcm_jax.convert.tensors import Tensor
 from rcm_jax.wan.config import DiTConfig
 
-CONFIG = DiTConfig(dim=1024, ffn_dim=6144, num_heads=8, num_layers=16)
+# all layers' weights of one name, which Orbax writes as one, are a tenth of the file at most
+CONFIG = DiTConfig(dim=1024, ffn_dim=1024, num_heads=8, num_layers=33)
 
 # what the process takes at its largest, beyond what it takes when it begins
 CHILD = """
