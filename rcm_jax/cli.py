@@ -54,8 +54,8 @@ def command_parser(module: str, description: str | None) -> argparse.ArgumentPar
 def one_line_errors() -> Iterator[None]:
     """Around a command's work: the library's errors become `error: …` and exit code 1 (RCM_JAX_DEBUG=1 in the
     environment keeps the trace), its warnings `warning: …`; and compiled programs are kept."""
-    keep_programs()
     try:
+        keep_programs()
         with warnings.catch_warnings():
             warnings.showwarning = _one_line_warning
             yield

@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Sequence
 from fractions import Fraction
+from numbers import Real
 from typing import Any
 
 from rcm_jax.errors import ArgumentError
@@ -72,7 +73,7 @@ def check_options(options: Any) -> None:
             raise ArgumentError(f"{{{field.name}}} must be one of {', '.join(choices)}", **{field.name: value})
         numbers = value if isinstance(value, (list, tuple)) else (value,)
         allowed = field.metadata.get("range", FINITE)
-        if any(isinstance(x, (int, float)) and x not in allowed for x in numbers):
+        if any(isinstance(x, Real) and x not in allowed for x in numbers):
             raise ArgumentError(f"{{{field.name}}} must be {allowed}", **{field.name: value})
 
 

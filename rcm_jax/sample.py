@@ -14,7 +14,8 @@ blue yellow, circle square diamond, moving, left right up down. Every other netw
 (python -m rcm_jax.convert) or the published ones: the files around it are looked for beside it and in checkpoints/.
 Text encoder, network and autoencoder are in memory one after the other. From Python: rcm_jax.load.
 
-Files say in their comment how they were made: --again VIDEO makes it anew, the same to the bit on the same machine.
+Files say in their comment how they were made: --again VIDEO makes it anew, on the same machine
+the same to the bit (a call from Python that watched its steps, and a causal one that did not stream: to rounding).
 """
 
 import argparse
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> list[Path]:
     from rcm_jax.media.video import check_fps, video_path
     from rcm_jax.options import taken
     from rcm_jax.pipelines.about import fill_in
-    from rcm_jax.pipelines.options import FileOptions, OutputOptions, SamplingOptions
+    from rcm_jax.pipelines.options import FileOptions, OutputOptions, SamplingOptions, told_of_yes
     from rcm_jax.pipelines.pipeline import load
     from rcm_jax.pipelines.video import side_by_side
 
@@ -69,7 +70,8 @@ def run(args: argparse.Namespace) -> list[Path]:
     in_a_file = options.get("num_samples", 1) if prompts_file else len(request.prompts)
     columns(in_a_file, tuple(side * scale for side in request.size), pipe.world.gap * scale)  # its errors
     print(f"sampled as a {pipe.info.kind}: {pipe.sampling(**options)}", file=sys.stderr)
-    videos = pipe.videos(prompts, time_limit=output.time_limit, **options)
+    with told_of_yes():
+        videos = pipe.videos(prompts, time_limit=output.time_limit, **options)
     paths = []
     for i in itertools.count():
         changes = {"scale": scale, "fps": output.fps or pipe.world.fps}

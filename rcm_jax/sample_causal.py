@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> Path:
     from rcm_jax.media.video import SUFFIXES, GrowingVideo, check_fps, video_path
     from rcm_jax.options import taken
     from rcm_jax.pipelines.about import fill_in, tags
-    from rcm_jax.pipelines.options import OutputOptions, SamplingOptions
+    from rcm_jax.pipelines.options import OutputOptions, SamplingOptions, told_of_yes
     from rcm_jax.pipelines.video import Video
     from rcm_jax.progress import Progress
     from rcm_jax.sampling.stream import Profile, profile
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> Path:
         return tiled(part, scale=scale, gap=world.gap)
 
     runs = args.warmup_iters + args.num_runs
-    with Progress("sample", runs * stream.start.chunks, "chunk", limit=output.time_limit) as progress:
+    with told_of_yes(), Progress("sample", runs * stream.start.chunks, "chunk", limit=output.time_limit) as progress:
 
         def timed(show: Callable[[np.ndarray], object] | None = None) -> tuple[list, Profile]:
             return profile(stream.__iter__, lambda part: (show and show(part), progress.update()))

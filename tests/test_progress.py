@@ -1,5 +1,6 @@
 """What is said while nothing moves, and when a run would be too long."""
 
+import re
 import time
 
 import pytest
@@ -21,10 +22,9 @@ def test_what_takes_long_is_said_once(capsys):
 def test_on_a_terminal_the_time_runs(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with waiting("compiling", after=0.01):
-        time.sleep(1.3)
+        time.sleep(3.5)
     said = capsys.readouterr().err
-    assert "compiling … 00:00" in said
-    assert "compiling … 00:01" in said
+    assert len(set(re.findall(r"compiling … 00:0\d", said))) > 1
 
 
 @pytest.mark.parametrize(

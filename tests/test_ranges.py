@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from rcm_jax.data.config import DataConfig
@@ -36,6 +37,7 @@ def test_a_range_says_what_is_inside(allowed, inside, outside, words):
         (lambda: SamplingOptions(shift=math.inf), "shift=inf must be above 0"),
         (lambda: SamplingOptions(steps_per_chunk=[4, 0]), r"steps_per_chunk=\[4, 0\] must be at least 1"),
         (lambda: SamplingOptions(seed=2**32), "seed=4294967296 must be at least 0 and at most 4294967295"),
+        (lambda: SamplingOptions(num_samples=np.int64(0)), "num_samples=0 must be at least 1"),
         (lambda: SamplingOptions(window=-1), "window=-1 must be at least 0"),
         (lambda: FileOptions(boundary=math.nan), "boundary=nan must be at least 0 and at most 1"),
         (lambda: FileOptions(fsdp=0), "fsdp=0 must be at least 1"),

@@ -58,6 +58,11 @@ def columns(videos: int, size: tuple[int, int], gap: int) -> int:
     """Of the grid that shows so many videos of (width, height) in one file, `gap` pixels apart: one row where no side
     exceeds MAX_SIDE, else rows of about one length. Raises ArgumentError that says how many fit."""
     across, down = ((MAX_SIDE + gap) // (side + gap) for side in size)
+    if not across * down:
+        raise ArgumentError(
+            f"a video of {size[0]}x{size[1]} pixels does not fit a file: no side may have more than {MAX_SIDE}; give a "
+            "smaller {size} or {scale}", size=None, scale=None,
+        )  # fmt: skip
     if videos > across * down:
         raise ArgumentError(
             f"{{num_samples}}: {videos} videos of {size[0]}x{size[1]} do not fit a file of {MAX_SIDE}x{MAX_SIDE} "

@@ -23,7 +23,7 @@ class TimeSamplerConfig:
     shift: float = 5.0
 
     def __post_init__(self):
-        check_settings(self, mean=FINITE, std=POSITIVE, shift=POSITIVE)
+        check_settings(self, "time sampler: ", mean=FINITE, std=POSITIVE, shift=POSITIVE)
 
     def build(self) -> TimeSampler:
         if self.name == "lognormal":

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,26 @@ from rcm_jax.media.tags import read_tags
 from rcm_jax.pipelines.opening import Opened
 from rcm_jax.pipelines.options import FileOptions, SamplingOptions
 from rcm_jax.pipelines.request import Request
+from rcm_jax.version import version
 from rcm_jax.worlds.builtin import BUILTIN
 
 OPTIONS = {field.name for options in (FileOptions, SamplingOptions) for field in dataclasses.fields(options)}
+
+
+# what is given beside --again, and what of the file's it takes the place of, beside its own
+INSTEAD = {
+    "num_steps": ("steps_per_chunk", "mid_t", "mid_t_schedules"),
+    "steps_per_chunk": ("num_steps", "mid_t", "mid_t_schedules"),
+    "mid_t": ("mid_t_schedules",),
+    "mid_t_schedules": ("mid_t",),
+    "size": ("resolution", "aspect_ratio", "adaptive_resolution"),
+    "resolution": ("size",),
+    "aspect_ratio": ("size", "adaptive_resolution"),
+    "dit_path": ("scale",),
+    "model": ("dit_path", "scale"),
+    "distilled": ("kind",),
+    "fsdp": ("batch_size",),  # which goes by it
+}
 
 
 def describe(opened: Opened, request: Request, asked: SamplingOptions) -> list[dict[str, Any]]:
@@ -26,7 +42,7 @@ def describe(opened: Opened, request: Request, asked: SamplingOptions) -> list[d
     Of weights that are in no file only prompt and seed. The batch's size is among the options, whoever set it: on it
     depends the program, and on that the last bits.
     """
-    made_by = {"rcm_jax": version("rcm_jax"), "jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    made_by = {"rcm_jax": version(), "jax": jax.__version__, "device": jax.devices()[0].device_kind}
     if not opened.experts.sources:
         return [{"prompt": words, "seed": request.seed} | made_by for words in request.prompts]
     options = {"dit_path": _place(opened.options.dit_path), "seed": request.seed}
@@ -36,6 +52,9 @@ def describe(opened: Opened, request: Request, asked: SamplingOptions) -> list[d
     if not opened.info.causal:
         options["batch_size"] = request.batch_size
     files = {value: _state(value) for name, value in options.items() if name.endswith("_path")}
+    if opened.files is not None:  # those that were found beside the network too
+        own = (*opened.files.dit, opened.files.vae, opened.files.text, opened.files.clip)
+        files |= {_place(network.path): _state(str(network.path)) for network in own if network is not None}
     whole = {
         "command": "sample_causal" if opened.info.causal else "sample",
         "files": {path: state for path, state in files.items() if state}, **made_by,
@@ -48,9 +67,9 @@ def describe(opened: Opened, request: Request, asked: SamplingOptions) -> list[d
 
 
 def _given(options: Any) -> dict[str, Any]:
-    """The fields that differ from their defaults."""
-    given = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
-    given = {f.name: given[f.name] for f in dataclasses.fields(options) if given[f.name] != f.default}
+    """The fields that differ from their defaults, but for the indices, which every video has of its own."""
+    fields = [f for f in dataclasses.fields(options) if f.name != "indices"]
+    given = {f.name: getattr(options, f.name) for f in fields if getattr(options, f.name) != f.default}
     return {name: _place(value) if name.endswith("_path") else value for name, value in given.items()}
 
 
@@ -134,8 +153,11 @@ def fill_in(given: dict[str, Any], path: str | Path, command: str) -> None:
         options.pop("indices", None)  # a number for each video
         if isinstance(options.get("negative_prompt"), list):
             del options["negative_prompt"]
-    if "fsdp" in given:
-        options.pop("batch_size", None)  # it goes by that
+    for name, others in INSTEAD.items():
+        if given.get(name) not in (None, False):
+            for other in others:
+                options.pop(other, None)
+                about.pop(other, None)
     for name, value in options.items():
         given.setdefault(name, value)
     if not other_prompt:
@@ -149,7 +171,7 @@ def fill_in(given: dict[str, Any], path: str | Path, command: str) -> None:
 
 def _changes(about: dict[str, Any]) -> list[str]:
     files = dict(about.get("files", {}))
-    lines = [f"{file} has changed" for file, state in files.items() if _state(file) not in (None, state)]
-    now = {"rcm_jax": version("rcm_jax"), "jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    lines = [f"{file} has changed or gone" for file, state in files.items() if _state(file) != state]
+    now = {"rcm_jax": version(), "jax": jax.__version__, "device": jax.devices()[0].device_kind}
     lines += [f"{name} was {about[name]} and is {new}" for name, new in now.items() if about.get(name, new) != new]
     return lines

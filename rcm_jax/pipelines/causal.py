@@ -112,7 +112,8 @@ def _chunks(
     """What `decode` gives, chunk by chunk. The mesh is set while a chunk is made, not while it is looked at. A text put
     into `texts` replaces the prompt of all chunks not yet begun."""
     if texts:  # a stream that has not begun begins with the new prompt
-        start = start._replace(text=texts.pop())
+        start = start._replace(text=texts[-1])
+        texts.clear()
     with jax.set_mesh(mesh):
         noises = video_noises(start.network, start.schedule, start.seed, start.indices)
         parts = stream(

@@ -1,7 +1,8 @@
 """What a pipeline can be told: names, types, defaults and help of every argument, for Python and for the commands."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rcm_jax.convert.checkpoint import NetworkOptions
@@ -148,3 +149,12 @@ class OutputOptions:
     def path(self, default: Path) -> Path:
         """Where the video goes."""
         return self.save_path or (self.again.with_stem(f"{self.again.stem}_again") if self.again else default)
+
+
+@contextlib.contextmanager
+def told_of_yes() -> Iterator[None]:
+    """Around sampling under a time limit: its error says which flag lifts it."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise TimeoutError(f"{error}; with --yes it goes on all the same") from error

@@ -96,8 +96,9 @@ class Pipeline:
     ) -> Iterator[Video]:  # fmt: skip
         """The same, but each video is decoded when it is asked for: one at a time need be in memory."""
         asked, world, watch = SamplingOptions(**options), self.world, Watch(progress, on_step, time_limit)
-        request, decoded = self._decoded(prompt, asked, watch)
-        rows = zip(request.prompts, request.indices, describe(self._opened, request, asked), decoded, strict=True)
+        request = read_request(self._opened, prompt, asked)
+        abouts = describe(self._opened, request, asked)  # of the files as they are now
+        rows = zip(request.prompts, request.indices, abouts, self._decoded(request, asked, watch), strict=True)
         return (
             Video(np.concatenate([*map(to_uint8, parts)]), world.fps, request.seed, words, index, world.scale, about)
             for words, index, about, parts in rows
@@ -107,7 +108,8 @@ class Pipeline:
         self, prompt: Prompts = None, *, progress: str = "sample", **options: Any
     ) -> Float[np.ndarray, "V F H W 3"]:
         """The same as one array in [-1, 1], before it is rounded to pixels: what scores are made of."""
-        _, decoded = self._decoded(prompt, SamplingOptions(**options), Watch(progress))
+        asked = SamplingOptions(**options)
+        decoded = self._decoded(read_request(self._opened, prompt, asked), asked, Watch(progress))
         return np.stack([np.concatenate(list(parts)) for parts in decoded])
 
     def stream(self, prompt: Prompts = None, **options: Any) -> Stream:
@@ -136,10 +138,9 @@ class Pipeline:
         settle = schedule_from if self.causal else sampler_from
         return settle(SamplingOptions(**options), self.info)
 
-    def _decoded(self, prompt: Prompts, asked: SamplingOptions, watch: Watch) -> tuple[Request, Iterator[Iterator]]:
-        """What is asked for, and for every video its frames in parts. Latents are sampled here, frames when asked for:
-        so a large network has gone before the autoencoder comes."""
-        request = read_request(self._opened, prompt, asked)
+    def _decoded(self, request: Request, asked: SamplingOptions, watch: Watch) -> Iterator[Iterator[Pixels]]:
+        """For every video its frames in parts. Latents are sampled here, frames when asked for: so a large network has
+        gone before the autoencoder comes."""
         if self.causal:
             start = start_from(self._opened, request, asked, schedule_from(asked, self.info))
             batches = roll_out_request(self._opened, start, watch)
@@ -151,7 +152,7 @@ class Pipeline:
         names = [f"video {i} ({words!r}, seed {request.seed})" for i, words in enumerate(request.prompts)]
         for name, video in zip(names, itertools.chain(*latents), strict=True):
             check_finite(video, f"latents of {name}")
-        return request, self._frames(latents, names, watch.progress and f"{watch.progress}: decoding")
+        return self._frames(latents, names, watch.progress and f"{watch.progress}: decoding")
 
     def _frames(self, latents: list[Latents], names: list[str], words: str) -> Iterator[Iterator[Pixels]]:
         """Every video's frames in parts; after the last one the world's decoder goes, so that a network may come."""
@@ -162,9 +163,7 @@ class Pipeline:
 
 
 def _finite_parts(parts: Iterator[Pixels], name: str, words: str) -> Iterator[Pixels]:
-    while True:
-        with waiting(words):
-            part = next(parts, None)
-        if part is None:
-            return
+    with waiting(words):  # the first compiles; the others are quick, or the world shows how far it is
+        first = list(itertools.islice(parts, 1))
+    for part in itertools.chain(first, parts):
         yield check_finite(np.asarray(part), f"frames of {name}, decoded from finite latents")

@@ -1,6 +1,7 @@
 """Videos of a network while it is trained, and how often they are right."""
 
 import json
+import os
 from pathlib import Path
 
 from rcm_jax.model_file import ModelInfo
@@ -29,7 +30,9 @@ def score_preview(step: int, params: Params, info: ModelInfo, workdir: Path, *, 
     for num_steps in SCORED_STEPS:
         videos = sample_row(pipe, prompts, [seed], num_steps=num_steps, label="")
         records.append({"step": step, "num_steps": num_steps, "all": score(videos, prompts)["all"]})
-    (workdir / "scores.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    unfinished = workdir / ".scores.jsonl.part"  # a run that is killed here leaves the old one
+    unfinished.write_text("".join(json.dumps(record) + "\n" for record in records))
+    os.replace(unfinished, workdir / "scores.jsonl")
 
 
 def read_previews(workdir: str | Path) -> list[dict]:

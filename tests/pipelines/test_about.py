@@ -107,7 +107,7 @@ def test_one_of_a_file_of_prompts_alone(tmp_path, student, saved):
 
 
 def test_a_video_from_python(tmp_path, student, saved):
-    videos = rcm_jax.load(student)(PROMPTS, num_steps=np.int64(2), seed=np.uint8(3), indices=range(3))
+    videos = rcm_jax.load(student)(PROMPTS, num_steps=np.int64(2), seed=np.uint8(3), indices=np.arange(3))
     videos[2].save(tmp_path / "one.mp4")
     side_by_side(videos, gap=1).save(tmp_path / "all.gif")
     assert comment(tmp_path / "one.mp4")["options"]["indices"] == [2]
@@ -181,6 +181,40 @@ def test_flags_overrule_and_numbers_a_video_go_with_their_videos(tmp_path):
     assert filled(several)["negative_prompt"] == ["x", "y"]
 
 
+@pytest.mark.parametrize(
+    ("stored", "given", "gone"),
+    [
+        (
+            {"steps_per_chunk": [4, 2], "mid_t_schedules": "5/6;"},
+            {"num_steps": 1},
+            {"steps_per_chunk", "mid_t_schedules"},
+        ),
+        ({"mid_t_schedules": "5/6;"}, {"mid_t": "5/6"}, {"mid_t_schedules"}),
+        ({"resolution": "720p"}, {"size": "832x480"}, {"resolution"}),
+        ({"size": "832x480"}, {"resolution": "720p"}, {"size"}),
+        ({"dit_path": "x", "kind": "teacher"}, {"model": "toy", "distilled": True}, {"dit_path", "kind", "scale"}),
+        ({"kind": "teacher"}, {"model": None, "distilled": False}, set()),
+    ],
+)
+def test_a_flag_takes_the_place_of_what_it_excludes(tmp_path, stored, given, gone):
+    path = write_video(tmp_path / "v.mp4", moving(), 8, tags("a", about(**stored), 8, 2))
+    filled = dict(given)
+    fill_in(filled, path, "sample")
+    assert {*stored, "scale"} - filled.keys() == gone
+    assert {name: filled[name] for name in given} == given
+
+
+def test_what_takes_too_long_names_the_flag_that_lifts_it(tmp_path, student, causal, monkeypatch):
+    seconds = iter(range(0, 10**7, 10**4))
+    monkeypatch.setattr("time.monotonic", lambda: next(seconds))
+    out = ["--save_path", str(tmp_path / "v.png"), "--num_steps", "1"]
+    many = ["--dit_path", student, "--num_samples", "4", "--batch_size", "1"]
+    for main, flags in ((sample.main, many), (sample_causal.main, ["--dit_path", causal])):
+        fails(main, [*flags, *out], "are left, more than 1 hour; with --yes it goes on all the same")
+        main([*flags, *out, "--yes"])
+        (tmp_path / "v.png").unlink()
+
+
 def test_what_has_changed_is_said(tmp_path):
     model = tmp_path / "model"
     model.mkdir()
@@ -190,7 +224,7 @@ def test_what_has_changed_is_said(tmp_path):
     with pytest.warns(UserWarning, match="it may become another video") as said:
         fill_in({}, path, "sample")
     lines = sorted(str(w.message) for w in said)
-    assert lines[0].startswith(f"{model} has changed since {path} was made")
+    assert lines[0].startswith(f"{model} has changed or gone since {path} was made")
     assert lines[1].startswith("jax was 0.1 and is ")
     assert lines[2].startswith(f"rcm_jax was 0.0.1 and is {VERSION} since")
 
@@ -211,7 +245,12 @@ def test_more_than_fit_are_refused_before_sampling(tmp_path, student, causal, mo
     words = ("--num_samples: 401 videos of 192x192 do not fit a file of 4096x4096 pixels, 400 do", "--seed")
     fails(sample.main, ["--dit_path", student, *out], *words)
     fails(sample_causal.main, ["--dit_path", causal, *out], *words)
-    fails(sample.main, ["--dit_path", student, *out[:2], "--scale", "200"], "1 videos of 4800x4800 do not fit")
+    fails(
+        sample.main,
+        ["--dit_path", student, *out[:2], "--scale", "200"],
+        "a video of 4800x4800 pixels",
+        "smaller --size or --scale",
+    )
 
 
 @pytest.mark.parametrize("main", [sample.main, sample_causal.main])

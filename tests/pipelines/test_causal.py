@@ -172,6 +172,10 @@ def test_a_stream_takes_prompts_on_the_way_and_starts_anew(path):
         stream.send("purple")
     for part, want in zip(stream, first, strict=True):
         np.testing.assert_array_equal(part, want)
+    again = iter(stream)
+    for prompt in PROMPTS[1:3]:  # before the first chunk: the last one counts
+        stream.send(prompt)
+    np.testing.assert_array_equal(next(again), next(iter(pipe.stream(PROMPTS[2], num_frames=4, window=2))))
     assert jax.sharding.get_abstract_mesh().empty  # no mesh is left behind in the loop
 
 
