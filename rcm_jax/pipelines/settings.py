@@ -65,11 +65,6 @@ def _few_step(options: SamplingOptions, own: CausalConfig, sigma_max: float) -> 
             "{mid_t_schedules} needs {steps_per_chunk}: one list of times an entry", mid_t_schedules=None,
             steps_per_chunk=None,
         )  # fmt: skip
-    if steps is not None and options.num_steps is not None:
-        raise ArgumentError(
-            "{num_steps} and {steps_per_chunk} say different things: give one", num_steps=options.num_steps,
-            steps_per_chunk=None,
-        )  # fmt: skip
     mine = own.schedule(sigma_max)
     if steps is None and options.mid_t is None and options.num_steps in (None, own.steps_per_chunk[-1]):
         return mine
