@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from rcm_jax.errors import ArgumentError
+from rcm_jax.hub import Place
 from rcm_jax.media.tags import read_tags
 from rcm_jax.pipelines.opening import Opened
 from rcm_jax.pipelines.options import FileOptions, SamplingOptions
@@ -73,9 +74,10 @@ def _given(options: Any) -> dict[str, Any]:
     return {name: _place(value) if name.endswith("_path") else value for name, value in given.items()}
 
 
-def _place(path: str | Path) -> str:
+def _place(path: str | Place) -> str:
     """From wherever the file is read; what is not here is on the hub, or built in."""
-    return str(Path(path).absolute()) if str(path) not in BUILTIN and Path(path).exists() else str(path)
+    named = str(path)
+    return str(Path(named).absolute()) if named not in BUILTIN and Path(named).exists() else named
 
 
 def _state(path: str) -> dict[str, int] | None:
