@@ -82,7 +82,7 @@ def test_sample_makes_a_video_anew(tmp_path, student, saved, monkeypatch, capsys
     assert said.out.strip() == "../v_again.mp4"
     assert "warning" not in said.err
     np.testing.assert_array_equal(saved["v_again.mp4"].frames, saved["v.mp4"].frames)
-    assert (tmp_path / "v_again.mp4").read_bytes() == (tmp_path / "v.mp4").read_bytes()
+    assert comment(tmp_path / "v_again.mp4") == found  # x264's bytes differ with the load of the machine
     # through the other kinds of file, and changed by flags beside it
     for source, name, flags in (
         ("../v.mp4", "g.gif", []), ("g.gif", "p.png", []), ("p.png", "w.mp4", ["--seed", "8", "--fps", "6"]),
