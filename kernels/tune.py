@@ -9,7 +9,6 @@ architecture.
 import argparse
 import itertools
 import json
-import os
 import statistics
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from rcm_jax.kernels import pallas_triton
 from rcm_jax.kernels.bench import device_milliseconds
 from rcm_jax.kernels.bench_shapes import Shape, operands
 from rcm_jax.kernels.tiles import KINDS, TABLE, WIDTHS, Tiles, this_gpu
-from rcm_jax.outputs import check_output
+from rcm_jax.outputs import check_output, unfinished
 
 BLOCKS = ((128, 128), (128, 64), (64, 128), (64, 64), (128, 32), (32, 128), (64, 32), (32, 64), (32, 32), (16, 16))
 
@@ -83,9 +82,8 @@ def run(args: argparse.Namespace) -> None:
         entry = [tiles.block_q, tiles.block_k, tiles.num_warps, tiles.num_stages]
         size = f"{np.dtype('float32' if dtype == 'float32' else 'float16').itemsize} bytes"
         table.setdefault(name, {}).setdefault(kind, {}).setdefault(size, {})[str(width)] = entry
-        unfinished = args.out.with_name(args.out.name + ".tmp")  # after each, so that stopping loses nothing
-        unfinished.write_text(json.dumps(table, indent=1))
-        os.replace(unfinished, args.out)
+        with unfinished(args.out) as new:  # after each, so that stopping loses nothing
+            new.write_text(json.dumps(table, indent=1))
         print(f"  -> {entry}")
 
 

@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import os
 import shutil
 import sys
 import time
@@ -30,7 +29,7 @@ import numpy as np
 from rcm_jax.cli import command_parser, one_line_errors
 from rcm_jax.errors import ArgumentError
 from rcm_jax.options import add_options, check_options, option, taken
-from rcm_jax.outputs import check_folder
+from rcm_jax.outputs import check_folder, unfinished
 from rcm_jax.ranges import at_least, between
 from rcm_jax.version import version
 
@@ -115,9 +114,8 @@ def claim_folder(out: Path, demo: Demo) -> None:
     if differ:
         print(f"scores anew: {demo.per_caption} videos a caption, {made['per_caption']} before", file=sys.stderr)
     check_folder(out, "out").mkdir(parents=True, exist_ok=True)
-    unfinished = out / f".{RECORD}.part"
-    unfinished.write_text(json.dumps(asked, indent=1) + "\n")
-    os.replace(unfinished, out / RECORD)
+    with unfinished(out / RECORD) as new:
+        new.write_text(json.dumps(asked, indent=1) + "\n")
 
 
 def _record(out: Path) -> dict | None:

@@ -6,7 +6,6 @@ same as a checkpoint folder of Orbax, which is read here too.
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors.numpy import save_file
 
 from rcm_jax.finite import check_finite
 from rcm_jax.hub import Place, Published, find
+from rcm_jax.outputs import unfinished
 from rcm_jax.types import Params
 from rcm_jax.wan.networks import NETWORKS, abstract_network
 
@@ -65,19 +65,13 @@ def info_from_json(text: str) -> ModelInfo:
 
 def save_model(path: str | Path, params: Params, info: ModelInfo, *, dtype: str = "float32") -> Path:
     """Writes the file under a temporary name and renames it when it is whole. Makes the folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     flat = {k: np.asarray(v).astype(dtype) for k, v in flatten_dict(params, sep="/").items()}
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        unfinished.touch()
-        mode = unfinished.stat().st_mode  # what the user's umask gives; safetensors would leave it to the owner alone
-        save_file(flat, unfinished, {"format": FORMAT, "info": info.to_json()})
-        unfinished.chmod(mode)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
+    with unfinished(path) as new:
+        new.touch()
+        mode = new.stat().st_mode  # what the user's umask gives; safetensors would leave it to the owner alone
+        save_file(flat, new, {"format": FORMAT, "info": info.to_json()})
+        new.chmod(mode)
+    return Path(path)
 
 
 def _local(path: str | Place) -> Path:

@@ -1,9 +1,10 @@
-"""Output paths, tried before anything is loaded or computed: what cannot be written is said first, not last."""
+"""Output paths: tried before anything is loaded or computed, so that what cannot be written is said first; and written
+whole or not at all."""
 
 import contextlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rcm_jax.errors import ArgumentError
@@ -40,6 +41,19 @@ def check_folder(path: str | Path, name: str) -> Path:
     Raises ArgumentError that names the argument `name`."""
     _try(Path(path), Path(path), name)
     return Path(path)
+
+
+@contextlib.contextmanager
+def unfinished(path: str | Path) -> Iterator[Path]:
+    """A name beside `path` that becomes `path` if the block ends well, else it goes. Makes the folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        yield new
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _try(folder: Path, path: Path, name: str) -> None:

@@ -1,8 +1,6 @@
 """Pictures of videos: grids, strips, labels, and PNG files."""
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, Shaped, UInt8
 
 from rcm_jax.media.sizes import columns
+from rcm_jax.outputs import unfinished
 
 Frames = UInt8[np.ndarray, "F H W 3"]
 WHITE = 255
@@ -102,16 +101,3 @@ def write_whole(path: str | Path, image: UInt8[np.ndarray, "... H W 3"], **how: 
     with unfinished(path) as new:
         iio.imwrite(new, image, **how)
     return Path(path)
-
-
-@contextlib.contextmanager
-def unfinished(path: str | Path) -> Iterator[Path]:
-    """A name beside `path` that becomes `path` if the block ends well, else it goes. Makes the folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        yield new
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)

@@ -13,8 +13,8 @@ from typing import BinaryIO
 import numpy as np
 
 from rcm_jax.errors import ArgumentError
-from rcm_jax.media.pictures import Frames, unfinished, write_png, write_whole
-from rcm_jax.outputs import check_output
+from rcm_jax.media.pictures import Frames, write_png, write_whole
+from rcm_jax.outputs import check_output, unfinished
 
 SUFFIXES = (".mp4", ".gif", ".png")
 # a GIF's pause is 655 s at most; players take one of 1/100 s, the least, for 1/10 s

@@ -1,10 +1,10 @@
 """Videos of a network while it is trained, and how often they are right."""
 
 import json
-import os
 from pathlib import Path
 
 from rcm_jax.model_file import ModelInfo
+from rcm_jax.outputs import unfinished
 from rcm_jax.pipelines.pipeline import Pipeline
 from rcm_jax.pipelines.scoring import sample_row
 from rcm_jax.pipelines.video import side_by_side
@@ -30,9 +30,8 @@ def score_preview(step: int, params: Params, info: ModelInfo, workdir: Path, *, 
     for num_steps in SCORED_STEPS:
         videos = sample_row(pipe, prompts, [seed], num_steps=num_steps, label="")
         records.append({"step": step, "num_steps": num_steps, "all": score(videos, prompts)["all"]})
-    unfinished = workdir / ".scores.jsonl.part"  # a run that is killed here leaves the old one
-    unfinished.write_text("".join(json.dumps(record) + "\n" for record in records))
-    os.replace(unfinished, workdir / "scores.jsonl")
+    with unfinished(workdir / "scores.jsonl") as new:  # a run that is killed here leaves the old one
+        new.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def read_previews(workdir: str | Path) -> list[dict]:

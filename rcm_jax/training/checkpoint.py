@@ -6,12 +6,12 @@ workdir/
 """
 
 import json
-import os
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 
+from rcm_jax.outputs import unfinished
 from rcm_jax.training.config import RunConfig
 from rcm_jax.training.state import TrainState
 
@@ -45,10 +45,8 @@ def claim_workdir(workdir: str | Path, config: RunConfig) -> Path:
                 + "\n  ".join(differ)
             )
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        unfinished = workdir / "config.json.tmp"
-        unfinished.write_text(json.dumps(mine, indent=1))
-        os.replace(unfinished, file)
+        with unfinished(file) as new:
+            new.write_text(json.dumps(mine, indent=1))
     except OSError as error:
         raise OSError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
     return workdir
