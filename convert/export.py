@@ -6,10 +6,11 @@ from pathlib import Path
 from einops import rearrange
 
 from rcm_jax.convert.checkpoint import Checkpoint
-from rcm_jax.convert.output import FORMS, check_form, progress, unfinished
+from rcm_jax.convert.output import FORMS, check_form, unfinished
 from rcm_jax.convert.safetensors_io import write_safetensors
 from rcm_jax.convert.tensors import Tensor, total_bytes
 from rcm_jax.convert.torch_io import write_torch
+from rcm_jax.progress import byte_bar
 
 TARGETS = ("wan", "rcm", "diffusers", "transformers")
 
@@ -40,7 +41,7 @@ def export(source: Checkpoint, path: Path, target: str, *, dtype: str = "keep", 
     tensors, library = their_tensors(source, target, dtype), source.network.library
     check_form(path, target)
     size = total_bytes(tensors)
-    with unfinished(path, size, overwrite=overwrite) as new, progress(path.name, size) as advance:
+    with unfinished(path, size, overwrite=overwrite) as new, byte_bar(path.name, size) as advance:
         if not FORMS[target]:
             new.mkdir()
             (new / "config.json").write_text(json.dumps(library.config(source.config), indent=2) + "\n")

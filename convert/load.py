@@ -7,13 +7,13 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, Sharding
-from tqdm import tqdm
 
 from rcm_jax.convert.checkpoint import Checkpoint
 from rcm_jax.convert.networks import with_dtype
 from rcm_jax.convert.tensors import Tensor, total_bytes
 from rcm_jax.finite import check_finite
 from rcm_jax.parallel import make_mesh, state_shardings
+from rcm_jax.progress import byte_bar
 from rcm_jax.types import Params
 
 
@@ -43,11 +43,11 @@ def load_sharded(source: Checkpoint, shardings: Params, *, dtype: str = "keep") 
 
 def _placed(source: Checkpoint, flat: Mapping[str, Tensor], places: Mapping[str, Sharding]) -> Params:
     arrays, size = {}, total_bytes(flat)
-    with tqdm(desc=f"load {source.network.name}", total=size, unit="B", unit_scale=True, delay=2, leave=False) as bar:
+    with byte_bar(f"load {source.network.name}", size) as advance:
         for name, tensor in flat.items():
             read = functools.partial(_checked, tensor, f"{source.path}, {name}")
             arrays[name] = jax.make_array_from_callback(tensor.shape, places[name], read)
-            bar.update(tensor.nbytes)
+            advance(tensor.nbytes)
     return unflatten_dict(arrays, sep="/")
 
 

@@ -3,10 +3,8 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-
-from tqdm import tqdm
 
 from rcm_jax.convert.files import files_of
 from rcm_jax.convert.orbax_io import write_orbax
@@ -15,6 +13,7 @@ from rcm_jax.convert.tensors import Tensor, total_bytes
 from rcm_jax.hub import OF_FILES
 from rcm_jax.model_file import FORMAT, ORBAX_INFO, ORBAX_PARAMS, ModelInfo
 from rcm_jax.outputs import check_folder
+from rcm_jax.progress import byte_bar
 
 TORCH = (".safetensors", ".pt", ".pth")
 FORMS: dict[str, tuple[str, ...]] = {  # endings of each form of a network; none: a folder
@@ -102,13 +101,6 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def progress(what: str, size: int) -> Iterator[Callable[[int], object]]:
-    """A bar of bytes, shown when it takes over two seconds."""
-    with tqdm(desc=what, total=size, unit="B", unit_scale=True, delay=2, leave=False) as bar:
-        yield bar.update
-
-
 def write_model(
     path: Path, tensors: Mapping[str, Tensor], info: ModelInfo, *, format: str = "safetensors", overwrite: bool = False
 ) -> None:
@@ -117,7 +109,7 @@ def write_model(
     `rcm_jax.model_file.load_model` reads both. Raises as `unfinished`.
     """
     size = total_bytes(tensors)
-    with unfinished(path, size, overwrite=overwrite) as new, progress(path.name, size) as advance:
+    with unfinished(path, size, overwrite=overwrite) as new, byte_bar(path.name, size) as advance:
         if format == "orbax":
             write_orbax(new, tensors, info, advance)
         else:

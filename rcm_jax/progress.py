@@ -4,7 +4,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from tqdm import tqdm
@@ -79,6 +79,13 @@ class Progress:
                 f"after {self.unit} {self.done} of {self.total} about {in_words(left)} are left, more than "
                 f"{in_words(self.limit)}"
             )
+
+
+@contextlib.contextmanager
+def byte_bar(what: str, size: int) -> Iterator[Callable[[int], object]]:
+    """A bar of bytes, shown when it takes over two seconds; gives what is called with the bytes that are done."""
+    with tqdm(desc=what, total=size, unit="B", unit_scale=True, delay=2, leave=False) as bar:
+        yield bar.update
 
 
 def in_words(seconds: float) -> str:
