@@ -12,13 +12,13 @@ any device that is not CUDA the same kernels are interpreted: right, and slow.
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.kernels.pallas_kernel import Kernel
 from rcm_jax.kernels.pallas_walk import LOG2_E, Arithmetic, Operand, Refs, Rows, Walk, load, store
+from rcm_jax.kernels.target import target
 from rcm_jax.kernels.tiles import Tiles
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -82,9 +82,9 @@ def _check_served(q: Query, v: Value) -> None:
 
 
 def serves(q: Query, v: Value) -> bool:
-    """Whether these kernels are the ones to run here, compiled, for operands of these dtypes and widths."""
-    device = jax.devices()[0]
-    if device.platform != "gpu" or float(getattr(device, "compute_capability", 0)) < MIN_CAPABILITY:
+    """Whether these kernels are the ones to run, compiled, for operands of these dtypes and widths."""
+    device = target()
+    if not device.is_gpu or device.capability < MIN_CAPABILITY:
         return False
     return max(q.shape[-1], v.shape[-1]) <= AUTO_MAX_WIDTH.get(q.dtype.name, 0)
 

@@ -10,8 +10,9 @@ import functools
 import json
 from pathlib import Path
 
-import jax
 from jaxtyping import Array
+
+from rcm_jax.kernels.target import target
 
 KINDS = ("forward", "tangent", "fused", "dq", "dkv")
 WIDTHS = (64, 128, 256)  # head widths are rounded up to one of these
@@ -40,7 +41,7 @@ class Tiles:
 
 
 def tiles_for(kind: str, q: Array, k: Array, v: Array, *, gpu: tuple[str, ...] | None = None) -> Tiles:
-    """The tiles for operands of these shapes on the first of the names in `gpu` (default: the GPU here) with an entry.
+    """The tiles for operands of these shapes on the first of the names in `gpu` (default: `this_gpu()`) with an entry.
 
     Where all queries (or keys) fit a smaller tile, the tile shrinks to them.
     """
@@ -61,14 +62,11 @@ def _shrunk(block: int, length: int) -> int:
     return block
 
 
-@functools.cache
 def this_gpu() -> tuple[str, ...]:
-    """(name, architecture) of the GPU here, as the table has them; sm_90 where there is none, for programs lowered
-    on another machine than they run on."""
-    device = jax.devices()[0]
-    if device.platform != "gpu":
-        return ("sm_90",)
-    return device.device_kind, "sm_" + str(device.compute_capability).replace(".", "")
+    """(name, architecture) of the GPU that is compiled for, as the table has them; sm_90 where it is none, for kernels
+    that are interpreted or lowered for another platform than the mesh's."""
+    device = target()
+    return (device.kind, device.architecture) if device.is_gpu else ("sm_90",)
 
 
 @functools.cache
