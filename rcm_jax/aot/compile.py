@@ -3,8 +3,8 @@
     with jax.set_mesh(make_mesh(fsdp=8, devices=absent("h100", 8))):
         program = compile_for(function, *arguments)             # shapes with shardings over the mesh
 
-XLA's CUDA plugin does it, without CUDA: partitioner, scheduler, buffers, Triton and ptxas run as they would there. Nothing
-can be timed, so nothing is autotuned: matrix products get a default tile. Needs the extra: pip install 'rcm_jax[aot]'.
+XLA's CUDA plugin does it, without CUDA: partitioner, scheduler, buffers, Triton and ptxas run as they would there.
+Nothing can be timed, so nothing is autotuned: matrix products get a default tile. Needs the extra: pip install 'rcm_jax[aot]'.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ GPUS_A_HOST = 8
 
 
 def no_gpus() -> None:
-    """Leaves this process's GPUs alone, and lets the plugin load where there is none. To be called before JAX starts."""
+    """Leaves this process's GPUs alone, and lets the plugin load where there is none. Call it before JAX starts."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # else the plugin tells thrice that it found no driver
     jax.config.update("jax_platforms", "cpu")
