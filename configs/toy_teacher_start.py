@@ -11,7 +11,7 @@ from rcm_jax.wan.config import DiTConfig
 
 MODEL = DiTConfig(
     dim=128, ffn_dim=512, num_heads=4, num_layers=4, in_channels=12, out_channels=12, freq_dim=128,
-    text_dim=64, text_len=8, remat=False, unroll=4,
+    text_dim=64, text_len=8, remat="none", unroll=4,
 )  # fmt: skip
 
 

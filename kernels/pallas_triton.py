@@ -66,7 +66,8 @@ def backward(
     *, tiles: Tiles | None = None,
 ) -> tuple[Query, Key, Value]:  # fmt: skip
     """(dq, dk, dv). dq walks the keys and (dk, dv) the queries, in two kernels: no atomics, so repeatable."""
-    delta = jnp.einsum("bsnv,bsnv->bns", o, do, preferred_element_type=jnp.float32)
+    # not an einsum: XLA would transpose o for it, of all layers at once, outside the scan over them
+    delta = (o.astype(jnp.float32) * do.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
     arrays = {"q": q, "k": k, "v": v, "do": do, "lse": lse, "delta": delta}
     return DQ(arrays, mask, scale, tiles) + DKV(arrays, mask, scale, tiles)
 

@@ -7,6 +7,7 @@ shards parameters, EMA, fake score and optimiser moments, since all of them end 
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +116,19 @@ def state_shardings(mesh: Mesh | AbstractMesh, tree: PyTree) -> PyTree:
     )
 
 
+def stay_sharded(tree: PyTree) -> PyTree:
+    """Under jit, the tree's leaves held where `state_shardings` has them on the mesh that is set: gradients, which the
+    compiler would not always cut. As they are under no mesh of ours."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not _is_ours(mesh):
+        return tree
+    return jax.lax.with_sharding_constraint(tree, jax.tree.map(lambda s: s.spec, state_shardings(mesh, tree)))
+
+
+def _is_ours(mesh: AbstractMesh) -> bool:
+    return mesh.size > 1 and set(MESH_AXES) <= set(mesh.axis_names)
+
+
 def shard(tree: PyTree, mesh: Mesh) -> PyTree:
     """The tree's leaves put where `state_shardings` has them."""
     return jax.device_put(tree, state_shardings(mesh, tree))
@@ -130,12 +144,20 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
+def gathered_product(x: Array, weights: Array, dimensions: Any, precision: Any = None, **how: Any) -> Array:
+    """`lax.dot_general` with weights that lie on several devices: every device gathers these, for its own samples.
+    Where activations are smaller than weights, the partitioner would gather the activations of the whole batch."""
+    if _is_ours(jax.sharding.get_abstract_mesh()):
+        weights = jax.lax.with_sharding_constraint(weights, P())
+    return jax.lax.dot_general(x, weights, dimensions, precision, **how)
+
+
 def cut_by_heads(cache: PyTree) -> PyTree:
     """Keys and values [layers, B, K, N, D] that stay from chunk to chunk, as `ulysses` wants them on the mesh that is
     set: heads over `sequence`, samples over the other axes, where these divide them. As they are under no mesh of
     ours."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.size == 1 or not set(MESH_AXES) <= set(mesh.axis_names):
+    if not _is_ours(mesh):
         return cache
 
     def cut(x: Float[Array, "layers B K N D"]) -> Array:

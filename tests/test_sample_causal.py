@@ -22,7 +22,7 @@ from tests.tiny import MODEL
 from tests.wan.tiny import I2V, write_wan
 
 STUDENT = ModelInfo(
-    dataclasses.replace(MODEL, remat=False), "student", "toy", (5, 6, 6), 1600.0, 3.0,
+    dataclasses.replace(MODEL, remat="none"), "student", "toy", (5, 6, 6), 1600.0, 3.0,
     causal={"pattern": "c1-2", "steps_per_chunk": [1]},
 )  # fmt: skip
 TEACHER = dataclasses.replace(STUDENT, kind="teacher")

@@ -4,7 +4,8 @@
         program = compile_for(function, *arguments)             # shapes with shardings over the mesh
 
 XLA's CUDA plugin does it, without CUDA: partitioner, scheduler, buffers, Triton and ptxas run as they would there.
-Nothing can be timed, so nothing is autotuned: matrix products get a default tile. Needs the extra: pip install 'rcm_jax[aot]'.
+Nothing can be timed, so nothing is autotuned: matrix products get a default tile. Needs an extra:
+pip install 'rcm_jax[aot]'.
 """
 
 import contextlib

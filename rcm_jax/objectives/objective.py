@@ -7,6 +7,7 @@ depends on the count of steps as numbers; `training/step.py` makes both, and tak
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from rcm_jax.wan.dit import DiT
 
 Loss = Float[Array, " B"]
 Parts = dict[str, Terms]  # of every loss of a step: its fields, and `loss` [B] and `masked` [B] among them
+StudentLoss = Callable[[Params], tuple[Loss, Parts]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,18 +50,37 @@ class Objective:
         warmup: Float[Array, ""] | float,
         num_steps: Int[Array, ""] | int | None,
     ) -> tuple[Loss, Parts]:
-        """The consistency loss plus dmd_scale times the distribution loss on a video of `num_steps` simulated steps.
+        """The sum of `student_losses`."""
+        total, parts = jnp.zeros(batch.latents.shape[0]), {}
+        for part in self.student_losses(networks, batch, draws, warmup=warmup, num_steps=num_steps):
+            loss, terms = part(params)
+            total, parts = total + loss, parts | terms
+        return total, parts
+
+    def student_losses(
+        self,
+        networks: Networks,
+        batch: Batch,
+        draws: Draws,
+        *,
+        warmup: Float[Array, ""] | float,
+        num_steps: Int[Array, ""] | int | None,
+    ) -> list[StudentLoss]:
+        """The consistency loss, and dmd_scale times the distribution loss on a video of `num_steps` simulated steps,
+        each as a function of the student. They share nothing: their gradients may be taken one after the other.
 
         `num_steps` None leaves the distribution loss out. `warmup` is r of the consistency loss's tangent.
         """
-        total, parts = jnp.zeros(batch.latents.shape[0]), {}
-        if self.method.uses_consistency:
-            total, terms = self._consistency(params, networks, batch, draws, warmup)
-            parts["consistency"] = terms | {"loss": total}
-        if num_steps is not None:
+
+        def consistency(params: Params) -> tuple[Loss, Parts]:
+            loss, terms = self._consistency(params, networks, batch, draws, warmup)
+            return loss, {"consistency": terms | {"loss": loss}}
+
+        def distribution(params: Params) -> tuple[Loss, Parts]:
             loss, terms = self._distribution(params, networks, batch, draws, num_steps)
-            total, parts["dmd"] = total + self.method.dmd_scale * loss, terms | {"loss": loss}
-        return total, parts
+            return self.method.dmd_scale * loss, {"dmd": terms | {"loss": loss}}
+
+        return [consistency] * self.method.uses_consistency + [distribution] * (num_steps is not None)
 
     def _consistency(
         self, params: Params, networks: Networks, batch: Batch, draws: Draws, warmup: Float[Array, ""] | float

@@ -50,13 +50,18 @@ class _StopSignal:
 def open_mesh(config: RunConfig, devices: list | None) -> Mesh:
     """The run's mesh. Raises ValueError where its devices do not divide a microbatch."""
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.sequence, devices)
-    samples = mesh.size // config.mesh.sequence
+    check_batch(config, mesh.size)
+    return mesh
+
+
+def check_batch(config: RunConfig, devices: int) -> None:
+    """Raises ValueError where so many devices do not divide a microbatch."""
+    samples = devices // config.mesh.sequence
     if (config.data.batch_size // config.microbatches) % samples:
         raise ValueError(
             f"data.batch_size={config.data.batch_size} in microbatches={config.microbatches} must be "
             f"divisible by the {samples} devices of (data, fsdp)"
         )
-    return mesh
 
 
 def open_state(config: RunConfig, weights: Weights, mesh: Mesh, checkpoints: Checkpoints | None) -> TrainState:

@@ -20,6 +20,15 @@ def step_name(config: MethodConfig, step: int) -> str:
     return "student_dmd" if uses_dmd_at(config, step) else "student"
 
 
+def step_names(config: MethodConfig) -> tuple[str, ...]:
+    """All that `step_name` can say of a run, in the order in which they come."""
+    if config.name == "diffusion":
+        return ("diffusion",)
+    if not config.uses_dmd:
+        return ("student",)
+    return (*(("student",) if config.tangent_warmup else ()), "student_dmd", "critic")
+
+
 def is_student_step(config: MethodConfig, step: int) -> bool:
     if not config.uses_dmd or step < config.tangent_warmup:
         return True

@@ -6,7 +6,8 @@ them. All functions are pure; what is random comes from the state's (seed, step)
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,8 @@ from rcm_jax.data.batch import Batch
 from rcm_jax.kernels.attention import attention
 from rcm_jax.objectives.draws import Draws, draw
 from rcm_jax.objectives.networks import Networks
-from rcm_jax.objectives.objective import Loss, Parts, make_objective, summary
+from rcm_jax.objectives.objective import Parts, StudentLoss, make_objective, summary
+from rcm_jax.parallel import stay_sharded
 from rcm_jax.training.config import RunConfig
 from rcm_jax.training.ema import ema_update, power_ema_beta, power_ema_exponent
 from rcm_jax.training.optimizer import adamw
@@ -27,18 +29,37 @@ from rcm_jax.types import Metrics, Params
 from rcm_jax.wan.dit import DiT
 
 Step = Callable[[TrainState, Networks, Batch], tuple[TrainState, Metrics]]
-SampleLosses = Callable[[Params, Batch, Draws], tuple[Loss, Parts]]
+SampleLosses = Callable[[Batch, Draws], Sequence[StudentLoss]]
+Gradient = Callable[[Params, Batch, Array], tuple[Params, Metrics]]
+
+
+def one_after_the_other(losses: Sequence[StudentLoss], params: Params) -> tuple[Params, Parts]:
+    """The gradient of the sum of the losses' means over their samples, and all their parts. A loss begins when the
+    gradient of the one before it is there, so that memory holds what one backward pass needs, not what all need."""
+
+    def gradient(loss: StudentLoss, params: Params) -> tuple[Params, Parts]:
+        def mean(params: Params) -> tuple[Float[Array, ""], Parts]:
+            values, parts = loss(params)
+            return values.mean(), parts
+
+        grads, parts = jax.grad(mean, has_aux=True)(params)
+        return stay_sharded(grads), parts
+
+    total, parts = gradient(losses[0], params)
+    for loss in losses[1:]:
+        # A branch of its own, or XLA makes the empty buffers of both backward passes in one kernel, before the first.
+        params, total, always = jax.lax.optimization_barrier((params, total, True))
+        this = functools.partial(gradient, loss)
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(this, params))
+        grads, more = jax.lax.cond(always, this, lambda params, nothing=nothing: nothing, params)
+        total, parts = jax.tree.map(jnp.add, total, grads), parts | more
+    return total, parts
 
 
 def mean_gradient(
-    loss: Callable[[Params, Batch, Array], tuple[Float[Array, ""], Metrics]],
-    params: Params,
-    batch: Batch,
-    key: Array,
-    microbatches: int,
+    gradient: Gradient, params: Params, batch: Batch, key: Array, microbatches: int
 ) -> tuple[Params, Metrics]:
-    """Gradient and metrics of loss(params, batch, key), the mean over equal cuts of the batch; `masked` is summed."""
-    gradient = jax.grad(loss, has_aux=True)
+    """What `gradient` gives, the mean over equal cuts of the batch; the metric `masked` is summed."""
     if microbatches == 1:
         return gradient(params, batch, key)
     cuts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
@@ -76,12 +97,12 @@ def make_steps(config: RunConfig, null_text: Float[Array, "L D"], attend: Callab
     gamma = power_ema_exponent(config.ema_rate)
 
     def gradient(kind: str, losses: SampleLosses, params: Params, batch: Batch, key: Array) -> tuple[Params, Metrics]:
-        def loss(params, batch, key):
+        def of_cut(params, batch, key):
             draws = draw(kind, method, config.causal, config.diffusion, key, batch.latents.shape)
-            values, parts = losses(params, batch, draws)
-            return values.mean(), summary(parts)
+            grads, parts = one_after_the_other(losses(batch, draws), params)
+            return grads, summary(parts)
 
-        return mean_gradient(loss, params, batch, key, config.microbatches)
+        return mean_gradient(of_cut, params, batch, key, config.microbatches)
 
     def finish(state: TrainState, grads: Params, metrics: Metrics) -> tuple[TrainState, Metrics]:
         student, opt, extra = _update(adamw(o, o.lr, o.frozen), state.student, state.student_opt, grads)
@@ -95,9 +116,9 @@ def make_steps(config: RunConfig, null_text: Float[Array, "L D"], attend: Callab
             networks = dataclasses.replace(networks, fake_score=state.fake_score)
             num_steps = simulation_steps(method, student_updates(method, state.step)) if with_dmd else None
 
-            def losses(params, batch, draws):
+            def losses(batch, draws):
                 warmup = warmup_ratio(method, state.step)
-                return objective.student(params, networks, batch, draws, warmup=warmup, num_steps=num_steps)
+                return objective.student_losses(networks, batch, draws, warmup=warmup, num_steps=num_steps)
 
             return finish(state, *gradient("student", losses, state.student, batch, state.key))
 
@@ -107,15 +128,18 @@ def make_steps(config: RunConfig, null_text: Float[Array, "L D"], attend: Callab
         networks = dataclasses.replace(networks, student=state.student)
         num_steps = simulation_steps(method, critic_updates(method, state.step))
 
-        def losses(params, batch, draws):
-            return objective.critic(params, networks, batch, draws, num_steps=num_steps)
+        def losses(batch, draws):
+            return [lambda params: objective.critic(params, networks, batch, draws, num_steps=num_steps)]
 
         grads, metrics = gradient("critic", losses, state.fake_score, batch, state.key)
         fake, opt, extra = _update(adamw(o, o.lr_fake), state.fake_score, state.fake_opt, grads)
         return state.replace(step=state.step + 1, fake_score=fake, fake_opt=opt), metrics | extra
 
     def diffusion_step(state: TrainState, networks: Networks, batch: Batch) -> tuple[TrainState, Metrics]:
-        return finish(state, *gradient("diffusion", objective.diffusion, state.student, batch, state.key))
+        def losses(batch, draws):
+            return [lambda params: objective.diffusion(params, batch, draws)]
+
+        return finish(state, *gradient("diffusion", losses, state.student, batch, state.key))
 
     if method.name == "diffusion":
         steps = {"diffusion": diffusion_step}

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+REMAT = ("none", "attention", "block")
+
 
 @dataclasses.dataclass(frozen=True)
 class DiTConfig:
@@ -14,7 +16,8 @@ class DiTConfig:
 
     `dtype` is what layers compute in; parameters, modulation, norms' statistics and softmax stay float32.
     `round_time_to` rounds the model time before its embedding: "bfloat16" for the released rCM checkpoints, which were
-    trained that way, else None. `remat` recomputes a block in the backward pass, keeping only attention's outputs.
+    trained that way, else None. `remat` is what the backward pass computes again, to save memory: "none"; "attention"
+    all of a block but what attention gave; "block" that too. (True and False, of older files, are the first two.)
     `unroll` blocks are compiled in a row: faster steps for a small network on a CPU, longer compilation.
     """
 
@@ -32,12 +35,15 @@ class DiTConfig:
     eps: float = 1e-6
     dtype: str = "float32"
     round_time_to: str | None = None
-    remat: bool = True
+    remat: str = "attention"
     unroll: int = 1
     attention: str = "auto"
 
     def __post_init__(self):
         object.__setattr__(self, "patch_size", tuple(self.patch_size))
+        object.__setattr__(self, "remat", {True: "attention", False: "none"}.get(self.remat, self.remat))
+        if self.remat not in REMAT:
+            raise ValueError(f"remat={self.remat!r} is unknown; use one of {', '.join(REMAT)}")
         if self.dim % self.num_heads:
             raise ValueError(f"dim={self.dim} must be divisible by num_heads={self.num_heads}")
         if self.head_dim % 2 or self.head_dim < 6:

@@ -9,6 +9,7 @@ the noise (`velocity` puts them there, `wan.image.image_condition` makes them).
 Parameters of all blocks are stacked on a leading axis (`nn.scan`), so compile time does not grow with depth.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from jaxtyping import Array, Float, Int
 from rcm_jax.flow import guided, one_a_video
 from rcm_jax.kernels.attention import attention
 from rcm_jax.kernels.masks import KeyRuns
+from rcm_jax.parallel import gathered_product
 from rcm_jax.types import Latents, Params, Text, Velocity
 from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.layers import AffineNorm, Attention, KeyValues, Tokens, at_least_float32, dense, layer_norm, modulate
@@ -97,7 +99,8 @@ class Head(nn.Module):
         shift, scale = jnp.unstack(e[:, :, None, :] + table[None, None], axis=2)
         h = modulate(layer_norm(x, c.eps), 1 + scale, shift)
         init = nn.initializers.truncated_normal(c.dim**-0.5)
-        return dense(c, self.features, "out", dtype=h.dtype, kernel_init=init, precision=EXACT)(h)
+        how = {"dtype": h.dtype, "kernel_init": init, "precision": EXACT, "dot_general": gathered_product}
+        return dense(c, self.features, "out", **how)(h)
 
 
 class DiT(nn.Module):
@@ -112,20 +115,23 @@ class DiT(nn.Module):
     def setup(self):
         c = self.config
         small = nn.initializers.normal(0.02)
-        self.patch_embedding = dense(c, c.dim)
-        self.text_in = dense(c, c.dim, kernel_init=small)
-        self.text_out = dense(c, c.dim, kernel_init=small)
-        self.time_in = nn.Dense(c.dim, kernel_init=small, precision=EXACT)
-        self.time_out = nn.Dense(c.dim, kernel_init=small, precision=EXACT)
-        self.time_projection = nn.Dense(6 * c.dim, precision=EXACT)
+        whole = functools.partial(dense, c, dot_general=gathered_product)
+        exact = functools.partial(nn.Dense, precision=EXACT, dot_general=gathered_product)
+        self.patch_embedding = whole(c.dim)
+        self.text_in = whole(c.dim, kernel_init=small)
+        self.text_out = whole(c.dim, kernel_init=small)
+        self.time_in = exact(c.dim, kernel_init=small)
+        self.time_out = exact(c.dim, kernel_init=small)
+        self.time_projection = exact(6 * c.dim)
         if c.image_dim is not None:
             self.image_norm_in = AffineNorm(IMAGE_EPS)
-            self.image_in = dense(c, c.image_dim)
-            self.image_out = dense(c, c.dim)
+            self.image_in = whole(c.image_dim)
+            self.image_out = whole(c.dim)
             self.image_norm_out = AffineNorm(IMAGE_EPS)
         block = Block
-        if c.remat:
-            policy = jax.checkpoint_policies.save_only_these_names("attention_o", "attention_lse")
+        if c.remat != "none":
+            kept = ("attention_o", "attention_lse") if c.remat == "attention" else ()
+            policy = jax.checkpoint_policies.save_only_these_names(*kept)
             block = nn.remat(Block, policy=policy, prevent_cse=False)  # inside a scan CSE cannot undo it
         self.blocks = nn.scan(
             block,

@@ -27,7 +27,7 @@ from tests import benchmarks
 from tests.tiny import perturbed_params
 
 MODEL = DiTConfig(
-    dim=128, ffn_dim=512, num_heads=4, num_layers=4, freq_dim=128, text_dim=64, text_len=16, remat=False
+    dim=128, ffn_dim=512, num_heads=4, num_layers=4, freq_dim=128, text_dim=64, text_len=16, remat="none"
 )  # fmt: skip
 SIZE = (16, 16)  # 64 tokens a latent frame
 SCHEDULE = few_step_schedule([2])
@@ -96,7 +96,7 @@ def rollouts(frames: int, rounds: int) -> list[dict]:
 
 def memory(frames: int, replay: bool) -> int:
     """Bytes of temporaries of the gradient of a rollout, by the compiler."""
-    causal = dataclasses.replace(network(frames), dit=DiT(dataclasses.replace(MODEL, remat=True)))
+    causal = dataclasses.replace(network(frames), dit=DiT(dataclasses.replace(MODEL, remat="attention")))
 
     def loss(params: Params) -> jax.Array:
         schedule = few_step_schedule([2], sigma_max=float("inf"))

@@ -53,7 +53,7 @@ def random_weights(config, name: str):
 def measure(args: argparse.Namespace, pattern: str, preset: str) -> dict:
     config = run_config(recipe.get_config(f"{pattern},{preset}"))
     model = dataclasses.replace(
-        config.model, dtype="bfloat16", remat=False, num_layers=args.num_layers or config.model.num_layers
+        config.model, dtype="bfloat16", remat="none", num_layers=args.num_layers or config.model.num_layers
     )
     vae = VAE(dataclasses.replace(WAN_VAE, dtype=args.vae_dtype))
     size = tuple(map(int, args.size.split("x")))

@@ -62,7 +62,7 @@ def dit(latent: tuple[int, int, int]) -> dict[str, Callable]:
     rng = np.random.default_rng(0)
     x, t = rng.normal(size=(1, *latent, 16)).astype(np.float32), np.array([40.5], np.float32)
     text = rng.normal(size=(1, 512, 4096)).astype(np.float32)
-    network = jax.jit(DiT(dataclasses.replace(config, dtype="float32", remat=False)).apply)
+    network = jax.jit(DiT(dataclasses.replace(config, dtype="float32", remat="none")).apply)
     there = torch_like(x), torch.from_numpy(t), torch.from_numpy(text)
 
     def theirs() -> np.ndarray:

@@ -117,7 +117,7 @@ def flops(config: DiTConfig, params: Params, data: Data) -> dict[str, float]:
     return {name: count["flops"] for name, count in counts.items()}
 
 
-def compare(case: Case, remat: bool, args) -> dict:
+def compare(case: Case, remat: str, args) -> dict:
     config = dataclasses.replace(case.model, remat=remat)
     params, data = problem(case)
     programs = {
@@ -161,11 +161,11 @@ def main() -> None:
         if case.name not in args.cases:
             continue
         print(f"\n{case.title()}\nremat {'':12s} {'ms':>8s} {'temporary MiB':>14s} {'FLOPs / forward':>16s}")
-        for remat in (False, True):
+        for remat in ("none", "attention"):
             r = compare(case, remat, args)
             results.append(r)
             for way in ("one", "two"):
-                print(f"{'on' if remat else 'off':6s} {way + ' pass' + 'es' * (way == 'two'):11s} "
+                print(f"{remat:10s} {way + ' pass' + 'es' * (way == 'two'):11s} "
                       f"{1e3 * statistics.median(r['seconds'][way]):8.1f} {r['temp_bytes'][way] / 2**20:14.1f} "
                       f"{r['flops'][way] / r['flops_by_program']['forward']:16.2f}")  # fmt: skip
             memory, work = r["temp_bytes"]["two"] / r["temp_bytes"]["one"], r["flops"]["two"] / r["flops"]["one"]

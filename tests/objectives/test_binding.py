@@ -18,7 +18,7 @@ from rcm_jax.wan.dit import DiT, velocity
 from tests.tiny import IMAGE_TOKENS, perturbed_params
 from tests.tiny import MODEL as TINY
 
-MODEL = dataclasses.replace(TINY, num_layers=1, remat=False)
+MODEL = dataclasses.replace(TINY, num_layers=1, remat="none")
 SHAPE = (2, 5, 4, 4, MODEL.out_channels)
 GUIDED = (Role.TEACHER, Role.SCORE_TEACHER)
 

@@ -24,7 +24,7 @@ from tests.tiny import MODEL
 
 VERSION = version("rcm_jax")
 PROMPTS = ["a red circle moving left", "a blue square moving up", "a green diamond moving right"]
-STUDENT = ModelInfo(dataclasses.replace(MODEL, remat=False), "student", "toy", (9, 6, 6))
+STUDENT = ModelInfo(dataclasses.replace(MODEL, remat="none"), "student", "toy", (9, 6, 6))
 CAUSAL = dataclasses.replace(
     STUDENT, latent_shape=(5, 6, 6), sigma_max=1600.0, causal={"pattern": "c1-2", "steps_per_chunk": [1]}
 )

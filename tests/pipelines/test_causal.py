@@ -39,7 +39,7 @@ RUN = tiny_run(
 INFO = model_info(RUN)
 FIRST, FOUR = 1600 / 1601, (15 / 16, 5 / 6, 5 / 8)
 STUDENT = ModelInfo(
-    dataclasses.replace(MODEL, remat=False), "student", "toy", (5, 6, 6), 1600.0, 3.0,
+    dataclasses.replace(MODEL, remat="none"), "student", "toy", (5, 6, 6), 1600.0, 3.0,
     causal={"pattern": "c1-2", "steps_per_chunk": [1]},
 )  # fmt: skip
 TEACHER = dataclasses.replace(STUDENT, kind="teacher")

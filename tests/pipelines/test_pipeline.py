@@ -27,7 +27,7 @@ from tests.tiny import MODEL
 from tests.wan.tiny import write_wan
 
 PROMPTS = ["a red circle moving left", "a blue square moving up", "a green diamond moving right"]
-STUDENT = ModelInfo(dataclasses.replace(MODEL, remat=False), "student", "toy", (9, 6, 6))
+STUDENT = ModelInfo(dataclasses.replace(MODEL, remat="none"), "student", "toy", (9, 6, 6))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from rcm_jax.wan.dit import DiT
 from tests.tiny import MODEL as TINY
 from tests.tiny import perturbed_params
 
-MODEL = dataclasses.replace(TINY, remat=False)
+MODEL = dataclasses.replace(TINY, remat="none")
 SIZE = (2, 6)  # 3 tokens a latent frame: chunks that two devices do not divide
 NULL = jnp.zeros((5, MODEL.text_dim))
 STEPS = few_step_schedule([3, 2], middle=(0.9, 0.6), noisy_context_from=1)

@@ -13,7 +13,7 @@ from rcm_jax.wan.dit import DiT
 from tests.tiny import MODEL as TINY
 from tests.tiny import perturbed_params
 
-MODEL = dataclasses.replace(TINY, remat=False)
+MODEL = dataclasses.replace(TINY, remat="none")
 SIZE = (4, 4)
 TEXT = jax.random.normal(jax.random.key(3), (3, 5, MODEL.text_dim))
 NULL = jax.random.normal(jax.random.key(4), (5, MODEL.text_dim))

@@ -16,7 +16,7 @@ from rcm_jax.wan.dit import DiT
 from tests.tiny import MODEL as TINY
 from tests.tiny import perturbed_params
 
-MODEL = dataclasses.replace(TINY, remat=False)
+MODEL = dataclasses.replace(TINY, remat="none")
 SIZE = (4, 4)
 TEXT = jax.random.normal(jax.random.key(3), (2, 5, MODEL.text_dim))
 CLEAN = RolloutSchedule(((1.0, 0.9, 0.6, 0.0),))

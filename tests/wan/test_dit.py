@@ -41,7 +41,7 @@ def forward(config, params, *inputs):
     return jax.jit(DiT(config).apply)({"params": params}, *inputs)
 
 
-@pytest.mark.parametrize("change", [{"remat": False}, {"unroll": 3}, {"attention": "reference"}])
+@pytest.mark.parametrize("change", [{"remat": "none"}, {"remat": "block"}, {"unroll": 3}, {"attention": "reference"}])
 def test_settings_that_must_not_change_numbers(change):
     params, *inputs = case()
 

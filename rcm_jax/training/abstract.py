@@ -1,0 +1,55 @@
+"""A run's steps with the shapes and shardings of their arguments, nothing allocated: what is compiled to plan a run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rcm_jax.data.batch import Batch
+from rcm_jax.objectives.networks import Networks
+from rcm_jax.parallel import batch_sharding, sharded_attention, state_shardings
+from rcm_jax.training.config import RunConfig
+from rcm_jax.training.schedule import step_names
+from rcm_jax.training.state import TrainState, abstract_state
+from rcm_jax.training.step import Step, make_steps
+from rcm_jax.types import Params
+
+
+def abstract_networks(config: RunConfig, params: Params) -> Networks:
+    """The networks that stand still, as the config names them, in the shapes of `params`."""
+    return Networks(teacher=params if config.teacher else None, score_teacher=params if config.score_teacher else None)
+
+
+def abstract_batch(config: RunConfig) -> Batch:
+    """Shapes of a batch: latents and texts of full length, and what an image-to-video network takes besides."""
+    model, B, grid = config.model, config.data.batch_size, config.data.latent_shape
+
+    def shape(*dims: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((B, *dims), jnp.float32)
+
+    extra = model.in_channels - model.out_channels
+    return Batch(
+        latents=shape(*grid, model.out_channels),
+        text=shape(model.text_len, model.text_dim),
+        condition=shape(*grid, extra) if extra else None,
+        image=None if model.image_dim is None else shape(257, model.image_dim),
+    )
+
+
+def abstract_steps(config: RunConfig, mesh: Mesh) -> tuple[dict[str, Step], tuple[TrainState, Networks, Batch]]:
+    """The steps that the run takes on the mesh, by name, and the arguments of each, sharded as the run shards them."""
+    state, batch = abstract_state(config), abstract_batch(config)
+    networks = abstract_networks(config, state.student)
+    null_text = np.random.default_rng(0).standard_normal((config.model.text_len, config.model.text_dim), np.float32)
+    steps = make_steps(config, null_text, sharded_attention(mesh))
+    steps = {name: steps[name] for name in step_names(config.method)}
+    arguments = (
+        _placed(state, state_shardings(mesh, state)),
+        _placed(networks, state_shardings(mesh, networks)),
+        jax.tree.map(lambda x: x.update(sharding=batch_sharding(mesh)), batch),
+    )
+    return steps, arguments
+
+
+def _placed(tree, shardings):
+    return jax.tree.map(lambda x, sharding: x.update(sharding=sharding), tree, shardings)
