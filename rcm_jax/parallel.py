@@ -6,7 +6,7 @@ shards parameters, EMA, fake score and optimiser moments, since all of them end 
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -73,19 +73,20 @@ def make_mesh(data: int = -1, fsdp: int = 1, sequence: int = 1, devices: list | 
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def sampling_mesh(fsdp: int, sequence: int, heads: int) -> Mesh:
-    """A mesh over the first fsdp * sequence devices, for a network of so many heads. Raises ArgumentError for
-    a mesh that is not to be had here, or that does not divide the heads."""
-    if min(fsdp, sequence) < 1 or fsdp * sequence > jax.device_count():
+def sampling_mesh(fsdp: int, sequence: int, heads: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over the first fsdp * sequence of the devices (default: those here), for a network of so many heads.
+    Raises ArgumentError for a mesh that is not to be had of them, or that does not divide the heads."""
+    devices = jax.devices() if devices is None else devices
+    if min(fsdp, sequence) < 1 or fsdp * sequence > len(devices):
         raise ArgumentError(
-            f"{{fsdp}} times {{sequence}} must be at least 1 and at most the {jax.device_count()} devices", fsdp=fsdp,
+            f"{{fsdp}} times {{sequence}} must be at least 1 and at most the {len(devices)} devices", fsdp=fsdp,
             sequence=sequence,
         )  # fmt: skip
     if heads % sequence:
         raise ArgumentError(
             f"{{sequence}} must divide the {heads} heads; use one of {_divisors(heads)}", sequence=sequence
         )
-    return make_mesh(1, fsdp, sequence, devices=jax.devices()[: fsdp * sequence])
+    return make_mesh(1, fsdp, sequence, devices=list(devices[: fsdp * sequence]))
 
 
 def abstract_mesh(data: int, fsdp: int, sequence: int, devices: int) -> AbstractMesh:

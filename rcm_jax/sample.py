@@ -42,8 +42,8 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def run(args: argparse.Namespace) -> list[Path]:
-    """Writes the videos; returns where they are."""
+def run(args: argparse.Namespace) -> list[Path | str]:
+    """Writes the videos; returns where they are. A dry run: what it says."""
     from rcm_jax.errors import ArgumentError
     from rcm_jax.media.sizes import columns
     from rcm_jax.media.video import check_fps, video_path
@@ -61,7 +61,12 @@ def run(args: argparse.Namespace) -> list[Path]:
     save_path = video_path(output.path(SAVE_PATH), "save_path")
     check_fps(output.fps, save_path.suffix)
     prompts = read_prompts(output.prompt, prompts_file)
-    pipe = load(**taken(given, FileOptions))
+    files = taken(given, FileOptions)
+    if output.dry_run:
+        from rcm_jax.pipelines.dry_run import page
+
+        return [page(files, output.gpu, prompts, options)]
+    pipe = load(**files)
     if pipe.causal:
         raise ValueError(f"the network is causal ({pipe.info.causal['pattern']}): use python -m rcm_jax.sample_causal")
     if output.scale not in (None, 1) and pipe.world.scale == 1:

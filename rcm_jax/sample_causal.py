@@ -18,7 +18,7 @@ import resource
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +26,6 @@ from rcm_jax.cli import command_parser, number, one_line_errors
 from rcm_jax.ranges import at_least
 
 if TYPE_CHECKING:
-    from rcm_jax.pipelines.pipeline import Pipeline
     from rcm_jax.sampling.stream import Profile
 
 SAVE_PATH = Path("output/causal_generated_video.mp4")
@@ -53,18 +52,18 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def open_pipeline(args: argparse.Namespace) -> "Pipeline":
+def files_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `load`."""
     from rcm_jax.errors import ArgumentError
     from rcm_jax.options import taken
     from rcm_jax.pipelines.options import FileOptions
-    from rcm_jax.pipelines.pipeline import load
 
     files = taken(vars(args), FileOptions)
     if args.model and "dit_path" in files:
         raise ValueError("give --model or --dit_path, not both")
     if args.distilled and files.setdefault("kind", "student") != "student":
         raise ArgumentError("{distilled} and {kind} say different things", distilled=None, kind=files["kind"])
-    return load(**{"dit_path": "toy_causal"} | files)
+    return {"dit_path": "toy_causal"} | files
 
 
 def report(runs: "list[Profile]", chunks: tuple[int, int], included: str) -> str:
@@ -90,7 +89,8 @@ def report(runs: "list[Profile]", chunks: tuple[int, int], included: str) -> str
     ])  # fmt: skip
 
 
-def run(args: argparse.Namespace) -> Path:
+def run(args: argparse.Namespace) -> Path | str:
+    """Writes the video; returns where it is. A dry run: what it says."""
     from rcm_jax.errors import ArgumentError
     from rcm_jax.media.pictures import enlarge, tiled
     from rcm_jax.media.sizes import columns
@@ -98,6 +98,7 @@ def run(args: argparse.Namespace) -> Path:
     from rcm_jax.options import taken
     from rcm_jax.pipelines.about import fill_in, tags
     from rcm_jax.pipelines.options import OutputOptions, SamplingOptions, told_of_yes
+    from rcm_jax.pipelines.pipeline import load
     from rcm_jax.pipelines.video import Video
     from rcm_jax.progress import Progress
     from rcm_jax.sampling.stream import Profile, profile
@@ -109,7 +110,12 @@ def run(args: argparse.Namespace) -> Path:
     SamplingOptions(**options)  # its errors, before a file is opened
     save_path = video_path(output.path(SAVE_PATH), "save_path", (".mp4",) if args.stream else SUFFIXES)
     check_fps(output.fps, save_path.suffix)
-    pipe = open_pipeline(args)
+    files = files_of(args)
+    if output.dry_run:
+        from rcm_jax.pipelines.dry_run import page
+
+        return page(files, output.gpu, output.prompt, options)
+    pipe = load(**files)
     world, fps, scale = pipe.world, output.fps or pipe.world.fps, output.scale or pipe.world.scale
     if output.scale not in (None, 1) and world.scale == 1:
         raise ArgumentError("{scale} does not apply: the network is not of the built-in world", scale=None)

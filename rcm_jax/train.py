@@ -5,7 +5,8 @@ takes one. Every setting can be changed from here, e.g. --config.optimizer.lr=1e
 --config.seed=1. The workdir gets config.json, metrics.jsonl, tensorboard/, checkpoints/, samples/ (with
 --config.sample_every=N) and, at the end, the averaged weights as student.safetensors (teacher.safetensors for method
 "diffusion"). The same command again resumes from the newest checkpoint and gives the same numbers as a run that was
-never stopped; SIGTERM saves and exits with code 143. --dry_run prints parameters and bytes per device and stops.
+never stopped; SIGTERM saves and exits with code 143. --dry_run prints parameters and bytes per device and stops;
+with --gpu h100 it compiles the steps for --devices such GPUs, which need not be here, as rcm_jax.plan does.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from rcm_jax.cli import command_parser, one_line_errors
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+    from rcm_jax.training.config import RunConfig
+
 RECIPES = Path(rcm_jax.__file__).parent / "configs"
 
 
@@ -29,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--workdir", type=Path, help="where the run lives; made if it is not there")
     p.add_argument("--dry_run", action="store_true", help="print what the run would take, allocate and write nothing")
     p.add_argument("--devices", type=int, default=0, help="with --dry_run: how many to plan for (default: those here)")
+    p.add_argument("--gpu", help="with --dry_run: compile for this GPU: h100, h200, a100, b200 or rtx_4090")
     return p
 
 
@@ -76,6 +80,8 @@ def run(args: argparse.Namespace, changes: Sequence[str]) -> str:
     config = read_config(args.config, changes)
     if args.devices < 0 or (args.devices and not args.dry_run):
         raise ValueError(f"--devices={args.devices} is a number of devices to plan for, with --dry_run")
+    if args.gpu and not args.dry_run:
+        raise ValueError(f"--gpu={args.gpu} is a GPU to plan for, with --dry_run")
     if not args.dry_run and args.workdir is None:
         raise ValueError("--workdir is missing: say where the run lives, e.g. --workdir=runs/mine")
 
@@ -85,11 +91,23 @@ def run(args: argparse.Namespace, changes: Sequence[str]) -> str:
     from rcm_jax.training import runs
 
     config = run_config(config)
+    if args.dry_run and args.gpu:
+        return _compiled(config, args.gpu, args.devices)
     if args.dry_run:
         return runs.plan(config, args.devices)
     check_folder(args.workdir, "workdir")
     preview = functools.partial(write_preview, seed=config.seed)
     return f"weights: {runs.train_recipe(config, args.workdir, on_samples=preview)}"
+
+
+def _compiled(config: "RunConfig", gpu: str, devices: int) -> str:
+    """What `rcm_jax.plan` says of the run."""
+    from rcm_jax.aot.compile import no_gpus
+    from rcm_jax.aot.gpus import find_gpu
+    from rcm_jax.training import planning
+
+    no_gpus()
+    return planning.plan(config, find_gpu(gpu), devices or None).text()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -95,7 +95,7 @@ def test_parts_are_found_in_repositories(cache, folder, server):
     """The converted network here, all around it there: named by a repository or by a file."""
     vae, text = "tiny/wan", f"hf://tiny/wan@v1/{NAMES['umt5']}"
     pipe = rcm_jax.load(folder / NAMES["dit"], vae_path=vae, text_encoder_path=text)
-    files = pipe._opened.files
+    files = pipe.opened.files
     assert str(files.vae.path) == f"hf://tiny/wan/{NAMES['vae']}"
     assert str(files.text.path) == text
     assert files.tokenizer.path.is_relative_to(cache)
@@ -105,7 +105,7 @@ def test_parts_are_found_in_repositories(cache, folder, server):
 def test_what_is_here_wins(cache, folder, server):
     (cache.parent / "tiny").mkdir()
     (cache.parent / "tiny" / "wan").symlink_to(folder)
-    assert rcm_jax.load("tiny/wan")._opened.files.dit[0].path.resolve() == folder
+    assert rcm_jax.load("tiny/wan").opened.files.dit[0].path.resolve() == folder
     assert not server.asked
 
 

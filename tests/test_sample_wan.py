@@ -197,7 +197,7 @@ def test_files_are_looked_for_beside_the_network(tmp_path, folder, monkeypatch):
     shutil.copy(folder / "config.json", alone.parent)
     fails(sample.main, ["--dit_path", str(alone), *SMALL], "no video autoencoder", str(alone.parent), "--vae_path")
     shutil.copytree(folder, tmp_path / "checkpoints")
-    files = rcm_jax.load(alone)._opened.files
+    files = rcm_jax.load(alone).opened.files
     assert str(files.vae.path) == "checkpoints/" + NAMES["vae"]
     assert str(files.tokenizer.path) == "checkpoints/google/umt5-xxl/tokenizer.json"
 

@@ -39,7 +39,7 @@ class Conditions(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="dit")
-def _velocity(
+def one_pass(
     dit: DiT, params: Params, text: Text, x: Latents, t: Array, condition: Latents | None, image: Array | None
 ) -> Latents:
     return velocity(dit, params, text, condition=condition, image=image)(x, t)
@@ -53,7 +53,7 @@ def _bound(call: Callable[[Text], Velocity], given: Conditions, sampler: Sampler
 
 
 @functools.partial(jax.jit, static_argnames=("dit", "sampler"))
-def _in_one_program(dit: DiT, sampler: SamplerConfig, params: Params, given: Conditions, noise: Array) -> Latents:
+def all_steps(dit: DiT, sampler: SamplerConfig, params: Params, given: Conditions, noise: Array) -> Latents:
     def call(text: Text) -> Velocity:
         return velocity(dit, params, text, condition=given.condition, image=given.image)
 
@@ -77,7 +77,7 @@ def _step_by_step(
     experts: Experts, sampler: SamplerConfig, given: Conditions, noise: Array, advance: Callable[[Latents], object]
 ) -> Latents:  # fmt: skip
     def call(text: Text) -> Velocity:  # for numbers t, not for inside jit
-        return lambda x, t: _velocity(
+        return lambda x, t: one_pass(
             experts.dit, experts.params(float(t[0])), text, x, t, given.condition, given.image
         )  # fmt: skip
 
@@ -119,7 +119,7 @@ def sample_batches(
             batch = Conditions(*map(put, given))
             noise = jax.device_put(draw_noise(seed, np.asarray(indices)[rows], shape), sharding)
             if whole:
-                latents = np.asarray(_in_one_program(experts.dit, sampler, experts.params(), batch, noise))
+                latents = np.asarray(all_steps(experts.dit, sampler, experts.params(), batch, noise))
                 progress.update()
             else:
                 latents = np.asarray(_step_by_step(experts, sampler, batch, noise, advance))

@@ -49,14 +49,18 @@ class Start(NamedTuple):
         return self._replace(text=self.text[which], null_text=null, image=image, indices=indices)
 
 
-def start_from(opened: Opened, request: Request, asked: SamplingOptions, schedule: RolloutSchedule) -> Start:
-    """Builds the network for the video that is asked for and reads text and image. Raises ValueError for chunks, a
-    window or a schedule that do not fit the video, before text is read."""
-    experts = opened.experts
+def causal_network(opened: Opened, request: Request, asked: SamplingOptions, schedule: RolloutSchedule) -> CausalDiT:
+    """For the video that is asked for. Raises ValueError for chunks, a window or a schedule that do not fit it."""
     changes = {"window": asked.window, "sink": asked.sink}
     settings = opened.info.causal | {name: value for name, value in changes.items() if value is not None}
-    network = CausalConfig(**settings).network(experts.dit, request.latent_shape)
+    network = CausalConfig(**settings).network(opened.experts.dit, request.latent_shape)
     schedule.check_chunks(len(network.pattern.spans(request.latent_shape[0])))
+    return network
+
+
+def start_from(opened: Opened, request: Request, asked: SamplingOptions, schedule: RolloutSchedule) -> Start:
+    """Reads text and image. Raises as `causal_network`, before text is read."""
+    network = causal_network(opened, request, asked, schedule)
     text, null_text = request.features(opened.world, guided=schedule.guidance > 1)
     if null_text is not None:
         null_text = np.broadcast_to(null_text, text.shape)

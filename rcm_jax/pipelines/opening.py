@@ -1,7 +1,10 @@
 """What a file is: its network, its world, how it is sampled, what surrounds it. Decided here, for all commands."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import jax
 
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.convert.checkpoint import Checkpoint, info_of, open_checkpoint
@@ -34,24 +37,24 @@ class Opened(NamedTuple):
     files: WanFiles | None = None
 
 
-def open_pipeline(options: FileOptions) -> Opened:
+def open_pipeline(options: FileOptions, devices: Sequence[jax.Device] | None = None) -> Opened:
     """Raises FileNotFoundError, ArgumentError for options that do not apply, and ValueError for files that are not what
     they should be or do not go together."""
     path = find_model(options.dit_path, "dit_path")
     if not path.exists():
         raise FileNotFoundError(f"no model file at {path}")
     network = open_checkpoint(path, num_heads=options.num_heads)
-    return (_open_toy if network.info and network.info.world == "toy" else _open_wan)(options, network)
+    return (_open_toy if network.info and network.info.world == "toy" else _open_wan)(options, network, devices)
 
 
-def _open_toy(options: FileOptions, network: Checkpoint) -> Opened:
+def _open_toy(options: FileOptions, network: Checkpoint, devices: Sequence[jax.Device] | None) -> Opened:
     refuse(options, WAN, f"{network.path} is of the built-in world")
     network.ours()  # its errors
     info = _with_chunks(info_of(network, options), options)
-    return Opened(options, info, ToyWorld(), _experts([network], info, options, "float32"))
+    return Opened(options, info, ToyWorld(), _experts([network], info, options, "float32", devices))
 
 
-def _open_wan(options: FileOptions, network: Checkpoint) -> Opened:
+def _open_wan(options: FileOptions, network: Checkpoint, devices: Sequence[jax.Device] | None) -> Opened:
     if options.boundary is not None and options.second_dit_path is None:
         raise ArgumentError(
             "{boundary} is where Wan2.2's two networks change: give {second_dit_path} too", boundary=options.boundary,
@@ -76,11 +79,13 @@ def _open_wan(options: FileOptions, network: Checkpoint) -> Opened:
             )
     info = dataclasses.replace(info, model=dataclasses.replace(info.model, dtype=dtype))
     world = WanWorld(files, dtype=dtype, vae_dtype=options.vae_dtype or "float32", tiled=options.vae_tiling)
-    return Opened(options, info, world, _experts(files.dit, info, options, dtype), files)
+    return Opened(options, info, world, _experts(files.dit, info, options, dtype, devices), files)
 
 
-def _experts(sources: list[Checkpoint], info: ModelInfo, options: FileOptions, dtype: str) -> Experts:
-    mesh = sampling_mesh(options.fsdp, options.sequence, info.model.num_heads)
+def _experts(
+    sources: list[Checkpoint], info: ModelInfo, options: FileOptions, dtype: str, devices: Sequence[jax.Device] | None
+) -> Experts:
+    mesh = sampling_mesh(options.fsdp, options.sequence, info.model.num_heads, devices)
     boundary = WAN22_BOUNDARY["i2v" if info.model.takes_image else "t2v"]
     boundary = boundary if options.boundary is None else options.boundary
     return Experts(sources, info.model, mesh, dtype=dtype, boundary=boundary)

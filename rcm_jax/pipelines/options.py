@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rcm_jax.convert.checkpoint import NetworkOptions
+from rcm_jax.errors import ArgumentError
 from rcm_jax.hub import Place
 from rcm_jax.media.video import MAX_FPS, MIN_FPS
 from rcm_jax.options import check_options, option
@@ -137,9 +138,13 @@ class OutputOptions:
         metavar="VIDEO",
     )  # fmt: skip
     yes: bool = option(False, "go on where sampling takes over an hour")
+    dry_run: bool = option(False, "compile for --gpu, say what a video or a chunk takes of its memory, and stop")
+    gpu: str | None = option(None, "with --dry_run: h100, h200, a100, b200 or rtx_4090, which need not be here")
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.dry_run != (self.gpu is not None):
+            raise ArgumentError("{dry_run} and {gpu} go together", dry_run=None, gpu=self.gpu)
 
     @property
     def time_limit(self) -> float | None:

@@ -10,7 +10,7 @@ options (`options.py`, `request.py`), settles how the network is sampled (`setti
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -41,16 +41,17 @@ from rcm_jax.worlds.toy.world import ToyWorld
 from rcm_jax.worlds.world import Pixels
 
 
-def load(dit_path: str | Place = "toy", **options: Any) -> "Pipeline":
+def load(dit_path: str | Place = "toy", *, devices: Sequence[jax.Device] | None = None, **options: Any) -> "Pipeline":
     """Opens a network, ours or anybody's, and what surrounds it; weights are read when they are needed.
 
     dit_path: a file or folder, here or on the Hugging Face hub ("org/name", "hf://org/name@revision/file"); "toy" is
     the built-in world's teacher, "toy_causal" its causal student.
+    devices: the network's, as many as fsdp times sequence (default: the first ones here).
     options: fields of `FileOptions`, which are the commands' flags.
     Raises FileNotFoundError, ValueError for files that are not what they should be, and ArgumentError (a ValueError)
     that names the argument.
     """
-    return Pipeline(open_pipeline(FileOptions(dit_path=dit_path, **options)))
+    return Pipeline(open_pipeline(FileOptions(dit_path=dit_path, **options), devices))
 
 
 class Pipeline:
@@ -58,7 +59,7 @@ class Pipeline:
     `world` is what surrounds it."""
 
     def __init__(self, opened: Opened):
-        self._opened = opened
+        self.opened = opened
         self.info, self.world = opened.info, opened.world
         self._colours = None
 
@@ -96,8 +97,8 @@ class Pipeline:
     ) -> Iterator[Video]:  # fmt: skip
         """The same, but each video is decoded when it is asked for: one at a time need be in memory."""
         asked, world, watch = SamplingOptions(**options), self.world, Watch(progress, on_step, time_limit)
-        request = read_request(self._opened, prompt, asked)
-        abouts = describe(self._opened, request, asked)  # of the files as they are now
+        request = read_request(self.opened, prompt, asked)
+        abouts = describe(self.opened, request, asked)  # of the files as they are now
         rows = zip(request.prompts, request.indices, abouts, self._decoded(request, asked, watch), strict=True)
         return (
             Video(np.concatenate([*map(to_uint8, parts)]), world.fps, request.seed, words, index, world.scale, about)
@@ -109,7 +110,7 @@ class Pipeline:
     ) -> Float[np.ndarray, "V F H W 3"]:
         """The same as one array in [-1, 1], before it is rounded to pixels: what scores are made of."""
         asked = SamplingOptions(**options)
-        decoded = self._decoded(read_request(self._opened, prompt, asked), asked, Watch(progress))
+        decoded = self._decoded(read_request(self.opened, prompt, asked), asked, Watch(progress))
         return np.stack([np.concatenate(list(parts)) for parts in decoded])
 
     def stream(self, prompt: Prompts = None, **options: Any) -> Stream:
@@ -118,13 +119,13 @@ class Pipeline:
         asked = SamplingOptions(**options)
         if not self.causal:
             raise unknown_chunks()
-        request = read_request(self._opened, prompt, asked)
-        start = start_from(self._opened, request, asked, schedule_from(asked, self.info))
-        return Stream(self._opened, start, join(describe(self._opened, request, asked)))
+        request = read_request(self.opened, prompt, asked)
+        start = start_from(self.opened, request, asked, schedule_from(asked, self.info))
+        return Stream(self.opened, start, join(describe(self.opened, request, asked)))
 
     def request(self, prompt: Prompts = None, **options: Any) -> Request:
         """What a call asks for, a row a video, and the videos' size. Arguments and errors as of a call."""
-        return read_request(self._opened, prompt, SamplingOptions(**options))
+        return read_request(self.opened, prompt, SamplingOptions(**options))
 
     def preview(self, latents: Latents) -> UInt8[np.ndarray, "B T H W 3"]:
         """Pictures of latents [B, T, H, W, C], finished or half-made, a pixel for each: for `on_step`. The colours come
@@ -142,13 +143,13 @@ class Pipeline:
         """For every video its frames in parts. Latents are sampled here, frames when asked for: so a large network has
         gone before the autoencoder comes."""
         if self.causal:
-            start = start_from(self._opened, request, asked, schedule_from(asked, self.info))
-            batches = roll_out_request(self._opened, start, watch)
+            start = start_from(self.opened, request, asked, schedule_from(asked, self.info))
+            batches = roll_out_request(self.opened, start, watch)
         else:
-            batches = sample_request(self._opened, request, sampler_from(asked, self.info), watch)
+            batches = sample_request(self.opened, request, sampler_from(asked, self.info), watch)
         latents = list(batches)
         if not self.world.small:
-            self._opened.experts.release()
+            self.opened.experts.release()
         names = [f"video {i} ({words!r}, seed {request.seed})" for i, words in enumerate(request.prompts)]
         for name, video in zip(names, itertools.chain(*latents), strict=True):
             check_finite(video, f"latents of {name}")

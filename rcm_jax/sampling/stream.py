@@ -36,7 +36,7 @@ Caches = tuple[KeyValues, ...]  # one, and under guidance the unconditional one
 
 
 @functools.partial(jax.jit, static_argnames=("network", "schedule"))
-def _open(
+def open_caches(
     network: CausalDiT, params: Params, text: Text, null_text: Array | None, schedule: RolloutSchedule
 ) -> tuple[tuple[KeyValues, ...], Caches]:
     branches = open_branches(network, params, text, null_text, schedule)
@@ -55,7 +55,7 @@ def _condition(
 @functools.partial(
     jax.jit, static_argnames=("network", "times", "noisy_context", "ode", "guidance"), donate_argnames="caches"
 )
-def _sample(
+def sample_step(
     network: CausalDiT, params: Params, prompts: tuple[KeyValues, ...], caches: Caches, chunk: Array, noises: Array, *,
     times: Times, noisy_context: bool, ode: bool, guidance: float,
 ) -> tuple[Latents, Caches]:  # fmt: skip
@@ -101,7 +101,7 @@ def stream(
     last = room if network.window is None and chunks is None else chunks
     if last is not None:
         schedule.check_chunks(last)
-    prompts, caches = _open(network, params, text, null_text, schedule)
+    prompts, caches = open_caches(network, params, text, null_text, schedule)
     if image is not None:
         caches = _condition(network, schedule, params, prompts, caches, image, noises(jnp.int32(0), 1)[0])
 
@@ -111,7 +111,7 @@ def stream(
             return image, caches
         chunk, frames = jnp.int32(index), network.pattern.rest if index else network.pattern.first
         times, noisy = schedule.chunk(index)
-        return _sample(
+        return sample_step(
             network, params, prompts, caches, chunk, noises(chunk, frames), times=times, noisy_context=noisy,
             ode=schedule.ode, guidance=schedule.guidance,
         )  # fmt: skip

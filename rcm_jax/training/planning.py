@@ -43,6 +43,9 @@ class Plan:
             f"--config.microbatches={config.microbatches} --config.model.remat={config.model.remat}"
         )
 
+    def text(self) -> str:
+        return "\n\n".join(r.text() for r in self.reports)
+
     def to_dict(self) -> dict:
         return {
             "config": self.config.to_dict(), "gpus": self.gpus, "fits": self.fits, "reason": self.reason,

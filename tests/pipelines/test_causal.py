@@ -135,7 +135,7 @@ def test_videos_are_the_rollouts_and_do_not_depend_on_the_batch(path):
     np.testing.assert_allclose(pipe.arrays(PROMPTS[1], seed=5, indices=[1]), whole[1:2], atol=1e-5)
     assert np.abs(pipe.arrays(PROMPTS, seed=6, indices=[0, 1, 2]) - whole).max() > 0.1
 
-    weights = load_params(pipe._opened.experts.sources[0], dtype="float32")
+    weights = load_params(pipe.opened.experts.sources[0], dtype="float32")
     network, schedule = CAUSAL.network(DiT(INFO.model), (3, 6, 6)), CAUSAL.schedule(1600.0)
     noises = video_noises(network, schedule, 5, [0, 1, 2])
     latents = jax.jit(lambda w: rollout(network, w, toy.encode_text(PROMPTS), noises, schedule, frames=3))(weights)
@@ -191,7 +191,7 @@ def test_wan_rolls_out_chunk_by_chunk(tmp_path):
     assert np.abs(parts.astype(int) - np.stack([video.frames for video in videos])).max() <= 1
     dit = DiT(pipe.info.model)
     network, schedule = CausalDiT(dit, ChunkPattern(1, 1), 3, (6, 4)), few_step_schedule([2])
-    weights, text = load_params(pipe._opened.experts.sources[0], dtype="float32"), pipe.world.encode_text(["a red fox"])
+    weights, text = load_params(pipe.opened.experts.sources[0], dtype="float32"), pipe.world.encode_text(["a red fox"])
     noises = video_noises(network, schedule, 0, [1])
     latents = jax.jit(lambda w: rollout(network, w, text, noises, schedule, frames=3))(weights)
     ((whole,),) = [[np.concatenate(list(parts))] for parts in pipe.world.decode(np.asarray(latents))]

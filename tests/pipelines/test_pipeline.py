@@ -56,7 +56,7 @@ def frames(videos):
 
 def test_a_call_is_the_samplers_numbers(pipe, student):
     """The pipeline against the library's own functions, network and noise bound by hand."""
-    params = load_params(pipe._opened.experts.sources[0], dtype="float32")
+    params = load_params(pipe.opened.experts.sources[0], dtype="float32")
     noise = draw_noise(5, [0, 1], (2, 9, 6, 6, MODEL.out_channels))
     network = velocity(DiT(STUDENT.model), params, toy.encode_text(PROMPTS[:1] * 2))
     latents = jax.jit(lambda noise: run_sampler(SamplerConfig("few_step", 2), network, noise))(noise)
@@ -96,7 +96,7 @@ def test_a_teacher_is_guided_away_from_each_videos_own_negative_prompt(student):
         np.testing.assert_allclose(both[i], alone[0], atol=1e-5)
     other = teacher.arrays(PROMPTS[1], negative_prompt=PROMPTS[2], **asked)
     assert np.abs(other[0] - both[1]).max() > 0.01  # not the first one's for all
-    params = load_params(teacher._opened.experts.sources[0], dtype="float32")
+    params = load_params(teacher.opened.experts.sources[0], dtype="float32")
     noise, null = draw_noise(1, [0], (1, 9, 6, 6, MODEL.out_channels)), toy.encode_text([PROMPTS[2]])[0]
     network = guided_velocity(DiT(STUDENT.model), params, toy.encode_text(PROMPTS[:1]), null, 4.0)
     latents = jax.jit(lambda noise: run_sampler(SamplerConfig("euler", 2), network, noise))(noise)
@@ -114,8 +114,8 @@ def test_wan_goes_the_same_way(wan):
     assert videos[0].frames.shape == (5, 48, 32, 3)
     alone = student("two dogs run", **asked | {"num_samples": 1})
     np.testing.assert_array_equal(alone[0].frames, videos[2].frames)
-    assert not student._opened.experts._loaded  # a large network does not stay
-    experts = student._opened.experts
+    assert not student.opened.experts._loaded  # a large network does not stay
+    experts = student.opened.experts
     text = student.world.encode_text(["two dogs run"])
     params = load_params(experts.sources[0], dtype="float32")
     noise = draw_noise(3, [0], (2, 2, 6, 4, 16))
