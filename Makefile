@@ -1,5 +1,6 @@
 # make demo: the main job, end to end.   make demo-causal: a causal student, streamed and scored; TEACHER=1: its teacher too.
-# make test, make test-long: what CI runs.   make test-full: both, and the slow proofs.
+# make test, make test-long, make test-gpu: what CI runs; the last compiles for GPUs, and needs none.
+# make test-full: the first two, and the slow proofs.
 # make clean: removes what make installed and built. output/ is yours.
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +8,7 @@ PY = $(VENV)/bin/python
 OUT ?= output/demo
 WORKERS ?= 2
 
-.PHONY: demo demo-causal test test-long test-full lint goldens clean
+.PHONY: demo demo-causal test test-long test-gpu test-full lint goldens clean
 
 $(VENV)/.base: pyproject.toml
 	@echo "installing into $(VENV), less than a minute"
@@ -18,6 +19,11 @@ $(VENV)/.base: pyproject.toml
 $(VENV)/.test: $(VENV)/.base
 	@echo "installing what the tests need into $(VENV)"
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[test]'
+	touch $@
+
+$(VENV)/.aot: $(VENV)/.test
+	@echo "installing XLA's compiler for NVIDIA GPUs into $(VENV): .[aot], 0.6 GB; no GPU is needed"
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[test,aot]'
 	touch $@
 
 demo: $(VENV)/.base
@@ -44,6 +50,9 @@ test: lint goldens
 
 test-long: $(VENV)/.test
 	$(PY) -m pytest -q -n $(WORKERS) --long
+
+test-gpu: $(VENV)/.aot
+	TF_CPP_MIN_LOG_LEVEL=2 $(PY) -m pytest -q -n $(WORKERS) --aot
 
 test-full: lint goldens
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[offline,parity]'

@@ -29,6 +29,7 @@ jax.config.update("jax_disable_most_optimizations", True)  # see `as_compiled_fo
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="also run the long tests and the slow proofs")
     parser.addoption("--long", action="store_true", help="run the long tests alone")
+    parser.addoption("--aot", action="store_true", help="run alone the tests that compile for a GPU")
 
 
 def pytest_unconfigure():
@@ -39,10 +40,14 @@ def pytest_unconfigure():
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--long"):
         items[:] = [item for item in items if "long" in item.keywords]
+    if config.getoption("--aot"):
+        items[:] = [item for item in items if "aot" in item.keywords]
     has_gpu = any(d.platform == "gpu" for d in jax.devices())
     for item in items:
         if "gpu" in item.keywords and not has_gpu:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+        if "aot" in item.keywords and not config.getoption("--aot"):
+            item.add_marker(pytest.mark.skip(reason="compiles for a GPU: make test-gpu"))
         if "slow" in item.keywords and not config.getoption("--full"):
             item.add_marker(pytest.mark.skip(reason="a slow proof: make test-full"))
         if "long" in item.keywords and not (config.getoption("--full") or config.getoption("--long")):

@@ -81,6 +81,7 @@ class Program:
     arguments: int  # bytes on a device
     outputs: int  # bytes that no argument's memory is used again for
     temporaries: int  # bytes
+    output_shardings: Any = None  # of the function's result, leaf by leaf
 
     @property
     def peak(self) -> int:
@@ -105,6 +106,7 @@ def compile_for(function: Callable, *arguments: Any, **named: Any) -> Program:
             arguments=stats.argument_size_in_bytes,
             outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
             temporaries=stats.temp_size_in_bytes,
+            output_shardings=compiled.output_shardings,
         )
 
 

@@ -1,0 +1,79 @@
+"""Every step of every published recipe compiles for eight GPUs, two layers deep: with our kernels, without sending the
+batch's activations to every device, leaving the state where it lay, and in so much memory."""
+
+import dataclasses
+import math
+
+import jax
+import pytest
+
+from rcm_jax.aot.collectives import gathered, transfers
+from rcm_jax.aot.compile import absent, compile_for
+from rcm_jax.aot.gpus import find_gpu
+from rcm_jax.aot.hlo import read
+from rcm_jax.aot.report import report
+from rcm_jax.configs.base import run_config
+from rcm_jax.parallel import make_mesh
+from rcm_jax.train import read_config
+from rcm_jax.training.abstract import abstract_steps
+
+pytestmark = [pytest.mark.aot, pytest.mark.optimised]
+
+GIB = 2**30
+LAYERS, GPUS = 2, 8
+DIFFUSION, STUDENT = {"forward", "dq", "dkv"}, {"forward", "tangent", "dq", "dkv"}
+# recipe, step -> attention kernels, and GiB that it may take at two layers: a tenth above what it took when this was
+# written, so that a buffer too many is seen
+STEPS = {
+    ("wan_1_3b_rcm", "student"): (STUDENT, 99),
+    ("wan_1_3b_rcm", "student_dmd"): (STUDENT, 99),
+    ("wan_1_3b_rcm", "critic"): (DIFFUSION, 99),
+    ("wan_14b_rcm", "student_dmd"): (STUDENT, 99),
+    ("wan_14b_rcm", "critic"): (DIFFUSION, 99),
+    ("wan_1_3b_causal_tf", "diffusion"): (DIFFUSION, 99),
+    ("wan_1_3b_causal_df", "diffusion"): (DIFFUSION, 99),
+    ("wan_1_3b_causal_tf_scm", "student"): (STUDENT, 99),
+    ("wan_1_3b_causal_tf_dcm", "student"): (DIFFUSION, 99),
+    ("wan_1_3b_causal_sf_dmd", "student_dmd"): (DIFFUSION, 99),
+    ("wan_1_3b_causal_sf_dmd", "critic"): (DIFFUSION, 99),
+}
+
+
+@pytest.fixture(autouse=True)
+def default_precision():
+    """As users compile: the other tests' full float32 products would be three each."""
+    with jax.default_matmul_precision(None):
+        yield
+
+
+def shallow(recipe: str):
+    """The recipe for eight GPUs, a video on each (of the causal ones, on each of its groups)."""
+    config = run_config(read_config(recipe, [f"--config.model.num_layers={LAYERS}"]))
+    mesh = dataclasses.replace(config.mesh, data=-1, fsdp=GPUS // config.mesh.sequence)
+    data = dataclasses.replace(config.data, batch_size=GPUS // config.mesh.sequence)
+    return dataclasses.replace(config, mesh=mesh, data=data, microbatches=1)
+
+
+@pytest.mark.parametrize(("recipe", "step"), STEPS)
+def test_step(recipe, step):
+    kernels, limit = STEPS[recipe, step]
+    config, gpu = shallow(recipe), find_gpu("h100")
+    mesh = make_mesh(-1, config.mesh.fsdp, config.mesh.sequence, absent(gpu, GPUS))
+    with jax.set_mesh(mesh):
+        steps, arguments = abstract_steps(config, mesh)
+        program = compile_for(steps[step], *arguments)
+    told = report(step, program, mesh, gpu)
+    print(f"\n{recipe} {step} {told.peak / GIB:.3f} GiB {told.flops:.4e} FLOPs {told.compile_seconds:.0f} s")
+
+    assert set(told.kernels) == kernels
+    assert told.peak < limit * GIB, told.text()
+    tokens = math.prod(config.model.grid(config.data.latent_shape)) // config.mesh.sequence
+    batch = config.data.batch_size
+    assert not gathered(transfers(read(program.hlo), dict(mesh.shape), gpu), batch, tokens)
+    before = jax.tree.map(lambda x: x.sharding, arguments[0])
+    after = program.output_shardings[0]
+
+    def stays(old, new, shape):
+        assert new.is_equivalent_to(old, len(shape.shape)), f"{old} became {new}"
+
+    jax.tree.map(stays, before, after, arguments[0])
