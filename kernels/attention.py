@@ -14,7 +14,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
@@ -43,7 +42,7 @@ def attention(
     name of a backend or a Backend. vmap folds into B; over kv_len, derivatives run one sample after the other.
 
     `fused` is for a function that is only ever called under `jax.jvp`: value and tangent then come from one kernel,
-    and the gradient may flow through the value (rCM's consistency loss: one pass). A plain `jax.grad` raises.
+    and the gradient flows through the value as without (rCM's consistency loss: one pass). A plain `jax.grad` raises.
 
     Raises ValueError or TypeError for operands that do not fit, NotImplementedError from a backend that can't serve.
     """
@@ -103,46 +102,24 @@ def _with_tangent_jvp(backend: Backend, scale: float, primals: tuple, tangents: 
     return o, to
 
 
-# --- the rule of `fused`: one kernel for value and tangent, whose gradient is the value's ----------------------------
+# --- the rule of `fused`: one kernel for value and tangent, and the value's gradient by the rule above ----------------
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _value_of_fused(backend: Backend, scale: float, q: Array, k: Array, v: Array, mask: KeyRuns | None) -> Array:
-    return primitives.forward(backend, scale, (q, k, v), mask)[0]
+    return attention(q, k, v, mask=mask, scale=scale, implementation=backend)
 
 
 @functools.partial(_value_of_fused.defjvp, symbolic_zeros=True)
 def _value_of_fused_jvp(backend: Backend, scale: float, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    *arrays, mask = primals
     tangents = tuple(None if isinstance(t, SymbolicZero) else t for t in tangents[:3])
     if all(t is None for t in tangents):
-        o = attention(*primals[:3], mask=primals[3], scale=scale, implementation=backend)
+        o = attention(*arrays, mask=mask, scale=scale, implementation=backend)
         return o, jnp.zeros_like(o)
-    return _value_and_tangent(backend, scale, primals[:3], tangents, primals[3])
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _value_and_tangent(
-    backend: Backend, scale: float, arrays: tuple, tangents: tuple, mask: KeyRuns | None
-) -> tuple[Array, Array]:
-    o, _, to = primitives.fused(backend, scale, (*arrays, *tangents), mask)
-    return o, to
-
-
-def _value_and_tangent_fwd(backend: Backend, scale: float, arrays: tuple, tangents: tuple, mask: KeyRuns | None):
     o, lse, to = primitives.fused(backend, scale, (*arrays, *tangents), mask)
+    # Values without gradient, outside of any rule, as in `attention`: the kernel's own derivative, which is NaN, stays
+    # with the tangent, where a stop_gradient makes dead code of it. Nothing of the tangent's path is then reversed.
+    o, lse = jax.lax.stop_gradient((o, lse))
     o, lse = checkpoint_name(o, "attention_o"), checkpoint_name(lse, "attention_lse")
-    return (o, to), (arrays, o, lse, tangents, mask)
-
-
-def _value_and_tangent_bwd(backend: Backend, scale: float, residuals: tuple, cotangents: tuple) -> tuple:
-    arrays, o, lse, tangents, mask = residuals
-    do, dto = cotangents
-    grads = primitives.backward(backend, scale, (*arrays, o, lse, do), mask)
-    # The tangent has no gradient: a cotangent of it that is not 0 makes NaN of all, as in `primitives._first_order`.
-    poison = jnp.where((dto == 0).all(), 0, jnp.nan)
-    grads = tuple(g + poison.astype(g.dtype) for g in grads)
-    t_grads = tuple(None if t is None else jnp.full_like(t, poison) for t in tangents)
-    return grads, t_grads, jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), mask)
-
-
-_value_and_tangent.defvjp(_value_and_tangent_fwd, _value_and_tangent_bwd)
+    return _with_tangent(backend, scale, *arrays, o, lse, mask), to
