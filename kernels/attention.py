@@ -2,11 +2,12 @@
 
     attention(q, k, v)          q [B, S, N, D], k [B, K, N, D], v [B, K, N, V] -> o [B, S, N, V]
 
-A backend computes (`backends.py`); the rules below say how JAX may differentiate, and no backend is ever looked into.
-Forward mode calls `forward` and `tangent`; reverse mode transposes the tangent into `backward`; the gradient of a loss
-that contains a jvp under stop_gradient (rCM's consistency loss) does both in one pass. Derivatives of derivatives are
-not defined and come out as NaN. o and lse carry the names "attention_o" and "attention_lse" for remat policies: one
-that saves them keeps the backward pass from running the forward kernel again.
+A backend computes (`backends.py`; which one for which pass: `choice.py`); the rules below say how JAX may
+differentiate, and no backend is ever looked into. Forward mode calls `forward` and `tangent`; reverse mode transposes
+the tangent into `backward`; the gradient of a loss that contains a jvp under stop_gradient (rCM's consistency loss)
+does both in one pass. Derivatives of derivatives are not defined and come out as NaN. o and lse carry the names
+"attention_o" and "attention_lse" for remat policies: one that saves them keeps the backward pass from running the
+forward kernel again.
 """
 
 import dataclasses
@@ -19,7 +20,8 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from rcm_jax.kernels import masks, primitives
-from rcm_jax.kernels.backends import BACKENDS, Backend, load_backend, select_backend
+from rcm_jax.kernels.backends import BACKENDS, Backend, load_backend
+from rcm_jax.kernels.choice import choose
 from rcm_jax.kernels.masks import KeyRuns
 
 __all__ = ["BACKENDS", "Backend", "attention"]
@@ -38,8 +40,9 @@ def attention(
     """softmax(scale q kᵀ) v over the keys that the mask lets a query see.
 
     Softmax and sums are float32 for narrower inputs (float64 for float64); the result has the dtype of the inputs.
-    A query that sees no key gives 0. `scale` is a Python number, by default D**-0.5. `implementation` is "auto", the
-    name of a backend or a Backend. vmap folds into B; over kv_len, derivatives run one sample after the other.
+    A query that sees no key gives 0. `scale` is a Python number, by default D**-0.5. `implementation` is "auto", each
+    pass by what serves it best (`choice.py`), or the name of a backend or a Backend, which all passes then come from.
+    vmap folds into B; over kv_len, derivatives run one sample after the other.
 
     `fused` is for a function that is only ever called under `jax.jvp`: value and tangent then come from one kernel,
     and the gradient flows through the value as without (rCM's consistency loss: one pass). A plain `jax.grad` raises.
@@ -51,8 +54,7 @@ def attention(
     if mask is not None and mask.kv_len is not None:
         mask = dataclasses.replace(mask, kv_len=jnp.asarray(mask.kv_len, jnp.int32))
     if not isinstance(implementation, Backend):
-        name = select_backend(q, k, v, mask) if implementation == "auto" else implementation
-        implementation = load_backend(name)
+        implementation = choose(q, k, v, mask) if implementation == "auto" else load_backend(implementation)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if fused:
         return _value_of_fused(implementation, scale, q, k, v, mask)
