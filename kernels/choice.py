@@ -86,7 +86,7 @@ def _no_such_gpu(call: Call) -> str | None:
 
 
 def _absent(call: Call) -> str | None:
-    return None if call.here else "the GPU is not here, and without one cuDNN's calls do not compile"
+    return None if call.here else "the GPU is not here, and JAX traces cuDNN's calls only where it is"
 
 
 def _no_cudnn(call: Call) -> str | None:

@@ -193,6 +193,7 @@ def stand_in(q, k, v, *, scale, implementation, key_value_seq_lengths=None):
 
     def keep(q, k, v, lengths):
         o = by_xla(q, k, v, key_value_seq_lengths=lengths)
+        o = jnp.where(((lengths > 0) & (lengths <= k.shape[1]))[:, None, None, None], o, jnp.nan)  # none is promised
         wide = (x.astype(jnp.float32) for x in (q, k, v))
         _, lse = by_xla(*wide, key_value_seq_lengths=lengths, return_residual=True)
         return o, (q, k, v, lengths, jnp.swapaxes(lse, 1, 2), o)
