@@ -2,11 +2,12 @@
 
     attention(q, k, v)          q [B, S, N, D], k [B, K, N, D], v [B, K, N, V] -> o [B, S, N, V]
 
-A backend computes (`backends.py`); the rules below say how JAX may differentiate, and no backend is ever looked into.
-Forward mode calls `forward` and `tangent`; reverse mode transposes the tangent into `backward`; the gradient of a loss
-that contains a jvp under stop_gradient (rCM's consistency loss) does both in one pass. Derivatives of derivatives are
-not defined and come out as NaN. o and lse carry the names "attention_o" and "attention_lse" for remat policies: one
-that saves them keeps the backward pass from running the forward kernel again.
+A backend computes (`backends.py`; which one for which pass: `choice.py`); the rules below say how JAX may
+differentiate, and no backend is ever looked into. Forward mode calls `forward` and `tangent`; reverse mode transposes
+the tangent into `backward`; the gradient of a loss that contains a jvp under stop_gradient (rCM's consistency loss)
+does both in one pass. Derivatives of derivatives are not defined and come out as NaN. o and lse carry the names
+"attention_o" and "attention_lse" for remat policies: one that saves them keeps the backward pass from running the
+forward kernel again.
 """
 
 import dataclasses
@@ -14,13 +15,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from rcm_jax.kernels import masks, primitives
-from rcm_jax.kernels.backends import BACKENDS, Backend, load_backend, select_backend
+from rcm_jax.kernels.backends import BACKENDS, Backend, load_backend
+from rcm_jax.kernels.choice import choose
 from rcm_jax.kernels.masks import KeyRuns
 
 __all__ = ["BACKENDS", "Backend", "attention"]
@@ -39,11 +40,12 @@ def attention(
     """softmax(scale q kᵀ) v over the keys that the mask lets a query see.
 
     Softmax and sums are float32 for narrower inputs (float64 for float64); the result has the dtype of the inputs.
-    A query that sees no key gives 0. `scale` is a Python number, by default D**-0.5. `implementation` is "auto", the
-    name of a backend or a Backend. vmap folds into B; over kv_len, derivatives run one sample after the other.
+    A query that sees no key gives 0. `scale` is a Python number, by default D**-0.5. `implementation` is "auto", each
+    pass by what serves it best (`choice.py`), or the name of a backend or a Backend, which all passes then come from.
+    vmap folds into B; over kv_len, derivatives run one sample after the other.
 
     `fused` is for a function that is only ever called under `jax.jvp`: value and tangent then come from one kernel,
-    and the gradient may flow through the value (rCM's consistency loss: one pass). A plain `jax.grad` raises.
+    and the gradient flows through the value as without (rCM's consistency loss: one pass). A plain `jax.grad` raises.
 
     Raises ValueError or TypeError for operands that do not fit, NotImplementedError from a backend that can't serve.
     """
@@ -52,8 +54,7 @@ def attention(
     if mask is not None and mask.kv_len is not None:
         mask = dataclasses.replace(mask, kv_len=jnp.asarray(mask.kv_len, jnp.int32))
     if not isinstance(implementation, Backend):
-        name = select_backend(q, k, v, mask) if implementation == "auto" else implementation
-        implementation = load_backend(name)
+        implementation = choose(q, k, v, mask) if implementation == "auto" else load_backend(implementation)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if fused:
         return _value_of_fused(implementation, scale, q, k, v, mask)
@@ -103,46 +104,24 @@ def _with_tangent_jvp(backend: Backend, scale: float, primals: tuple, tangents: 
     return o, to
 
 
-# --- the rule of `fused`: one kernel for value and tangent, whose gradient is the value's ----------------------------
+# --- the rule of `fused`: one kernel for value and tangent, and the value's gradient by the rule above ----------------
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _value_of_fused(backend: Backend, scale: float, q: Array, k: Array, v: Array, mask: KeyRuns | None) -> Array:
-    return primitives.forward(backend, scale, (q, k, v), mask)[0]
+    return attention(q, k, v, mask=mask, scale=scale, implementation=backend)
 
 
 @functools.partial(_value_of_fused.defjvp, symbolic_zeros=True)
 def _value_of_fused_jvp(backend: Backend, scale: float, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    *arrays, mask = primals
     tangents = tuple(None if isinstance(t, SymbolicZero) else t for t in tangents[:3])
     if all(t is None for t in tangents):
-        o = attention(*primals[:3], mask=primals[3], scale=scale, implementation=backend)
+        o = attention(*arrays, mask=mask, scale=scale, implementation=backend)
         return o, jnp.zeros_like(o)
-    return _value_and_tangent(backend, scale, primals[:3], tangents, primals[3])
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _value_and_tangent(
-    backend: Backend, scale: float, arrays: tuple, tangents: tuple, mask: KeyRuns | None
-) -> tuple[Array, Array]:
-    o, _, to = primitives.fused(backend, scale, (*arrays, *tangents), mask)
-    return o, to
-
-
-def _value_and_tangent_fwd(backend: Backend, scale: float, arrays: tuple, tangents: tuple, mask: KeyRuns | None):
     o, lse, to = primitives.fused(backend, scale, (*arrays, *tangents), mask)
+    # Values without gradient, outside of any rule, as in `attention`: the kernel's own derivative, which is NaN, stays
+    # with the tangent, where a stop_gradient makes dead code of it. Nothing of the tangent's path is then reversed.
+    o, lse = jax.lax.stop_gradient((o, lse))
     o, lse = checkpoint_name(o, "attention_o"), checkpoint_name(lse, "attention_lse")
-    return (o, to), (arrays, o, lse, tangents, mask)
-
-
-def _value_and_tangent_bwd(backend: Backend, scale: float, residuals: tuple, cotangents: tuple) -> tuple:
-    arrays, o, lse, tangents, mask = residuals
-    do, dto = cotangents
-    grads = primitives.backward(backend, scale, (*arrays, o, lse, do), mask)
-    # The tangent has no gradient: a cotangent of it that is not 0 makes NaN of all, as in `primitives._first_order`.
-    poison = jnp.where((dto == 0).all(), 0, jnp.nan)
-    grads = tuple(g + poison.astype(g.dtype) for g in grads)
-    t_grads = tuple(None if t is None else jnp.full_like(t, poison) for t in tangents)
-    return grads, t_grads, jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), mask)
-
-
-_value_and_tangent.defvjp(_value_and_tangent_fwd, _value_and_tangent_bwd)
+    return _with_tangent(backend, scale, *arrays, o, lse, mask), to

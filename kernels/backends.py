@@ -8,7 +8,6 @@ A backend is three functions on arrays, and a fourth that is optional:
     fused   (q, k, v, tq, tk, tv, mask, scale)             -> o, lse, to  if it has a kernel for both at once
 """
 
-import contextlib
 import dataclasses
 import functools
 import importlib
@@ -23,14 +22,13 @@ BACKENDS = {
     "xla": "rcm_jax.kernels.xla",
     "pallas_triton": "rcm_jax.kernels.pallas_triton",
 }
-FAST = ("pallas_triton",)  # each has serves(q, v): whether it runs here, for such operands
 
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
     """Three functions on arrays, signatures above; each raises NotImplementedError, with the reason, if it can't serve.
 
-    `forward` is called before the other two, with the same shapes and dtypes: a check there is enough.
+    `forward` or `fused` is called before the other two, with the same shapes and dtypes: a check there is enough.
     """
 
     forward: Callable[..., tuple[Array, Array]]
@@ -54,18 +52,8 @@ def _one_after_the_other(
 
 @functools.cache
 def load_backend(name: str) -> Backend:
-    """The backend of that name; its module is imported only now."""
+    """The backend of that name, all passes from one module, which is imported only now."""
     if name not in BACKENDS:
         raise ValueError(f"implementation={name!r} is not one of {['auto', *BACKENDS]}")
     module = importlib.import_module(BACKENDS[name])
     return Backend(module.forward, module.tangent, module.backward, getattr(module, "fused", None))
-
-
-def select_backend(q: Array, k: Array, v: Array, mask: KeyRuns | None) -> str:
-    """What implementation="auto" means for these operands: the first fast backend that serves them here, or xla."""
-    del k, mask
-    for name in FAST:
-        with contextlib.suppress(ImportError):  # a jax that has dropped the backend's route
-            if importlib.import_module(BACKENDS[name]).serves(q, v):
-                return name
-    return "xla"

@@ -119,9 +119,9 @@ def _first_order(kernel: Primitive) -> Callable:
     return op
 
 
-# What the rules call, all as f(backend, scale, arrays, mask) -> results. The first two are never differentiated there.
-forward, fused = functools.partial(_call, _forward_p), functools.partial(_call, _fused_p)
-tangent, backward = _first_order(_tangent_p), _first_order(_backward_p)
+# What the rules call, all as f(backend, scale, arrays, mask) -> results. The first is never differentiated there.
+forward = functools.partial(_call, _forward_p)
+tangent, fused, backward = (_first_order(kernel) for kernel in (_tangent_p, _fused_p, _backward_p))
 
 
 def _transpose(cotangents: Sequence, *operands: Any, backend: Backend, scale: float, tree: Any) -> list:

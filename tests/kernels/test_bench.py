@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import pytest
 
 from rcm_jax.kernels import bench, tune
-from rcm_jax.kernels.backends import select_backend
 from rcm_jax.kernels.bench_shapes import PRODUCTS, SHAPES
 from rcm_jax.kernels.masks import dense
 from rcm_jax.kernels.tiles import KINDS, WIDTHS, Tiles, table, tiles_for
@@ -32,12 +31,6 @@ def test_tiles_shrink_to_short_sequences_and_fall_back():
     assert short.block_k == long.block_k
     unknown = tiles_for("forward", *shape(4096, 4096, 128, jnp.bfloat16), gpu=("a GPU nobody timed", "sm_75"))
     assert unknown == Tiles(*table()["sm_80"]["forward"]["2 bytes"]["128"])
-
-
-def test_a_machine_without_a_gpu_uses_xla():
-    x = [jnp.zeros((1, 8, 2, 64))] * 3
-    if jax.devices()[0].platform != "gpu":
-        assert select_backend(*x, None) == "xla"
 
 
 def test_pairs_are_counted_as_the_mask_has_them():

@@ -1,0 +1,158 @@
+"""What implementation="auto" means: each pass of attention gets the first backend of a table that serves it.
+
+    print(*explain(Call.of(q, k, v, mask)), sep="\\n")       # pass, backend, and why
+
+The device is that of the mesh which is set (`target.py`). RULES go by what backends can do and, between two that can,
+by their makers' figures: none was measured with this library, and measurements replace them when there are some.
+"""
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable
+
+import jax
+from jaxtyping import Array
+
+from rcm_jax.kernels import cudnn
+from rcm_jax.kernels.backends import Backend, load_backend
+from rcm_jax.kernels.masks import KeyRuns
+from rcm_jax.kernels.target import Target, target
+
+PASSES = ("forward", "tangent", "fused", "backward")
+OLDEST_GPU = 8.0  # compute capability, of our kernels and of cuDNN's
+CUDNN_WIDTHS = range(8, 129, 8)  # what its forward and its backward take on every GPU from sm_80 on
+CUDNN_SHORTEST = 64  # tokens; its engines for fewer have restrictions of their own, and so short a call costs nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What a choice depends on. `here`: the device is one of this process's, so that its libraries are there too."""
+
+    device: Target
+    here: bool
+    dtype: str
+    widths: tuple[int, int]  # of the heads of q and k, and of v
+    queries: int
+    keys: int
+    runs: bool = False  # the mask has runs of keys, more than a kv_len
+
+    @classmethod
+    def of(cls, q: Array, k: Array, v: Array, mask: KeyRuns | None) -> "Call":
+        device = target()
+        runs = mask is not None and bool(mask.query_ends)
+        return cls(device, _is_here(device), q.dtype.name, (q.shape[-1], v.shape[-1]), q.shape[1], k.shape[1], runs)
+
+
+def _is_here(device: Target) -> bool:
+    return any(d.device_kind == device.kind for d in jax.devices())
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """`backend` for these passes, because of that, where no obstacle has a reason against it."""
+
+    backend: str
+    passes: tuple[str, ...]
+    because: str
+    obstacles: tuple[Callable[[Call], str | None], ...] = ()
+
+    def against(self, call: Call) -> str | None:
+        """The first reason why this backend cannot serve, or None."""
+        return next((reason for obstacle in self.obstacles if (reason := obstacle(call))), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The backend of a pass, why, and (backend, why not) for those that come before it in the table."""
+
+    kind: str
+    backend: str
+    because: str
+    instead_of: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        others = "".join(f"; not {backend}: {reason}" for backend, reason in self.instead_of)
+        return f"{self.kind}: {self.backend}, {self.because}{others}"
+
+
+# --- obstacles: why not, or None -------------------------------------------------------------------------------------
+
+
+def _no_such_gpu(call: Call) -> str | None:
+    if call.device.is_gpu and call.device.capability >= OLDEST_GPU:
+        return None
+    return f"{call.device.kind} is no NVIDIA GPU of compute capability {OLDEST_GPU} or later"
+
+
+def _absent(call: Call) -> str | None:
+    return None if call.here else "the GPU is not here, and JAX traces cuDNN's calls only where it is"
+
+
+def _no_cudnn(call: Call) -> str | None:
+    del call
+    return cudnn.missing()
+
+
+def _runs(call: Call) -> str | None:
+    return "it has no masks of runs" if call.runs else None
+
+
+def _not_for_cudnn(call: Call) -> str | None:
+    (width, value_width), shortest = call.widths, min(call.queries, call.keys)
+    if call.dtype != "bfloat16":
+        return f"it takes bfloat16, not {call.dtype}"
+    if width not in CUDNN_WIDTHS or value_width != width:
+        return f"it takes heads of one width, a multiple of 8 up to {CUDNN_WIDTHS[-1]}, not {width} and {value_width}"
+    return f"{shortest} tokens are fewer than {CUDNN_SHORTEST}" if shortest < CUDNN_SHORTEST else None
+
+
+def _not_for_pallas(call: Call) -> str | None:
+    try:
+        from rcm_jax.kernels.pallas_triton import AUTO_MAX_WIDTH
+    except ImportError as reason:  # a jax that has dropped the kernels' route
+        return f"this jax cannot compile it: {reason}"
+    widest, width = AUTO_MAX_WIDTH.get(call.dtype, 0), max(call.widths)
+    if not widest:
+        return f"it takes {', '.join(AUTO_MAX_WIDTH)}, not {call.dtype}"
+    return f"{call.dtype} heads {width} wide would spill registers (up to {widest})" if width > widest else None
+
+
+# --- the table, and what follows from it -----------------------------------------------------------------------------
+
+RULES = (
+    Rule(
+        "cudnn",
+        ("forward", "backward"),
+        "the fastest by its makers' figures",
+        (_no_such_gpu, _runs, _not_for_cudnn, _absent, _no_cudnn),
+    ),
+    Rule("pallas_triton", PASSES, "kernels for every pass and mask", (_no_such_gpu, _not_for_pallas)),
+    Rule("xla", PASSES, "any device, dtype and width"),
+)
+
+
+def explain(call: Call) -> tuple[Choice, ...]:
+    """The backend of each pass, and why."""
+    return tuple(_choose(kind, call) for kind in PASSES)
+
+
+def _choose(kind: str, call: Call) -> Choice:
+    rules = [rule for rule in RULES if kind in rule.passes]
+    reasons = [(rule.backend, rule.against(call)) for rule in rules]
+    first = next(i for i, (_, reason) in enumerate(reasons) if reason is None)  # there is one: nothing is against xla
+    return Choice(kind, rules[first].backend, rules[first].because, tuple(reasons[:first]))
+
+
+def choose(q: Array, k: Array, v: Array, mask: KeyRuns | None) -> Backend:
+    """The backend that implementation="auto" stands for with these operands."""
+    return _put_together(*(choice.backend for choice in explain(Call.of(q, k, v, mask))))
+
+
+@functools.cache
+def _put_together(*names: str) -> Backend:
+    """The backend whose passes come from those of these names."""
+    if len(set(names)) == 1:
+        return load_backend(names[0])
+    modules = (importlib.import_module(f"rcm_jax.kernels.{name}") for name in names)
+    return Backend(**{kind: getattr(module, kind, None) for kind, module in zip(PASSES, modules, strict=True)})
