@@ -8,7 +8,7 @@ import dataclasses
 import enum
 import functools
 import math
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
 from jax.lax import stop_gradient
@@ -56,6 +56,25 @@ class Binder(Protocol):
         ...
 
 
+class Sizes(NamedTuple):
+    """The networks of a run, which may differ in size: the student's, its teacher's, and that of the scores, true and
+    fake."""
+
+    student: DiT
+    teacher: DiT
+    score: DiT
+
+    def of(self, role: Role) -> DiT:
+        if role is Role.TEACHER:
+            return self.teacher
+        return self.score if role in (Role.FAKE_SCORE, Role.SCORE_TEACHER) else self.student
+
+    @classmethod
+    def all(cls, dit: DiT) -> "Sizes":
+        """One size for all."""
+        return cls(dit, dit, dit)
+
+
 def fused_under_jvp(dit: DiT) -> DiT:
     """Attention's value and tangent from one kernel."""
     return dit.clone(attend=functools.partial(dit.attend, fused=True))
@@ -65,18 +84,18 @@ def fused_under_jvp(dit: DiT) -> DiT:
 class Bidirectional:
     """Binds networks that see the whole video. `fused` is for `Role.TANGENT`."""
 
-    dit: DiT
+    sizes: Sizes
     null_text: NullText
     guidance: float
     fused: bool = False
     form: Form = TRIG
 
     def bind(self, params: Params, batch: Batch, role: Role, draws: Draws) -> Velocity:
-        given = {"condition": batch.condition, "image": batch.image}
+        given, dit = {"condition": batch.condition, "image": batch.image}, self.sizes.of(role)
         if role in (Role.TEACHER, Role.SCORE_TEACHER):
-            return guided_velocity(self.dit, params, batch.text, self.null_text, self.guidance, **given)
+            return guided_velocity(dit, params, batch.text, self.null_text, self.guidance, **given)
         fused = self.fused and role is Role.TANGENT
-        return velocity(fused_under_jvp(self.dit) if fused else self.dit, params, batch.text, **given)
+        return velocity(fused_under_jvp(dit) if fused else dit, params, batch.text, **given)
 
     def own_video(
         self, params: Params, batch: Batch, draws: Draws, num_steps: Int[Array, ""] | int
@@ -101,7 +120,7 @@ class Causal:
     `forced`: the student sees context of its own; without, a chunk sees the noisy ones before it (diffusion forcing).
     """
 
-    dit: DiT
+    sizes: Sizes
     null_text: NullText
     guidance: float
     settings: CausalConfig
@@ -109,24 +128,24 @@ class Causal:
     forced: bool = True
     form: Form = RF
 
-    def network(self, batch: Batch) -> CausalDiT:
+    def network(self, batch: Batch, role: Role = Role.STUDENT) -> CausalDiT:
         if batch.condition is not None or batch.image is not None:
             raise ValueError(
                 "a causal network's image is its first latent frame: batch.condition and batch.image must be None"
             )
-        return self.settings.network(self.dit, batch.latents.shape[1:4])
+        return self.settings.network(self.sizes.of(role), batch.latents.shape[1:4])
 
     def bind(self, params: Params, batch: Batch, role: Role, draws: Draws) -> Velocity:
         if role in (Role.FAKE_SCORE, Role.SCORE_TEACHER):
-            whole = Bidirectional(self.dit, self.null_text, self.settings.score_guidance)
+            whole = Bidirectional(self.sizes, self.null_text, self.settings.score_guidance)
             return whole.bind(params, batch, role, draws)
-        network = self.network(batch)
+        network = self.network(batch, role)
         if role is Role.TEACHER:  # on a clean context whatever the student sees
             return network.guided_forced_velocity(params, batch.text, self.null_text, self.guidance, batch.latents)
         if not self.forced:
             return network.velocity(params, batch.text)
         if self.fused and role is Role.TANGENT:
-            network = dataclasses.replace(network, dit=fused_under_jvp(self.dit))
+            network = dataclasses.replace(network, dit=fused_under_jvp(network.dit))
         return network.forced_velocity(params, batch.text, *self.context(batch, draws))
 
     def context(self, batch: Batch, draws: Draws) -> tuple[Latents, Float[Array, "B T"]]:

@@ -20,7 +20,7 @@ from rcm_jax.losses.diffusion import flow_matching_loss
 from rcm_jax.losses.distribution import critic_loss, dmd_loss
 from rcm_jax.losses.forcing import forcing_loss, over_frames
 from rcm_jax.losses.samples import Terms
-from rcm_jax.objectives.binding import Bidirectional, Binder, Causal, NullText, Role
+from rcm_jax.objectives.binding import Bidirectional, Binder, Causal, NullText, Role, Sizes
 from rcm_jax.objectives.config import CausalConfig, MethodConfig
 from rcm_jax.objectives.draws import Draws
 from rcm_jax.objectives.networks import Networks
@@ -149,12 +149,16 @@ class Objective:
         return loss, {"diffusion": terms | {"loss": loss}}
 
 
-def make_objective(method: MethodConfig, causal: CausalConfig, dit: DiT, null_text: NullText) -> Objective:
-    """The objective of a bidirectional student, or of a causal one where the settings have a chunk pattern."""
+def make_objective(method: MethodConfig, causal: CausalConfig, networks: DiT | Sizes, null_text: NullText) -> Objective:
+    """The objective of a bidirectional student, or of a causal one where the settings have a chunk pattern.
+
+    networks: one for all roles, or `Sizes`.
+    """
+    sizes = networks if isinstance(networks, Sizes) else Sizes.all(networks)
     if not causal.pattern:
-        return Objective(Bidirectional(dit, null_text, method.guidance, method.fused_tangent), method)
+        return Objective(Bidirectional(sizes, null_text, method.guidance, method.fused_tangent), method)
     forced = method.name != "diffusion" or causal.forcing == "tf"
-    return Objective(Causal(dit, null_text, method.guidance, causal, method.fused_tangent, forced), method, causal)
+    return Objective(Causal(sizes, null_text, method.guidance, causal, method.fused_tangent, forced), method, causal)
 
 
 def drop_text(batch: Batch, null_text: NullText, dropped: Bool[Array, " B"] | None) -> Batch:

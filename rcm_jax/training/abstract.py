@@ -12,12 +12,16 @@ from rcm_jax.training.config import RunConfig
 from rcm_jax.training.schedule import step_names
 from rcm_jax.training.state import TrainState, abstract_state
 from rcm_jax.training.step import Step, make_steps
-from rcm_jax.types import Params
+from rcm_jax.wan.networks import abstract_network
 
 
-def abstract_networks(config: RunConfig, params: Params) -> Networks:
-    """The networks that stand still, as the config names them, in the shapes of `params`."""
-    return Networks(teacher=params if config.teacher else None, score_teacher=params if config.score_teacher else None)
+def abstract_networks(config: RunConfig) -> Networks:
+    """Shapes of the networks that stand still, as the config names them."""
+    _, teacher, score = config.models
+    return Networks(
+        teacher=abstract_network(teacher) if config.teacher else None,
+        score_teacher=abstract_network(score) if config.score_teacher else None,
+    )
 
 
 def abstract_batch(config: RunConfig) -> Batch:
@@ -39,7 +43,7 @@ def abstract_batch(config: RunConfig) -> Batch:
 def abstract_steps(config: RunConfig, mesh: Mesh) -> tuple[dict[str, Step], tuple[TrainState, Networks, Batch]]:
     """The steps that the run takes on the mesh, by name, and the arguments of each, sharded as the run shards them."""
     state, batch = abstract_state(config), abstract_batch(config)
-    networks = abstract_networks(config, state.student)
+    networks = abstract_networks(config)
     null_text = np.random.default_rng(0).standard_normal((config.model.text_len, config.model.text_dim), np.float32)
     steps = make_steps(config, null_text, sharded_attention(mesh))
     steps = {name: steps[name] for name in step_names(config.method)}

@@ -53,12 +53,17 @@ class MeshConfig:
             check_settings(self, "mesh.", data=at_least(1))
 
 
+SHARED_SIZES = ("in_channels", "out_channels", "patch_size", "text_dim", "text_len", "image_dim")
+
+
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """Everything a run depends on. Equal configs and seeds give equal numbers.
 
     teacher: weights of the teacher, which student and fake score start from. Causal training may start the student
     from others, `init`; and self forcing takes its scores, and starts the fake score, from `score_teacher`.
+    teacher_model, score_model: their sizes, where they are not the student's; the fake score is as large as the network
+    that it is compared with.
     microbatches: into how many cuts of the batch a step is divided, one after another, to save memory.
     """
 
@@ -70,8 +75,10 @@ class RunConfig:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     teacher: str = ""
+    teacher_model: DiTConfig | None = None
     init: str = ""
     score_teacher: str = ""
+    score_model: DiTConfig | None = None
     seed: int = 0
     steps: int = 1000
     microbatches: int = 1
@@ -97,10 +104,31 @@ class RunConfig:
             raise ValueError(
                 f"data.batch_size={self.data.batch_size} must be divisible by microbatches={self.microbatches}"
             )
+        self._check_sizes()
         if self.method.name == "distill" and not self.teacher:
             raise ValueError("teacher is empty: give the path of the teacher's weights, or 'toy' for the built-in one")
         if self.causal.pattern:
             self._check_causal()
+
+    def _check_sizes(self):
+        for name, file in (("teacher_model", self.teacher), ("score_model", self.score_teacher)):
+            other = getattr(self, name)
+            if other is not None and not file:
+                raise ValueError(f"{name} is the size of weights that the config does not name")
+            if name == "teacher_model" and other not in (None, self.model) and not self.init:
+                raise ValueError(
+                    "init is empty: a student of another size than its teacher starts from weights of its own"
+                )
+            for field in SHARED_SIZES if other is not None else ():
+                own, theirs = getattr(self.model, field), getattr(other, field)
+                if own != theirs:
+                    raise ValueError(f"{name}.{field}={theirs} must be the student's, {own}: they read the same batch")
+
+    @property
+    def models(self) -> tuple[DiTConfig, DiTConfig, DiTConfig]:
+        """Of the student, the teacher and the scores."""
+        teacher = self.teacher_model or self.model
+        return self.model, teacher, self.score_model or (self.model if self.score_teacher else teacher)
 
     def _check_causal(self):
         method, frames = self.method, self.data.latent_shape[0]
@@ -135,13 +163,15 @@ class RunConfig:
                 method[name] = TimeSamplerConfig(**method[name])
         parts = {
             "model": DiTConfig,
+            "teacher_model": DiTConfig,
+            "score_model": DiTConfig,
             "diffusion": DiffusionConfig,
             "causal": CausalConfig,
             "optimizer": OptimizerConfig,
             "data": DataConfig,
             "mesh": MeshConfig,
         }
-        built = {key: part(**values[key]) for key, part in parts.items() if key in values}
+        built = {key: part(**values[key]) for key, part in parts.items() if values.get(key) is not None}
         return cls(**(values | built | {"method": MethodConfig(**method)}))
 
     def to_dict(self) -> dict:

@@ -70,8 +70,10 @@ def open_state(config: RunConfig, weights: Weights, mesh: Mesh, checkpoints: Che
     latest = checkpoints.latest() if checkpoints else None
     if latest is None:
         start = weights.teacher if weights.init is None else weights.init
+        own, _, score = config.models
+        fake = weights.teacher if weights.score_teacher is None and score != own else weights.score_teacher
         first = jax.jit(lambda start, fake: init_state(config, start, fake), out_shardings=shardings)
-        return first(start, weights.score_teacher)
+        return first(start, fake)
     return checkpoints.restore(latest, abstract_like(abstract_state(config), shardings))
 
 

@@ -148,7 +148,7 @@ def at_least_bytes(config: RunConfig, count: int) -> int:
     shape = mesh_shape(mesh.data, mesh.fsdp, mesh.sequence, count)
     state = abstract_state(config)
     abstract = jax.sharding.AbstractMesh(shape, MESH_AXES)
-    held = sum(bytes_per_device(abstract, x) for x in (state, abstract_networks(config, state.student)))
+    held = sum(bytes_per_device(abstract, x) for x in (state, abstract_networks(config)))
     samples = config.data.batch_size // config.microbatches // (count // mesh.sequence)
     tokens = samples * math.prod(model.grid(config.data.latent_shape)) // mesh.sequence
     widths = {"block": 1, "attention": 2, "none": 6 + model.ffn_dim / model.dim}[model.remat]

@@ -10,6 +10,7 @@ import numpy as np
 from rcm_jax.data.source import make_source
 from rcm_jax.model_file import ModelInfo, load_model, save_model
 from rcm_jax.parallel import abstract_mesh, bytes_per_device
+from rcm_jax.training.abstract import abstract_networks
 from rcm_jax.training.config import RunConfig
 from rcm_jax.training.loop import train
 from rcm_jax.training.state import TrainState, Weights, abstract_state
@@ -41,7 +42,9 @@ def train_recipe(
     """
     files = {"teacher": config.teacher, "init": config.init, "score_teacher": config.score_teacher}
     found = {name: find_model(file, f"config.{name}") for name, file in files.items() if file}
-    weights = Weights(**{name: load_model(path, expect=config.model)[0] for name, path in found.items()})
+    own, teacher, score = config.models
+    models = {"teacher": teacher, "init": own, "score_teacher": score}
+    weights = Weights(**{name: load_model(path, expect=models[name])[0] for name, path in found.items()})
     source = make_source(config.data, config.seed)
     info, workdir = model_info(config), Path(workdir)
 
@@ -57,12 +60,11 @@ def plan(config: RunConfig, devices: int = 0) -> str:
     """Parameters, state and bytes per device of a run on `devices` devices (0: those here), nothing allocated."""
     devices = devices or jax.device_count()
     mesh = abstract_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.sequence, devices)
-    state = abstract_state(config)
+    state, networks = abstract_state(config), abstract_networks(config)
     parts = {
         "student": state.student, "ema": state.ema, "student optimiser": state.student_opt,
         "fake score": state.fake_score, "fake optimiser": state.fake_opt,
-        "teacher": state.student if config.teacher else None,
-        "score teacher": state.student if config.score_teacher else None,
+        "teacher": networks.teacher, "score teacher": networks.score_teacher,
     }  # fmt: skip
     count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(state.student))
     tokens = int(np.prod(config.model.grid(config.data.latent_shape)))

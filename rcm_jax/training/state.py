@@ -49,8 +49,11 @@ class TrainState:
 
 def init_state(config: RunConfig, start: Params | None, fake: Params | None = None) -> TrainState:
     """The state before step 0: the student and its average start as `start`, or from random weights; the fake score
-    as `fake`, or as the student."""
-    student = init_params(config.model, jax.random.key(config.seed)) if start is None else start
+    as `fake`; or as the student, where it has its size, else from random weights too."""
+    own, _, score = config.models
+    student = init_params(own, jax.random.key(config.seed)) if start is None else start
+    if fake is None and score != own:
+        fake = init_params(score, jax.random.key(config.seed))
 
     def copy(params: Params) -> Params:  # buffers are donated, so no two may be the same
         return jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from rcm_jax.data.batch import Batch
 from rcm_jax.kernels.attention import attention
+from rcm_jax.objectives.binding import Sizes
 from rcm_jax.objectives.draws import Draws, draw
 from rcm_jax.objectives.networks import Networks
 from rcm_jax.objectives.objective import Parts, StudentLoss, make_objective, summary
@@ -93,7 +94,8 @@ def make_steps(config: RunConfig, null_text: Float[Array, "L D"], attend: Callab
     Each takes (state, networks, batch) and donates the state. `attend` is the attention of all networks.
     """
     method, o = config.method, config.optimizer
-    objective = make_objective(method, config.causal, DiT(config.model, attend), null_text)
+    sizes = Sizes(*(DiT(model, attend) for model in config.models))
+    objective = make_objective(method, config.causal, sizes, null_text)
     gamma = power_ema_exponent(config.ema_rate)
 
     def gradient(kind: str, losses: SampleLosses, params: Params, batch: Batch, key: Array) -> tuple[Params, Metrics]:

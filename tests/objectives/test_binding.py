@@ -10,7 +10,7 @@ import pytest
 
 from rcm_jax.data.batch import Batch
 from rcm_jax.flow import rf_noisy, rf_to_trig, trig_denoiser, trig_noisy
-from rcm_jax.objectives.binding import Bidirectional, Causal, Role
+from rcm_jax.objectives.binding import Bidirectional, Causal, Role, Sizes
 from rcm_jax.objectives.config import CausalConfig
 from rcm_jax.objectives.draws import Draws
 from rcm_jax.sampling.rollout import given_noises, rollout
@@ -44,7 +44,7 @@ def at(binder, params, role, batch=BATCH, draws=None):
 
 @pytest.mark.parametrize("role", Role)
 def test_teachers_are_guided_and_the_others_are_not(params, role):
-    binder = Bidirectional(DiT(MODEL), NULL, 3.0)
+    binder = Bidirectional(Sizes.all(DiT(MODEL)), NULL, 3.0)
     plain = jax.jit(lambda p, text: velocity(DiT(MODEL), p, text)(X, T))
     cond, uncond = plain(params, TEXT), plain(params, jnp.stack([NULL, NULL]))
     want = uncond + 3.0 * (cond - uncond) if role in GUIDED else cond
@@ -56,7 +56,7 @@ def test_teachers_are_guided_and_the_others_are_not(params, role):
 def test_every_role_sees_the_condition(image_dim):
     """Image-to-video: mask and image behind the noise, and CLIP's tokens where the network takes them."""
     model = dataclasses.replace(MODEL, in_channels=MODEL.out_channels + 4, image_dim=image_dim)
-    params, binder = perturbed_params(model), Bidirectional(DiT(model), NULL, 3.0)
+    params, binder = perturbed_params(model), Bidirectional(Sizes.all(DiT(model)), NULL, 3.0)
     condition = normal(5, *SHAPE[:-1], 4)
     image = None if image_dim is None else normal(6, 2, IMAGE_TOKENS, image_dim)
     batch = dataclasses.replace(BATCH, condition=condition, image=image)
@@ -75,7 +75,7 @@ def test_every_role_sees_the_condition(image_dim):
 @pytest.mark.parametrize("fixed", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_the_own_video_is_the_samplers(params, fixed):
     """By hand: `num_steps` denoisings at falling times, and a gradient through the last one alone."""
-    binder, noises = Bidirectional(DiT(MODEL), NULL, 3.0), normal(7, 3, *SHAPE)
+    binder, noises = Bidirectional(Sizes.all(DiT(MODEL)), NULL, 3.0), normal(7, 3, *SHAPE)
     draws = Draws(simulation_noises=noises, simulation_t=None if fixed else jnp.array([[0.9, 0.3], [0.7, 0.6]]))
     if fixed:
         times = jnp.broadcast_to(jnp.array([np.pi / 2, 1.5, 1.4])[:, None], (3, 2))
@@ -106,7 +106,7 @@ NOISY = CausalConfig(pattern="c1-2", steps_per_chunk=(3, 2), noisy_context_from=
 
 
 def causal(settings=NOISY, **kwargs):
-    return Causal(DiT(MODEL), NULL, 3.0, settings, **kwargs)
+    return Causal(Sizes.all(DiT(MODEL)), NULL, 3.0, settings, **kwargs)
 
 
 def test_the_students_context_is_noised_from_its_chunk_on():
@@ -137,7 +137,7 @@ def test_only_the_student_sees_noisy_context(params):
 
 
 def test_the_scores_of_self_forcing_see_whole_videos(params):
-    whole = Bidirectional(DiT(MODEL), NULL, 2.0)
+    whole = Bidirectional(Sizes.all(DiT(MODEL)), NULL, 2.0)
     for role in (Role.FAKE_SCORE, Role.SCORE_TEACHER):
         np.testing.assert_allclose(at(causal(), params, role), at(whole, params, role), atol=1e-6)
 
