@@ -3,8 +3,8 @@
     python -m rcm_jax.train --config=wan_1_3b_causal_sf_dmd_14b:c3-3 --dry_run --devices=64 --gpu=h100
 
 As wan_1_3b_causal_sf_dmd, but the bidirectional teacher that scores the student's videos, and with it the fake score,
-is the 14B. The part after the colon is a chunk pattern and a step preset (see `base.wan_1_3b_causal`). Not trained here:
-the recipe states the published settings and is compiled for GPUs that are not here.
+is the 14B. The part after the colon is a chunk pattern and a step preset (see `base.wan_1_3b_causal`). Not trained
+here: the recipe states the published settings and is compiled for GPUs that are not here.
 """
 
 import dataclasses

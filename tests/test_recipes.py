@@ -135,4 +135,5 @@ def test_library_does_not_import_recipes_or_torch():
         ";"
         "sys.exit(', '.join(bad) or 0)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == ""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
