@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Int32
 
-from rcm_jax.kernels.masks import KeyRuns, row_runs, tile_segments
+from rcm_jax.kernels.masks import KeyRuns, may_be_blind, row_runs, tile_segments
 from rcm_jax.kernels.pallas_walk import Arithmetic, Operand, Refs, Rows, Walk
 from rcm_jax.kernels.tiles import Tiles, tiles_for
 
@@ -74,7 +74,9 @@ def _call(
         stay = Rows(pl.program_id(0) * block, block, length, None)
         kv_len = jnp.minimum(named["kv_len"][0], K) if "kv_len" in named else None
         segments, runs = named.get("segments"), named.get("runs")
-        walk = Walk(stay, kernel.stays == "keys", walked_length, walked_block, segments, runs, kv_len)
+        walk = Walk(
+            stay, kernel.stays == "keys", walked_length, walked_block, segments, runs, kv_len, may_be_blind(mask)
+        )
         kernel.body(ins, outs, walk, Arithmetic(scale, interpret))
 
     call = pl.pallas_call(
