@@ -146,8 +146,8 @@ def _fused_body(ins: Refs, outs: Refs, walk: Walk, arith: Arithmetic) -> None:
         k, v, tk, tv = (load(ins[x], keys) for x in ("k", "v", "tk", "tv"))
         m, total, acc, row, t_acc = carry
         m, p, decay = _online(m, walk.scores(q, k, keys, arith, masked), arith, guard=masked and walk.runs is not None)
-        acc = decay[:, None] * acc + arith.dot(p.astype(v.dtype), v)
         row, t_acc = _add_tangent(decay * row, decay[:, None] * t_acc, p, q, k, v, tq, tk, tv, arith)
+        acc = decay[:, None] * acc + arith.dot(p.astype(v.dtype), v)
         return m, decay * total + p.sum(axis=1), acc, row, t_acc
 
     start = _constant(walk, -jnp.inf), _constant(walk, 0), _constant(walk, 0, outs["o"])
@@ -198,8 +198,9 @@ def _dkv_body(ins: Refs, outs: Refs, walk: Walk, arith: Arithmetic) -> None:
         q, do, lse, delta = (load(ins[x], queries) for x in ("q", "do", "lse", "delta"))
         # Rows past the last query load as zeros, with do = delta = 0: they add nothing.
         p = arith.exp2(walk.scores(k, q, queries, arith, masked), _base_2(lse, walk)[None, :])
+        dv = carry[1] + arith.dot(p.astype(do.dtype), do)
         ds = p * (arith.dot_t(v, do) - delta[None, :])
-        return carry[0] + arith.dot(ds.astype(q.dtype), q), carry[1] + arith.dot(p.astype(do.dtype), do)
+        return carry[0] + arith.dot(ds.astype(q.dtype), q), dv
 
     dk, dv = walk.over(visit, (_constant(walk, 0, outs["dk"]), _constant(walk, 0, outs["dv"])))
     store(outs["dk"], walk.stay, arith.scale * dk)
