@@ -17,9 +17,10 @@ from jaxtyping import Array, Float
 
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.kernels.pallas_kernel import Kernel
+from rcm_jax.kernels.pallas_parts import join, multiprocessors, parts_for
 from rcm_jax.kernels.pallas_walk import LOG2_E, Arithmetic, Operand, Refs, Rows, Walk, load, store
 from rcm_jax.kernels.target import target
-from rcm_jax.kernels.tiles import Tiles
+from rcm_jax.kernels.tiles import Tiles, tiles_for
 
 DTYPES = ("bfloat16", "float16", "float32")
 MAX_WIDTH = 256
@@ -40,7 +41,18 @@ def forward(
 ) -> tuple[Out, Lse]:
     """(o, lse). Raises NotImplementedError for dtypes and head widths that the kernels do not take."""
     _check_served(q, v)
-    return FORWARD({"q": q, "k": k, "v": v}, mask, scale, tiles)
+    tiles = tiles or tiles_for("forward", q, k, v)
+    return in_parts(q, k, v, mask, scale, tiles, parts_for(q, k, tiles, multiprocessors()))
+
+
+def in_parts(
+    q: Query, k: Key, v: Value, mask: KeyRuns | None, scale: float, tiles: Tiles, parts: int
+) -> tuple[Out, Lse]:
+    """`forward` with the keys of each program cut into so many parts, which are joined."""
+    o, lse = FORWARD({"q": q, "k": k, "v": v}, mask, scale, tiles, parts)
+    if parts > 1:
+        o, lse = join(o, lse)
+    return o.astype(q.dtype), lse
 
 
 def tangent(

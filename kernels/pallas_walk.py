@@ -139,6 +139,8 @@ class Walk:
     runs: Any  # ref [2, runs, query rows] of starts and ends, or None
     kv_len: Int32[Array, ""] | None
     blind: bool  # some query may see no key at all while its tile is walked
+    part: Int32[Array, ""] | None  # which of `parts` shares of each segment is walked; None: all of it
+    parts: int
 
     def over(self, visit: Callable[[Rows, Any, bool], Any], carry: Any) -> Any:
         """visit(rows, carry, masked) -> carry, over all tiles that the walk touches."""
@@ -166,8 +168,16 @@ class Walk:
             lo, split, hi = (self.segments[i, j] for j in range(3))
         else:
             lo, split, hi = 0, whole, tiles
-        if self.kv_len is None:
+        if self.kv_len is not None:
+            lo, split, hi = self._below_kv_len(lo, split, hi)
+        if self.part is None:
             return lo, split, hi
+        share = (hi - lo + self.parts - 1) // self.parts
+        first = jnp.minimum(lo + self.part * share, hi)
+        last = jnp.minimum(first + share, hi)
+        return first, jnp.clip(split, first, last), last
+
+    def _below_kv_len(self, lo: Any, split: Any, hi: Any) -> tuple:
         if self.keys_stay:  # all queries see the tile's keys below kv_len
             first = self.stay.first
             some = (first < self.kv_len).astype(jnp.int32)

@@ -12,6 +12,7 @@ import pytest
 from rcm_jax.kernels import pallas_triton, reference, xla
 from rcm_jax.kernels.attention import attention
 from rcm_jax.kernels.masks import KeyRuns
+from rcm_jax.kernels.pallas_parts import parts_for
 from rcm_jax.kernels.pallas_triton import AUTO_MAX_WIDTH
 from rcm_jax.kernels.tiles import KINDS, Tiles
 from tests.benchmarks import abstract_gpu
@@ -211,3 +212,41 @@ def test_any_lengths_and_masks(problem, widths, block):
     S, K, mask = problem
     arrays = operands(S, K, *widths, B=1)
     close(pallas(arrays, mask, Tiles(block, 32)), expected(arrays, mask), 1e-5)
+
+
+# --- few queries, many keys: the keys in parts ------------------------------------------------------------------------
+
+
+IN_PARTS = {  # queries, keys, mask, parts
+    "no mask": (20, 150, None, 3),
+    "a short cache": (20, 150, KeyRuns(kv_len=5), 4),  # one tile: three parts see nothing
+    "an empty cache": (20, 150, KeyRuns(kv_len=0), 2),
+    "half a cache": (20, 150, KeyRuns(kv_len=77), 3),
+    "a full cache": (20, 150, KeyRuns(kv_len=150), 5),
+    "runs, rows without keys": (50, 50, BLIND_ROWS, 2),
+    "runs and kv_len": (90, 90, KeyRuns(WINDOW_AND_SINK.query_ends, WINDOW_AND_SINK.runs, kv_len=64), 3),
+}
+
+
+@pytest.mark.parametrize("case", IN_PARTS)
+def test_keys_in_parts_give_the_same(case):
+    S, K, mask, parts = IN_PARTS[case]
+    q, k, v, *_ = operands(S, K, 32, 24)
+
+    @jax.jit
+    def run(mask):
+        return pallas_triton.in_parts(q, k, v, mask, 0.2, Tiles(16, 16), parts)
+
+    close(run(mask), jax.jit(lambda mask: reference.forward(q, k, v, mask, 0.2))(mask))
+
+
+def test_how_many_parts():
+    def parts(S, K, N=12, tiles=Tiles(128, 128, 8, 2), cores=132, B=1):
+        q, k = (jax.ShapeDtypeStruct((B, n, N, 128), jnp.bfloat16) for n in (S, K))
+        return parts_for(q, k, tiles, cores)
+
+    assert parts(1560, 32760) > 1  # 13 x 12 programs are two waves of 132, the second nearly empty
+    assert parts(32760, 32760) == parts(4680, 512) == 1  # many waves; few keys
+    assert parts(1560, 32760, cores=None) == 1
+    assert parts(128, 32760, N=1) == 8  # one program
+    assert parts(1560, 32760, N=132) == parts(1560, 32760, B=11) == 1
