@@ -46,7 +46,7 @@ test-long: $(VENV)/.test
 	$(PY) -m pytest -q -n $(WORKERS) --long
 
 test-full: lint goldens
-	$(PY) -m pip install -q --disable-pip-version-check -e '.[offline,parity]'
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[aot,parity]'
 	$(PY) -m pytest -q -n $(WORKERS) --full
 
 clean:

@@ -48,7 +48,7 @@ def multiprocessors() -> int | None:
 def join(
     o: Float[Array, "P B S N V"], lse: Float[Array, "P B N S"]
 ) -> tuple[Float[Array, "B S N V"], Float[Array, "B N S"]]:
-    """Attention over all keys from that over each part: o = Σ exp(lse_p - lse) o_p. Parts without keys have lse -inf."""
+    """Attention over all keys from that over each part: o = Σ exp(lse_p - lse) o_p. Without keys lse is -inf."""
     highest = lse.max(axis=0)
     weights = jnp.exp(lse - jnp.where(highest == -jnp.inf, 0, highest)[None])
     total = weights.sum(axis=0)

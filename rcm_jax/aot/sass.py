@@ -1,31 +1,33 @@
 """What the assembler makes of a kernel: registers, spills, tensor-core products, issue slots; and a model of its speed.
 
-    for name, ptx in program.ptx.items(): print(assemble(ptx, name).main_loop)
+    loop = assemble(program.ptx["attention_forward"], "attention_forward").main_loop
+    low, high = loop.share(useful_flops)
 
-`assemble` runs ptxas and nvdisasm (pip install 'rcm_jax[aot]') and finds the loops: a branch back, and what lies between.
+`assemble` runs ptxas and nvdisasm (pip install 'rcm_jax[aot]') and finds the loops: a branch back, what lies between.
 The model and its assumptions are written out in docs/kernels.md; nothing here is measured.
 """
 
 import dataclasses
 import functools
+import math
 import os
 import re
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
+
+from rcm_jax.aot.gpus import Gpu
 
 HOW = "pip install 'rcm_jax[aot]'"
 
-ISSUE = 1  # cycles that an instruction of a warp takes of its scheduler, of which an SM has 4
-PIPES = {"MUFU": 8, "SHFL": 4, "LDS": 4, "STS": 4, "LDSM": 4, "STSM": 4, "LDL": 4, "STL": 4}  # where it is more
-TENSOR_FLOPS = {80: 2048, 89: 1024, 90: 4096}  # an SM and cycle, dense, with operands of 2 bytes
-HALF_RATE = ("TF32", "F32")  # operands of 4 bytes take twice as long
-SHARED_BYTES = 128  # that an SM reads a cycle
-MMA_ON_90 = (
-    0.63  # share of a Hopper tensor core's rate that warps' own products (HMMA) reach, by published microbenchmarks
-)
+# Cycles that a warp's instruction keeps a quarter of an SM busy, where that is more than its issue slot.
+PIPES = {"MUFU": 8, "SHFL": 4, "LDS": 4, "STS": 4, "LDSM": 4, "STSM": 4, "LDL": 4, "STL": 4}
+TENSOR_FLOPS = {80: 2048, 89: 1024, 90: 4096}  # of an SM a cycle, dense, with operands of 2 bytes; of 4 bytes half
+SHARED_BYTES = 128  # that an SM reads of its shared memory a cycle
+HMMA_ON_90 = 0.63  # of Hopper's tensor cores, what products of single warps reach by published microbenchmarks
+PRODUCTS = {"HGMMA": 4, "HMMA": 1}  # warps that execute one together
 
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:\{\s*)?(@!?U?P\w+\s+)?([A-Z][\w.]*)(.*?);")
 LABEL = re.compile(r"^(\.L_x_\d+):")
@@ -44,7 +46,7 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """The instructions of a loop's body, as one warp runs them, inner loops once."""
+    """The instructions of a loop's body as one warp runs them, of a block with so many warps."""
 
     body: tuple[Instruction, ...]
     warps: int
@@ -56,40 +58,42 @@ class Loop:
         return sum(_bytes(i) for i in self.body if i.kind in ("LDL", "STL"))
 
     @property
-    def products(self) -> dict[str, int]:
-        """How many tensor-core instructions of each shape all warps execute in a turn; HGMMA once for four warps."""
-        counts: dict[str, int] = {}
+    def loaded(self) -> int:
+        """Bytes that the block asks of memory in a turn."""
+        return sum(_bytes(i) for i in self.body if i.kind in ("LDG", "LDGSTS")) * 32 * self.warps
+
+    @property
+    def products(self) -> Counter[str]:
+        """How many products of each shape the tensor cores execute in a turn, for all warps."""
+        counts = Counter()
         for i in self.body:
-            if i.kind in ("HGMMA", "HMMA"):
-                times = self.warps // 4 if i.kind == "HGMMA" else self.warps
-                counts[i.name] = counts.get(i.name, 0) + times
+            if i.kind in PRODUCTS:
+                counts[i.name] += self.warps // PRODUCTS[i.kind]
         return counts
 
     @property
     def flops(self) -> int:
         """Of those products."""
-        return sum(
-            n * 2 * rows * columns * depth
-            for name, n in self.products.items()
-            for rows, columns, depth in [_shape(name)]
-        )
+        return sum(n * 2 * math.prod(_shape(name)) for name, n in self.products.items())
 
     @property
     def tensor_cycles(self) -> float:
-        """That a turn of all the block's warps keeps the tensor cores of an SM busy."""
-        return sum(
-            _tensor_cycles(i, self.architecture) * (self.warps // 4 if i.kind == "HGMMA" else self.warps)
-            for i in self.body
-        )
+        """That a turn of the block keeps the four tensor cores of an SM busy."""
+        products = (i for i in self.body if i.kind in PRODUCTS)
+        return sum(_tensor_cycles(i, self.architecture) * (self.warps // PRODUCTS[i.kind]) for i in products)
 
     @property
     def vector_cycles(self) -> float:
-        """That the busiest unit beside them (an SM's four schedulers, or one of `PIPES`) needs for a turn of the block."""
-        counts = {}
-        for i in self.body:
-            counts[i.kind] = counts.get(i.kind, 0) + 1
-        busiest = max(n * PIPES.get(kind, ISSUE) for kind, n in counts.items()) if counts else 0
-        return max(len(self.body) * ISSUE, busiest) * self.warps / 4
+        """That a turn of the block keeps the busiest other unit busy: the four schedulers, or one of `PIPES`."""
+        counts = Counter(i.kind for i in self.body)
+        pipes = (n * PIPES[kind] for kind, n in counts.items() if kind in PIPES)
+        return max(len(self.body), *pipes, 0) * self.warps / 4
+
+    def share(self, useful: float) -> tuple[float, float]:
+        """Of the peak for so many useful FLOPs a turn: where nothing overlaps, and where all of it does."""
+        wide = any(_is_wide(name) for name in self.products)
+        least = useful / TENSOR_FLOPS[self.architecture] * (2 if wide else 1)
+        return least / (self.tensor_cycles + self.vector_cycles), least / max(self.tensor_cycles, self.vector_cycles)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +131,19 @@ def assemble(ptx: str, name: str) -> Assembled:
         spilled=int(re.search(r"(\d+) bytes spill stores", properties)[1]),
         threads=threads,
         serialised="are serialized" in log,
-        loops=tuple(_loops(sass, threads // 32, int(target[1]))),
+        loops=tuple(find_loops(sass, threads // 32, int(target[1]))),
     )
+
+
+def blocks_on_core(gpu: Gpu, kernel: Assembled, shared: int) -> int:
+    """How many blocks of the kernel, with so many bytes of shared memory each, one multiprocessor holds at a time."""
+    registers, memory, threads = (
+        int(re.search(rf"{field}: (\d+)", gpu.target)[1])
+        for field in ("registers_per_core_limit", "shared_memory_per_core", "threads_per_core_limit")
+    )
+    a_thread = -(-kernel.registers // 8) * 8  # handed out by eight
+    by_memory = memory // (shared + 1024)  # the driver keeps 1 KiB of each
+    return min(registers // (a_thread * kernel.threads), by_memory, threads // kernel.threads)
 
 
 @functools.cache
@@ -148,7 +163,7 @@ def _run(*command: str | Path) -> str:
     return done.stdout + done.stderr
 
 
-def _loops(sass: str, warps: int, architecture: int) -> list[Loop]:
+def find_loops(sass: str, warps: int, architecture: int) -> list[Loop]:
     """The innermost loops with products, shortest first."""
     code, labels = [], {}
     for line in sass.splitlines():
@@ -173,21 +188,23 @@ def _bytes(instruction: Instruction) -> int:
 
 
 def _shape(name: str) -> tuple[int, int, int]:
-    """Rows, columns and depth of a product: HGMMA.64x128x16…, or HMMA.16816… and HMMA.1688…, which are m16n8k16, m16n8k8."""
+    """Rows, columns and depth. HGMMA.64x128x16… says them; HMMA.16816…, HMMA.1688… are 16x8x16, 16x8x8."""
     if found := re.search(r"\.(\d+)x(\d+)x(\d+)", name):
         return int(found[1]), int(found[2]), int(found[3])
-    rows, columns, depth = re.search(r"\.(16)(8)(\d+)", name).groups()
-    return int(rows), int(columns), int(depth)
+    return 16, 8, int(re.search(r"\.168(\d+)", name)[1])
 
 
-def _tensor_cycles(instruction: Instruction, architecture: int) -> float:
-    """Of all four tensor cores of an SM; where both operands are in shared memory, reading them may take longer."""
-    if instruction.kind not in ("HGMMA", "HMMA"):
-        return 0
-    rows, columns, depth = _shape(instruction.name)
-    wide = any(part == "TF32" for part in instruction.name.split("."))
+def _is_wide(name: str) -> bool:
+    return "TF32" in name
+
+
+def _tensor_cycles(product: Instruction, architecture: int) -> float:
+    """Of an SM's four tensor cores. Reading operands from shared memory, B always, may take longer than multiplying."""
+    rows, columns, depth = _shape(product.name)
+    wide = _is_wide(product.name)
     cycles = 2 * rows * columns * depth / TENSOR_FLOPS[architecture] * (2 if wide else 1)
-    if instruction.kind == "HMMA":
-        return cycles / (MMA_ON_90 if architecture == 90 else 1)
-    in_shared = columns + (rows if re.match(r"\s*R\d+,\s*gdesc", instruction.operands) else 0)
-    return max(cycles, in_shared * depth * (4 if wide else 2) / SHARED_BYTES)
+    if product.kind == "HMMA":
+        return cycles / (HMMA_ON_90 if architecture == 90 else 1)
+    a_is_shared = re.match(r"\s*R\d+,\s*gdesc", product.operands) is not None
+    read = (columns + a_is_shared * rows) * depth * (4 if wide else 2)
+    return max(cycles, read / SHARED_BYTES)

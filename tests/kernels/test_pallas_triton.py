@@ -1,6 +1,7 @@
 """The Pallas kernels, interpreted, against the reference; and that they lower for CUDA."""
 
 import functools
+import re
 
 import hypothesis
 import hypothesis.strategies as st
@@ -8,14 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.interpreters import mlir  # to read the IR inside the lowered call: there is no public way
+from jax._src.lib import triton as jax_triton
+from jax._src.lib.mlir import ir
 
+from rcm_jax.aot import sass
+from rcm_jax.aot.compile import absent
 from rcm_jax.kernels import pallas_triton, reference, xla
 from rcm_jax.kernels.attention import attention
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.kernels.pallas_parts import parts_for
-from rcm_jax.kernels.pallas_triton import AUTO_MAX_WIDTH
 from rcm_jax.kernels.tiles import KINDS, Tiles
-from tests.benchmarks import abstract_gpu
+from tests.benchmarks import abstract_gpu, kernel_tiles
 
 SMALL = Tiles(16, 32)
 
@@ -178,14 +183,63 @@ def test_every_kernel_lowers_for_cuda(S, K, D, mask, dtype):
     assert lowered_kernels(S, K, D, dtype, mask) == set(KINDS)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", [90, 80])
-def test_the_tiles_that_ship_do_not_spill(arch):
-    pytest.importorskip("triton", reason="pip install triton compiles kernels without a GPU")
-    from tests.benchmarks import offline_compile
+def triton_ir(B, S):
+    """The forward kernel's, as text."""
+    x = jax.ShapeDtypeStruct((B, S, 40, 128), jnp.bfloat16)
+    with abstract_gpu():
+        call = jax.jit(lambda q, k, v: pallas_triton.forward(q, k, v, None, 0.1))
+        module = call.trace(x, x, x).lower(lowering_platforms=("cuda",)).compiler_ir("stablehlo")
+    found = []
 
-    assert offline_compile.report([arch], dtypes=["bfloat16"]) == 0
-    assert offline_compile.report([arch], dtypes=["float32"], widths=[AUTO_MAX_WIDTH["float32"]]) == 0
+    def look(op):
+        if "mhlo.backend_config" in op.attributes:
+            found.append(op.attributes["mhlo.backend_config"])
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(look)
+    with mlir.make_ir_context() as context:
+        jax_triton.dialect.register_dialect(context)
+        return str(ir.Module.parse(ir.StringAttr(found[0]["ir"]).value_bytes))
+
+
+def test_offsets_that_pass_31_bits_are_computed_in_64():
+    """Six 720p videos of Wan 14B in one operand are more elements than an int32 counts; five are not."""
+
+    def offsets(B):
+        pointers = re.findall(
+            r"tt\.addptr .*: (?:tensor<\S+x)?!tt\.ptr<bf16>>?, (?:tensor<\S+x)?(i\d+)", triton_ir(B, 75600)
+        )
+        assert pointers
+        return set(pointers)
+
+    assert 5 * 75600 * 40 * 128 < 2**31 < 6 * 75600 * 40 * 128
+    assert offsets(5) == {"i32"}
+    assert offsets(6) == {"i64"}
+
+
+@pytest.fixture
+def compiles_for_gpus():
+    try:
+        absent("h100", 1), sass.find_tool("ptxas"), sass.find_tool("nvdisasm")
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+@pytest.mark.parametrize("gpu", ["h100", "a100"])
+def test_the_tiles_that_ship_do_not_spill_in_their_loops(gpu, compiles_for_gpus):
+    assert kernel_tiles.report([gpu], dtypes=["bfloat16"], widths=[64, 128]) == 0
+
+
+@pytest.mark.long
+@pytest.mark.optimised
+def test_no_product_is_executed_twice(compiles_for_gpus, capsys):
+    """Warp groups that share the rows of a tile would all compute them."""
+    kernel_tiles.report(["h100"], dtypes=["bfloat16"], widths=[128], masks=["none"])
+    rows = [row.split("|") for row in capsys.readouterr().out.splitlines()]
+    column = [cell.strip() for cell in rows[0]].index("executed / useful")
+    assert [float(row[column]) for row in rows[2:]] == [1] * len(KINDS)
 
 
 # --- anything that fits -----------------------------------------------------------------------------------------------
@@ -241,9 +295,9 @@ def test_keys_in_parts_give_the_same(case):
 
 
 def test_how_many_parts():
-    def parts(S, K, N=12, tiles=Tiles(128, 128, 8, 2), cores=132, B=1):
+    def parts(S, K, N=12, cores=132, B=1):
         q, k = (jax.ShapeDtypeStruct((B, n, N, 128), jnp.bfloat16) for n in (S, K))
-        return parts_for(q, k, tiles, cores)
+        return parts_for(q, k, Tiles(128, 128, 8, 2), cores)
 
     assert parts(1560, 32760) > 1  # 13 x 12 programs are two waves of 132, the second nearly empty
     assert parts(32760, 32760) == parts(4680, 512) == 1  # many waves; few keys
