@@ -24,7 +24,7 @@ HOW = "pip install 'rcm_jax[aot]'"
 
 # Cycles that a warp's instruction keeps a quarter of an SM busy, where that is more than its issue slot.
 PIPES = {"MUFU": 8, "SHFL": 4, "LDS": 4, "STS": 4, "LDSM": 4, "STSM": 4, "LDL": 4, "STL": 4}
-TENSOR_FLOPS = {80: 2048, 89: 1024, 90: 4096}  # of an SM a cycle, dense, with operands of 2 bytes; of 4 bytes half
+TENSOR_FLOPS = {80: 2048, 89: 512, 90: 4096}  # of an SM a cycle, dense, with operands of 2 bytes; of 4 bytes half
 SHARED_BYTES = 128  # that an SM reads of its shared memory a cycle
 HMMA_ON_90 = 0.63  # of Hopper's tensor cores, what products of single warps reach by published microbenchmarks
 PRODUCTS = {"HGMMA": 4, "HMMA": 1}  # warps that execute one together
@@ -110,7 +110,7 @@ class Assembled:
     def main_loop(self) -> Loop:
         """The one without masks, if there are two. Raises ValueError if no loop has a product."""
         if not self.loops:
-            raise ValueError("the kernel has no loop with a product of the tensor cores")
+            raise ValueError("the kernel has no loop with a product of the tensor cores that is known: HMMA, HGMMA")
         return self.loops[0]
 
 

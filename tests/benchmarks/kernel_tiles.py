@@ -33,7 +33,7 @@ from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.kernels.tiles import KINDS, WIDTHS, Tiles, tiles_for
 
 PRODUCTS = {"forward": 2, "tangent": 5, "fused": 6, "dq": 3, "dkv": 4}  # of a tile with as many keys as queries x width
-FEW = 16  # bytes a thread spills in a turn: a few words, of hundreds of instructions
+FEW = 40  # bytes a thread moves in a turn: ten words beside hundreds of instructions
 LENGTHS = {
     "none": (VIDEO, VIDEO),
     "81 frames at 720p": (75600, 75600),

@@ -19,6 +19,7 @@ from rcm_jax.kernels import pallas_triton, reference, xla
 from rcm_jax.kernels.attention import attention
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.kernels.pallas_parts import parts_for
+from rcm_jax.kernels.pallas_triton import AUTO_MAX_WIDTH
 from rcm_jax.kernels.tiles import KINDS, Tiles
 from tests.benchmarks import abstract_gpu, kernel_tiles
 
@@ -105,6 +106,15 @@ def test_kernels_against_the_reference(case):
     close(pallas(arrays, mask), want)
     fused = jax.jit(functools.partial(pallas_triton.fused, scale=sizes[2] ** -0.5, tiles=SMALL))
     close(fused(*arrays[:6], mask), (want["o"], want["lse"], want["to"]))
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.3])
+def test_scales_that_are_not_positive(scale):
+    """The largest score is then not that of the largest product."""
+    *x, tq, tk, tv, _ = operands(20, 40, 16, 16, B=1)
+    o, lse = reference.forward(*x, None, scale)
+    want = o, lse, reference.tangent(*x, o, lse, tq, tk, tv, None, scale)
+    close(pallas_triton.fused(*x, tq, tk, tv, None, scale, tiles=Tiles(16, 16)), want)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -230,6 +240,7 @@ def compiles_for_gpus():
 @pytest.mark.parametrize("gpu", ["h100", "a100"])
 def test_the_tiles_that_ship_do_not_spill_in_their_loops(gpu, compiles_for_gpus):
     assert kernel_tiles.report([gpu], dtypes=["bfloat16"], widths=[64, 128]) == 0
+    assert kernel_tiles.report([gpu], dtypes=["float32"], widths=[AUTO_MAX_WIDTH["float32"]], masks=["none"]) == 0
 
 
 @pytest.mark.long
