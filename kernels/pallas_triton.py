@@ -5,9 +5,9 @@ which walks the tiles of the other side that the mask lets it touch. With lse kn
 docs/kernels.md derives it all.
 
 Everything is summed in float32; matrix products take their operands in the input dtype (float32 as three TF32 products,
-which keep all but its last bits). Scores are kept in base 2, as exp2 is what the hardware has. Tiles that reach past the
-end of an array are loaded under a mask, so no operand is ever copied to be padded; head widths that are no power of two
-are padded in registers. On any device that is not CUDA the same kernels are interpreted: right, and slow.
+which keep all but its last bits). Scores are kept in base 2, as exp2 is what the hardware has. Tiles that reach past
+the end of an array are loaded under a mask, so no operand is ever copied to be padded; head widths that are no power of
+two are padded in registers. On any device that is not CUDA the same kernels are interpreted: right, and slow.
 
 The order of the products in a body is the one that leaves the compiler most registers: docs/kernels.md.
 """
