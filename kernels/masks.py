@@ -111,17 +111,29 @@ def row_runs(mask: KeyRuns) -> Int32[Array, "S R 2"]:
     return jnp.asarray(run_table(mask))[jnp.searchsorted(ends, rows, side="right")]
 
 
+def may_be_blind(mask: KeyRuns | None) -> bool:
+    """Whether a query may see no key although others of its tile see some.
+
+    `kv_len` alone cannot do that: where it is 0 there is no tile to walk.
+    """
+    if mask is None or not mask.query_ends:
+        return False
+    return mask.kv_len is not None or not all(mask.runs)
+
+
 def tile_segments(
     mask: KeyRuns, queries: int, keys: int, block_q: int, block_k: int, *, keys_stay: bool = False
 ) -> np.ndarray:
     """int32 [tiles, segments, 3]: which tiles of keys each tile of queries walks, or the reverse with `keys_stay`.
 
-    A segment (lo, split, hi): in tiles [lo, split) every pair is allowed, in [split, hi) some are. What is in no
-    segment is not walked. Padded with the empty segment (0, 0, 0). kv_len does not enter: it is known too late.
+    A segment (lo, split, hi): in tiles [lo, split) every pair is allowed and what is walked exists, in [split, hi) some
+    pairs are. What is in no segment is not walked. Padded with the empty segment (0, 0, 0). kv_len does not enter: it
+    is known too late.
     """
     some, every = _tile_map(mask.query_ends, mask.runs, queries, keys, block_q, block_k)
     if keys_stay:
-        some, every = some.T, every.T
+        some, every = some.T, every.T.copy()
+        every[:, queries // block_q :] = False
     rows = [_segments(s, e) for s, e in zip(some, every, strict=True)]
     width = max(1, *(len(row) for row in rows))
     return np.asarray([row + [(0, 0, 0)] * (width - len(row)) for row in rows], np.int32)

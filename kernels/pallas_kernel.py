@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Int32
 
-from rcm_jax.kernels.masks import KeyRuns, row_runs, tile_segments
+from rcm_jax.kernels.masks import KeyRuns, may_be_blind, row_runs, tile_segments
 from rcm_jax.kernels.pallas_walk import Arithmetic, Operand, Refs, Rows, Walk
 from rcm_jax.kernels.tiles import Tiles, tiles_for
 
@@ -41,22 +41,26 @@ class Kernel:
         return "keys" if self.stays == "queries" else "queries"
 
     def __call__(
-        self, arrays: dict[str, Array | None], mask: KeyRuns | None, scale: float, tiles: Tiles | None
+        self, arrays: dict[str, Array | None], mask: KeyRuns | None, scale: float, tiles: Tiles | None, parts: int = 1
     ) -> tuple[Array, ...]:
-        """The outputs over all tiles, heads and samples: on CUDA compiled, anywhere else interpreted."""
+        """The outputs over all tiles, heads and samples: on CUDA compiled, anywhere else interpreted.
+
+        With several `parts` each walks its share of the other side, and has its own outputs: [parts, ...] in float32.
+        """
         tiles = tiles or tiles_for(self.name, arrays["q"], arrays["k"], arrays["v"])
         present = {name: arrays[name] for name in self.operands if arrays[name] is not None}
         if mask is not None and mask.kv_len is not None:
             present["kv_len"] = jnp.asarray(mask.kv_len, jnp.int32).reshape(1)
-        call = functools.partial(_call, self, tiles, scale, mask)
+        call = functools.partial(_call, self, tiles, scale, mask, parts)
         return jax.lax.platform_dependent(
             present, cuda=functools.partial(call, interpret=False), default=functools.partial(call, interpret=True)
         )
 
 
 def _call(
-    kernel: Kernel, tiles: Tiles, scale: float, mask: KeyRuns | None, arrays: dict[str, Array], *, interpret: bool
-) -> tuple[Array, ...]:
+    kernel: Kernel, tiles: Tiles, scale: float, mask: KeyRuns | None, parts: int, arrays: dict[str, Array],
+    *, interpret: bool,
+) -> tuple[Array, ...]:  # fmt: skip
     (B, S, N, _), K = arrays["q"].shape, arrays["k"].shape[1]
     sizes = {"queries": (S, tiles.block_q), "keys": (K, tiles.block_k)}
     (length, block), (walked_length, walked_block) = sizes[kernel.stays], sizes[kernel.walks]
@@ -71,18 +75,28 @@ def _call(
         named = dict(zip((*inputs, *outputs), refs, strict=True))
         ins = {name: _operand(named[name], operands[name]) if name in operands else None for name in kernel.operands}
         outs = {name: _operand(named[name], x) for name, x in outputs.items()}
+        part = None if parts == 1 else jax.lax.div(pl.program_id(2), jnp.int32(B))
         stay = Rows(pl.program_id(0) * block, block, length, None)
         kv_len = jnp.minimum(named["kv_len"][0], K) if "kv_len" in named else None
         segments, runs = named.get("segments"), named.get("runs")
-        walk = Walk(stay, kernel.stays == "keys", walked_length, walked_block, segments, runs, kv_len)
+        walk = Walk(
+            stay, kernel.stays == "keys", walked_length, walked_block, segments, runs, kv_len, may_be_blind(mask),
+            part, parts,
+        )  # fmt: skip
         kernel.body(ins, outs, walk, Arithmetic(scale, interpret))
 
+    in_specs, out_specs = [spec for _, spec in inputs.values()], [_row_spec(x, block) for x in outputs.values()]
+    out_shape = list(outputs.values())
+    if parts > 1:  # one after the other in the grid's last axis, which counts samples
+        in_specs = [_of_sample(spec, B) for spec in in_specs]
+        out_specs = [_of_part(spec, B) for spec in out_specs]
+        out_shape = [jax.ShapeDtypeStruct((parts, *x.shape), jnp.float32) for x in out_shape]
     call = pl.pallas_call(
         program,
-        out_shape=list(outputs.values()),
-        grid=(pl.cdiv(length, block), N, B),
-        in_specs=[spec for _, spec in inputs.values()],
-        out_specs=[_row_spec(x, block) for x in outputs.values()],
+        out_shape=out_shape,
+        grid=(pl.cdiv(length, block), N, parts * B),
+        in_specs=in_specs,
+        out_specs=out_specs,
         compiler_params=plgpu.CompilerParams(num_warps=tiles.num_warps, num_stages=tiles.num_stages),
         interpret=interpret,
         name=f"attention_{kernel.name}",
@@ -95,6 +109,21 @@ def _output(arrays: dict[str, Array], length: int, like: str | None) -> jax.Shap
     if like is None:
         return jax.ShapeDtypeStruct((B, N, length), jnp.float32)
     return jax.ShapeDtypeStruct((B, length, N, arrays[like].shape[3]), arrays["q"].dtype)
+
+
+def _of_sample(spec: pl.BlockSpec, samples: int) -> pl.BlockSpec:
+    """For all parts the same."""
+    return pl.BlockSpec(spec.block_shape, lambda i, n, z: spec.index_map(i, n, jax.lax.rem(z, jnp.int32(samples))))
+
+
+def _of_part(spec: pl.BlockSpec, samples: int) -> pl.BlockSpec:
+    """With an axis for the parts in front."""
+
+    def index(i: Int32[Array, ""], n: Int32[Array, ""], z: Int32[Array, ""]) -> tuple:
+        part = jax.lax.div(z, jnp.int32(samples))
+        return part, *spec.index_map(i, n, z - part * samples)
+
+    return pl.BlockSpec((None, *spec.block_shape), index)
 
 
 def _operand(ref: Any, x: Typed) -> Operand:

@@ -5,9 +5,11 @@ which walks the tiles of the other side that the mask lets it touch. With lse kn
 docs/kernels.md derives it all.
 
 Everything is summed in float32; matrix products take their operands in the input dtype (float32 as three TF32 products,
-which keep all but its last bits). Scores are kept in base 2, as exp2 is what the hardware has. Loads outside the arrays
-are masked, so no operand is ever copied to be padded; head widths that are no power of two are padded in registers. On
-any device that is not CUDA the same kernels are interpreted: right, and slow.
+which keep all but its last bits). Scores are kept in base 2, as exp2 is what the hardware has. Tiles that reach past
+the end of an array are loaded under a mask, so no operand is ever copied to be padded; head widths that are no power of
+two are padded in registers. On any device that is not CUDA the same kernels are interpreted: right, and slow.
+
+The order of the products in a body is the one that leaves the compiler most registers: docs/kernels.md.
 """
 
 import functools
@@ -17,9 +19,10 @@ from jaxtyping import Array, Float
 
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.kernels.pallas_kernel import Kernel
+from rcm_jax.kernels.pallas_parts import join, multiprocessors, parts_for
 from rcm_jax.kernels.pallas_walk import LOG2_E, Arithmetic, Operand, Refs, Rows, Walk, load, store
 from rcm_jax.kernels.target import target
-from rcm_jax.kernels.tiles import Tiles
+from rcm_jax.kernels.tiles import Tiles, tiles_for
 
 DTYPES = ("bfloat16", "float16", "float32")
 MAX_WIDTH = 256
@@ -40,7 +43,18 @@ def forward(
 ) -> tuple[Out, Lse]:
     """(o, lse). Raises NotImplementedError for dtypes and head widths that the kernels do not take."""
     _check_served(q, v)
-    return FORWARD({"q": q, "k": k, "v": v}, mask, scale, tiles)
+    tiles = tiles or tiles_for("forward", q, k, v)
+    return in_parts(q, k, v, mask, scale, tiles, parts_for(q, k, tiles, multiprocessors()))
+
+
+def in_parts(
+    q: Query, k: Key, v: Value, mask: KeyRuns | None, scale: float, tiles: Tiles, parts: int
+) -> tuple[Out, Lse]:
+    """`forward` with the keys of each program cut into so many parts, which are joined."""
+    o, lse = FORWARD({"q": q, "k": k, "v": v}, mask, scale, tiles, parts)
+    if parts > 1:
+        o, lse = join(o, lse)
+    return o.astype(q.dtype), lse
 
 
 def tangent(
@@ -99,11 +113,11 @@ def _forward_body(ins: Refs, outs: Refs, walk: Walk, arith: Arithmetic) -> None:
     def visit(keys: Rows, carry: tuple, masked: bool) -> tuple:
         k, v = (load(ins[x], keys) for x in "kv")
         m, total, acc = carry
-        m, p, decay = _online(m, walk.scores(q, k, keys, arith, masked))
+        m, p, decay = _online(m, walk.scores(q, k, keys, arith, masked), arith, guard=masked and walk.runs is not None)
         return m, decay * total + p.sum(axis=1), decay[:, None] * acc + arith.dot(p.astype(v.dtype), v)
 
     start = _constant(walk, -jnp.inf), _constant(walk, 0), _constant(walk, 0, outs["o"])
-    _store_forward(outs, walk, *walk.over(visit, start))
+    _store_forward(outs, walk, *walk.over(visit, start), arith)
 
 
 FORWARD = Kernel(
@@ -117,13 +131,12 @@ FORWARD = Kernel(
 
 def _tangent_body(ins: Refs, outs: Refs, walk: Walk, arith: Arithmetic) -> None:
     q, tq, o = (load(ins[x], walk.stay) for x in ("q", "tq", "o"))
-    lse = _base_2(load(ins["lse"], walk.stay))
+    lse = _base_2(load(ins["lse"], walk.stay), walk)
 
     def visit(keys: Rows, carry: tuple, masked: bool) -> tuple:
         k, v, tk, tv = (load(ins[x], keys) for x in ("k", "v", "tk", "tv"))
-        p = jnp.exp2(walk.scores(q, k, keys, arith, masked) - lse[:, None])
-        row, acc = _tangent_terms(p, q, k, v, tq, tk, tv, arith)
-        return carry[0] + row, carry[1] + acc
+        p = arith.exp2(walk.scores(q, k, keys, arith, masked), lse[:, None])
+        return _add_tangent(*carry, p, q, k, v, tq, tk, tv, arith)
 
     row, acc = walk.over(visit, (_constant(walk, 0), _constant(walk, 0, outs["to"])))
     store(outs["to"], walk.stay, acc - row[:, None] * o.astype(jnp.float32))
@@ -147,14 +160,14 @@ def _fused_body(ins: Refs, outs: Refs, walk: Walk, arith: Arithmetic) -> None:
     def visit(keys: Rows, carry: tuple, masked: bool) -> tuple:
         k, v, tk, tv = (load(ins[x], keys) for x in ("k", "v", "tk", "tv"))
         m, total, acc, row, t_acc = carry
-        m, p, decay = _online(m, walk.scores(q, k, keys, arith, masked))
-        t_row, product = _tangent_terms(p, q, k, v, tq, tk, tv, arith)
+        m, p, decay = _online(m, walk.scores(q, k, keys, arith, masked), arith, guard=masked and walk.runs is not None)
+        row, t_acc = _add_tangent(decay * row, decay[:, None] * t_acc, p, q, k, v, tq, tk, tv, arith)
         acc = decay[:, None] * acc + arith.dot(p.astype(v.dtype), v)
-        return m, decay * total + p.sum(axis=1), acc, decay * row + t_row, decay[:, None] * t_acc + product
+        return m, decay * total + p.sum(axis=1), acc, row, t_acc
 
     start = _constant(walk, -jnp.inf), _constant(walk, 0), _constant(walk, 0, outs["o"])
     m, total, acc, row, t_acc = walk.over(visit, (*start, _constant(walk, 0), _constant(walk, 0, outs["to"])))
-    o = _store_forward(outs, walk, m, total, acc)
+    o = _store_forward(outs, walk, m, total, acc, arith)
     weight = 1 / jnp.where(total == 0, 1, total)[:, None]
     store(outs["to"], walk.stay, weight * (t_acc - row[:, None] * o))
 
@@ -170,10 +183,11 @@ FUSED = Kernel(
 
 def _dq_body(ins: Refs, outs: Refs, walk: Walk, arith: Arithmetic) -> None:
     q, do, lse, delta = (load(ins[x], walk.stay) for x in ("q", "do", "lse", "delta"))
+    lse = _base_2(lse, walk)
 
     def visit(keys: Rows, dq: Array, masked: bool) -> Array:
         k, v = (load(ins[x], keys) for x in "kv")
-        p = jnp.exp2(walk.scores(q, k, keys, arith, masked) - _base_2(lse)[:, None])
+        p = arith.exp2(walk.scores(q, k, keys, arith, masked), lse[:, None])
         ds = p * (arith.dot_t(do, v) - delta[:, None])
         return dq + arith.dot(ds.astype(k.dtype), k)
 
@@ -197,11 +211,11 @@ def _dkv_body(ins: Refs, outs: Refs, walk: Walk, arith: Arithmetic) -> None:
 
     def visit(queries: Rows, carry: tuple, masked: bool) -> tuple:
         q, do, lse, delta = (load(ins[x], queries) for x in ("q", "do", "lse", "delta"))
-        # Rows past the last query load as zeros, with do = delta = 0: they add nothing. Columns past the last key are
-        # not stored. So only a mask needs masking here.
-        p = jnp.exp2(walk.scores(k, q, queries, arith, masked) - _base_2(lse)[None, :])
+        # Rows past the last query load as zeros, with do = delta = 0: they add nothing.
+        p = arith.exp2(walk.scores(k, q, queries, arith, masked), _base_2(lse, walk)[None, :])
+        dv = carry[1] + arith.dot(p.astype(do.dtype), do)
         ds = p * (arith.dot_t(v, do) - delta[None, :])
-        return carry[0] + arith.dot(ds.astype(q.dtype), q), carry[1] + arith.dot(p.astype(do.dtype), do)
+        return carry[0] + arith.dot(ds.astype(q.dtype), q), dv
 
     dk, dv = walk.over(visit, (_constant(walk, 0, outs["dk"]), _constant(walk, 0, outs["dv"])))
     store(outs["dk"], walk.stay, arith.scale * dk)
@@ -220,37 +234,44 @@ DKV = Kernel(
 # --- pieces of the bodies -------------------------------------------------------------------------------------------
 
 
-def _online(m: Array, s: Array) -> tuple[Array, Array, Array]:
-    """(new maximum, exp2(s - maximum), by what earlier sums shrink); -inf rows, which see nothing yet, give zeros."""
+def _online(m: Array, s: Array, arith: Arithmetic, guard: bool) -> tuple[Array, Array, Array]:
+    """(new maximum, exp2(s - maximum), by what earlier sums shrink).
+
+    guard: a row may have seen nothing yet, with this tile. It is -inf all along, and wants zeros.
+    """
     new = jnp.maximum(m, s.max(axis=1))
-    finite = jnp.where(new == -jnp.inf, 0, new)
-    return new, jnp.exp2(s - finite[:, None]), jnp.exp2(m - finite)
+    shift = arith.factor * (jnp.where(new == -jnp.inf, 0, new) if guard else new)
+    return new, arith.exp2(s, shift[:, None]), arith.exp2(m, shift)
 
 
-def _tangent_terms(
-    p: Array, q: Array, k: Array, v: Array, tq: Array | None, tk: Array | None, tv: Array | None, arith: Arithmetic
-) -> tuple[Array, Array]:
-    """rowsum(P∘tS) and (P∘tS) V + P tV of one tile, for unnormalised or normalised P."""
-    row, product = jnp.zeros(p.shape[0], jnp.float32), jnp.zeros((p.shape[0], v.shape[1]), jnp.float32)
+def _add_tangent(
+    row: Array, acc: Array, p: Array, q: Array, k: Array, v: Array, tq: Array | None, tk: Array | None,
+    tv: Array | None, arith: Arithmetic,
+) -> tuple[Array, Array]:  # fmt: skip
+    """row + rowsum(P∘tS) and acc + (P∘tS) V + P tV of one tile, for unnormalised or normalised P.
+
+    Products are added to `acc` one by one: a sum of two that is added later would be a second accumulator.
+    """
     moving = [(a, b) for a, b in ((tq, k), (q, tk)) if a is not None and b is not None]
     if moving:
         pts = p * (arith.scale * functools.reduce(jnp.add, (arith.dot_t(a, b) for a, b in moving)))
-        row, product = pts.sum(axis=1), arith.dot(pts.astype(v.dtype), v)
+        row, acc = row + pts.sum(axis=1), acc + arith.dot(pts.astype(v.dtype), v)
     if tv is not None:
-        product = product + arith.dot(p.astype(tv.dtype), tv)
-    return row, product
+        acc = acc + arith.dot(p.astype(tv.dtype), tv)
+    return row, acc
 
 
-def _base_2(lse: Array) -> Array:
+def _base_2(lse: Array, walk: Walk) -> Array:
     """lse in base 2, and 0 where it is -inf: exp2(-inf - 0) is the 0 that a row without keys wants."""
-    return jnp.where(lse == -jnp.inf, 0, lse * LOG2_E)
+    return jnp.where(lse == -jnp.inf, 0, lse * LOG2_E) if walk.blind else lse * LOG2_E
 
 
-def _store_forward(outs: Refs, walk: Walk, m: Array, total: Array, acc: Array) -> Array:
+def _store_forward(outs: Refs, walk: Walk, m: Array, total: Array, acc: Array, arith: Arithmetic) -> Array:
     """Stores o and lse of the rows, and returns o in float32."""
     o = acc / jnp.where(total == 0, 1, total)[:, None]
     store(outs["o"], walk.stay, o)
-    store(outs["lse"], walk.stay, (m + jnp.log2(total)) / LOG2_E)  # -inf + log2(0): -inf for a row without keys
+    # -inf + log2(0): -inf for a row without keys
+    store(outs["lse"], walk.stay, (arith.factor * m + jnp.log2(total)) / LOG2_E)
     return o
 
 

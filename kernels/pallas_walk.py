@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Bool, Int32
@@ -22,6 +23,7 @@ class Rows:
     size: int
     length: int
     offset: Int32[Array, ""] | None  # None: the ref is these rows
+    exist: bool = False  # all of them, for certain: nothing needs a mask to be loaded
 
     @property
     def index(self) -> Int32[Array, " R"]:
@@ -29,7 +31,7 @@ class Rows:
 
     @property
     def inside(self) -> Bool[Array, " R"] | None:
-        return self.index < self.length if self.length % self.size else None
+        return None if self.exist or self.length % self.size == 0 else self.index < self.length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +75,37 @@ def store(operand: Operand, rows: Rows, value: Array) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Arithmetic:
-    """The products of a kernel, summed in float32."""
+    """The products of a kernel, summed in float32, and its exponentials."""
 
     scale: float
     interpret: bool
+
+    @property
+    def factor(self) -> float:
+        """What is still to be multiplied to scores to have them in base 2: where they are shifted, which costs nothing.
+
+        A factor that is not positive would change which score is the largest: then they have it already.
+        """
+        return self.scale * LOG2_E if self.scale > 0 else 1.0
+
+    def scores(self, a: Array, b: Array) -> Array:
+        """scale · a bᵀ in base 2, but for `factor`."""
+        s = self.dot_t(a, b)
+        return s if self.scale > 0 else s * (self.scale * LOG2_E)
+
+    def exp2(self, s: Array, shift: Array) -> Array:
+        """exp2(factor · s - shift). In two instructions: the compiler's own exp2 has three more for tiny results."""
+        if self.interpret:
+            return jnp.exp2(self.factor * s - shift)
+        bits = np.float32(self.factor).view(np.uint32)
+        [p] = plgpu.elementwise_inline_asm(
+            f"{{ .reg .f32 x; fma.rn.f32 x, $1, 0f{bits:08x}, $2; ex2.approx.ftz.f32 $0, x; }}",
+            args=[s, jnp.broadcast_to(-shift, s.shape)],
+            constraints="=f,f,f",
+            pack=1,
+            result_shape_dtypes=[jax.ShapeDtypeStruct(s.shape, jnp.float32)],
+        )
+        return p
 
     def dot(self, a: Array, b: Array) -> Array:
         """a b."""
@@ -98,8 +127,8 @@ class Arithmetic:
 class Walk:
     """A tile of rows that stays, and the tiles of the other side that it visits, in `segments` where there are runs.
 
-    A segment (lo, split, hi) is tiles [lo, split), where every pair is allowed, then [split, hi), where scores need
-    the mask. Without runs the segments follow from the lengths and kv_len.
+    A segment (lo, split, hi) is tiles [lo, split), where every pair exists and is allowed, then [split, hi), where
+    loads and scores need masks. Without runs the segments follow from the lengths and kv_len.
     """
 
     stay: Rows
@@ -109,6 +138,9 @@ class Walk:
     segments: Any  # ref [segments, 3] or None
     runs: Any  # ref [2, runs, query rows] of starts and ends, or None
     kv_len: Int32[Array, ""] | None
+    blind: bool  # some query may see no key at all while its tile is walked
+    part: Int32[Array, ""] | None  # which of `parts` shares of each segment is walked; None: all of it
+    parts: int
 
     def over(self, visit: Callable[[Rows, Any, bool], Any], carry: Any) -> Any:
         """visit(rows, carry, masked) -> carry, over all tiles that the walk touches."""
@@ -116,7 +148,7 @@ class Walk:
         def tiles(masked: bool) -> Callable:
             def step(i: Int32[Array, ""], carry: Any) -> Any:
                 first = i * self.block
-                return visit(Rows(first, self.block, self.length, first), carry, masked)
+                return visit(Rows(first, self.block, self.length, first, exist=not masked), carry, masked)
 
             return step
 
@@ -135,9 +167,17 @@ class Walk:
         if self.segments is not None:
             lo, split, hi = (self.segments[i, j] for j in range(3))
         else:
-            lo, split, hi = 0, tiles if self.keys_stay else whole, tiles
-        if self.kv_len is None:
+            lo, split, hi = 0, whole, tiles
+        if self.kv_len is not None:
+            lo, split, hi = self._below_kv_len(lo, split, hi)
+        if self.part is None:
             return lo, split, hi
+        share = (hi - lo + self.parts - 1) // self.parts
+        first = jnp.minimum(lo + self.part * share, hi)
+        last = jnp.minimum(first + share, hi)
+        return first, jnp.clip(split, first, last), last
+
+    def _below_kv_len(self, lo: Any, split: Any, hi: Any) -> tuple:
         if self.keys_stay:  # all queries see the tile's keys below kv_len
             first = self.stay.first
             some = (first < self.kv_len).astype(jnp.int32)
@@ -148,11 +188,9 @@ class Walk:
         return lo, jnp.clip(full, lo, jnp.minimum(split, hi)), hi
 
     def scores(self, stay: Array, moving: Array, rows: Rows, arith: Arithmetic, masked: bool) -> Array:
-        """scale · stay movingᵀ in base 2, and -inf where a `masked` tile's pair is not allowed."""
-        s = arith.dot_t(stay, moving) * (arith.scale * LOG2_E)
-        if not masked:
-            return s
-        return jnp.where(self._seen(rows), s, -jnp.inf)
+        """`arith.scores`, and -inf where a `masked` tile's pair is not allowed."""
+        s = arith.scores(stay, moving)
+        return jnp.where(self._seen(rows), s, -jnp.inf) if masked else s
 
     def _seen(self, rows: Rows) -> Bool[Array, "stay moving"]:
         """Which pairs of the two tiles are allowed."""

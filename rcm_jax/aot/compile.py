@@ -72,10 +72,11 @@ def _devices(gpu: Gpu, count: int) -> tuple[jax.Device, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program: the text of its scheduled HLO, its live ranges, and PTX by the name of its kernel."""
+    """A compiled program: the text of its scheduled HLO, live ranges, launches, and PTX by the name of its kernel."""
 
     hlo: str
     live_ranges: str
+    launches: str  # a line for each launch: of a kernel its grid, threads and bytes of shared memory
     ptx: dict[str, str]
     seconds: float  # that lowering and compiling took
     arguments: int  # bytes on a device
@@ -101,6 +102,7 @@ def compile_for(function: Callable, *arguments: Any, **named: Any) -> Program:
         return Program(
             hlo=compiled.as_text(),
             live_ranges=_largest(folder, "*optimizations-live-range.txt"),
+            launches=_largest(folder, "*thunk_sequence.txt"),
             ptx={name: text for path in Path(folder).glob("*.ptx") for name, text in _entries(path.read_text())},
             seconds=seconds,
             arguments=stats.argument_size_in_bytes,

@@ -121,5 +121,15 @@ def test_segments_walk_exactly_the_tiles_that_are_touched(mask, block_q, block_k
             query, key = (j, i) if keys_stay else (i, j)
             tile = allowed[query * block_q : (query + 1) * block_q, key * block_k : (key + 1) * block_k]
             expect_whole = tile.all() and (key + 1) * block_k <= KEYS
+            expect_whole &= not keys_stay or (query + 1) * block_q <= QUERIES
             assert (j in whole) == expect_whole
             assert (j in partly) == (tile.any() and not expect_whole)
+
+
+def test_which_masks_leave_a_row_of_a_walked_tile_without_keys():
+    assert not masks.may_be_blind(None)
+    assert not masks.may_be_blind(KeyRuns(kv_len=0))  # nothing is walked
+    seen = KeyRuns((2, 4), (((0, 3),), ((0, 6),)))
+    assert not masks.may_be_blind(seen)
+    assert masks.may_be_blind(dataclasses.replace(seen, kv_len=5))
+    assert masks.may_be_blind(KeyRuns((2, 4), (((0, 3),), ())))

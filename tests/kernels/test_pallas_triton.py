@@ -1,6 +1,7 @@
 """The Pallas kernels, interpreted, against the reference; and that they lower for CUDA."""
 
 import functools
+import re
 
 import hypothesis
 import hypothesis.strategies as st
@@ -8,13 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.interpreters import mlir  # to read the IR inside the lowered call: there is no public way
+from jax._src.lib import triton as jax_triton
+from jax._src.lib.mlir import ir
 
+from rcm_jax.aot import sass
+from rcm_jax.aot.compile import absent
 from rcm_jax.kernels import pallas_triton, reference, xla
 from rcm_jax.kernels.attention import attention
 from rcm_jax.kernels.masks import KeyRuns
+from rcm_jax.kernels.pallas_parts import parts_for
 from rcm_jax.kernels.pallas_triton import AUTO_MAX_WIDTH
 from rcm_jax.kernels.tiles import KINDS, Tiles
-from tests.benchmarks import abstract_gpu
+from tests.benchmarks import abstract_gpu, kernel_tiles
 
 SMALL = Tiles(16, 32)
 
@@ -101,6 +108,15 @@ def test_kernels_against_the_reference(case):
     close(fused(*arrays[:6], mask), (want["o"], want["lse"], want["to"]))
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.3])
+def test_scales_that_are_not_positive(scale):
+    """The largest score is then not that of the largest product."""
+    *x, tq, tk, tv, _ = operands(20, 40, 16, 16, B=1)
+    o, lse = reference.forward(*x, None, scale)
+    want = o, lse, reference.tangent(*x, o, lse, tq, tk, tv, None, scale)
+    close(pallas_triton.fused(*x, tq, tk, tv, None, scale, tiles=Tiles(16, 16)), want)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_accuracy_in_half_precision(dtype):
     """No worse than twice the error of the same sums by XLA with float32 accumulation."""
@@ -177,14 +193,64 @@ def test_every_kernel_lowers_for_cuda(S, K, D, mask, dtype):
     assert lowered_kernels(S, K, D, dtype, mask) == set(KINDS)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", [90, 80])
-def test_the_tiles_that_ship_do_not_spill(arch):
-    pytest.importorskip("triton", reason="pip install triton compiles kernels without a GPU")
-    from tests.benchmarks import offline_compile
+def triton_ir(B, S):
+    """The forward kernel's, as text."""
+    x = jax.ShapeDtypeStruct((B, S, 40, 128), jnp.bfloat16)
+    with abstract_gpu():
+        call = jax.jit(lambda q, k, v: pallas_triton.forward(q, k, v, None, 0.1))
+        module = call.trace(x, x, x).lower(lowering_platforms=("cuda",)).compiler_ir("stablehlo")
+    found = []
 
-    assert offline_compile.report([arch], dtypes=["bfloat16"]) == 0
-    assert offline_compile.report([arch], dtypes=["float32"], widths=[AUTO_MAX_WIDTH["float32"]]) == 0
+    def look(op):
+        if "mhlo.backend_config" in op.attributes:
+            found.append(op.attributes["mhlo.backend_config"])
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(look)
+    with mlir.make_ir_context() as context:
+        jax_triton.dialect.register_dialect(context)
+        return str(ir.Module.parse(ir.StringAttr(found[0]["ir"]).value_bytes))
+
+
+def test_offsets_that_pass_31_bits_are_computed_in_64():
+    """Six 720p videos of Wan 14B in one operand are more elements than an int32 counts; five are not."""
+
+    def offsets(B):
+        pointers = re.findall(
+            r"tt\.addptr .*: (?:tensor<\S+x)?!tt\.ptr<bf16>>?, (?:tensor<\S+x)?(i\d+)", triton_ir(B, 75600)
+        )
+        assert pointers
+        return set(pointers)
+
+    assert 5 * 75600 * 40 * 128 < 2**31 < 6 * 75600 * 40 * 128
+    assert offsets(5) == {"i32"}
+    assert offsets(6) == {"i64"}
+
+
+@pytest.fixture
+def compiles_for_gpus():
+    try:
+        absent("h100", 1), sass.find_tool("ptxas"), sass.find_tool("nvdisasm")
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
+@pytest.mark.optimised
+@pytest.mark.parametrize("gpu", ["h100", "a100"])
+def test_the_tiles_that_ship_do_not_spill_in_their_loops(gpu, compiles_for_gpus):
+    assert kernel_tiles.report([gpu], dtypes=["bfloat16"], widths=[64, 128]) == 0
+    assert kernel_tiles.report([gpu], dtypes=["float32"], widths=[AUTO_MAX_WIDTH["float32"]], masks=["none"]) == 0
+
+
+@pytest.mark.long
+@pytest.mark.optimised
+def test_no_product_is_executed_twice(compiles_for_gpus, capsys):
+    """Warp groups that share the rows of a tile would all compute them."""
+    kernel_tiles.report(["h100"], dtypes=["bfloat16"], widths=[128], masks=["none"])
+    rows = [row.split("|") for row in capsys.readouterr().out.splitlines()]
+    column = [cell.strip() for cell in rows[0]].index("executed / useful")
+    assert [float(row[column]) for row in rows[2:]] == [1] * len(KINDS)
 
 
 # --- anything that fits -----------------------------------------------------------------------------------------------
@@ -211,3 +277,41 @@ def test_any_lengths_and_masks(problem, widths, block):
     S, K, mask = problem
     arrays = operands(S, K, *widths, B=1)
     close(pallas(arrays, mask, Tiles(block, 32)), expected(arrays, mask), 1e-5)
+
+
+# --- few queries, many keys: the keys in parts ------------------------------------------------------------------------
+
+
+IN_PARTS = {  # queries, keys, mask, parts
+    "no mask": (20, 150, None, 3),
+    "a short cache": (20, 150, KeyRuns(kv_len=5), 4),  # one tile: three parts see nothing
+    "an empty cache": (20, 150, KeyRuns(kv_len=0), 2),
+    "half a cache": (20, 150, KeyRuns(kv_len=77), 3),
+    "a full cache": (20, 150, KeyRuns(kv_len=150), 5),
+    "runs, rows without keys": (50, 50, BLIND_ROWS, 2),
+    "runs and kv_len": (90, 90, KeyRuns(WINDOW_AND_SINK.query_ends, WINDOW_AND_SINK.runs, kv_len=64), 3),
+}
+
+
+@pytest.mark.parametrize("case", IN_PARTS)
+def test_keys_in_parts_give_the_same(case):
+    S, K, mask, parts = IN_PARTS[case]
+    q, k, v, *_ = operands(S, K, 32, 24)
+
+    @jax.jit
+    def run(mask):
+        return pallas_triton.in_parts(q, k, v, mask, 0.2, Tiles(16, 16), parts)
+
+    close(run(mask), jax.jit(lambda mask: reference.forward(q, k, v, mask, 0.2))(mask))
+
+
+def test_how_many_parts():
+    def parts(S, K, N=12, cores=132, B=1):
+        q, k = (jax.ShapeDtypeStruct((B, n, N, 128), jnp.bfloat16) for n in (S, K))
+        return parts_for(q, k, Tiles(128, 128, 8, 2), cores)
+
+    assert parts(1560, 32760) > 1  # 13 x 12 programs are two waves of 132, the second nearly empty
+    assert parts(32760, 32760) == parts(4680, 512) == 1  # many waves; few keys
+    assert parts(1560, 32760, cores=None) == 1
+    assert parts(128, 32760, N=1) == 8  # one program
+    assert parts(1560, 32760, N=132) == parts(1560, 32760, B=11) == 1
