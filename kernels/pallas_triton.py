@@ -21,13 +21,11 @@ from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.kernels.pallas_kernel import Kernel
 from rcm_jax.kernels.pallas_parts import join, multiprocessors, parts_for
 from rcm_jax.kernels.pallas_walk import LOG2_E, Arithmetic, Operand, Refs, Rows, Walk, load, store
-from rcm_jax.kernels.target import target
 from rcm_jax.kernels.tiles import Tiles, tiles_for
 
 DTYPES = ("bfloat16", "float16", "float32")
 MAX_WIDTH = 256
 AUTO_MAX_WIDTH = {"bfloat16": 256, "float16": 256, "float32": 64}  # float32 heads wider than this spill registers
-MIN_CAPABILITY = 8.0
 
 Query = Float[Array, "B S N D"]
 Key = Float[Array, "B K N D"]
@@ -94,14 +92,6 @@ def _check_served(q: Query, v: Value) -> None:
             raise NotImplementedError(
                 f"{name} have head width {width}; the Pallas kernels take at most {MAX_WIDTH}: use implementation='xla'"
             )
-
-
-def serves(q: Query, v: Value) -> bool:
-    """Whether these kernels are the ones to run, compiled, for operands of these dtypes and widths."""
-    device = target()
-    if not device.is_gpu or device.capability < MIN_CAPABILITY:
-        return False
-    return max(q.shape[-1], v.shape[-1]) <= AUTO_MAX_WIDTH.get(q.dtype.name, 0)
 
 
 # --- bodies: the queries of a tile stay, the keys are walked ---------------------------------------------------------

@@ -35,7 +35,7 @@ def test_recipe_builds_abstractly(name):
     parts = {"student": state.student, "ema": state.ema, "student optimiser": state.student_opt}
     parts |= {"fake score": state.fake_score, "fake optimiser": state.fake_opt} if config.method.uses_dmd else {}
     parts |= {"teacher": state.student} if config.teacher else {}
-    parts |= {"score teacher": state.student} if config.score_teacher else {}
+    parts |= {"score teacher": state.fake_score or state.student} if config.score_teacher else {}
     want = {key: bytes_per_device(mesh, tree) / 2**30 for key, tree in parts.items()}
     want["all"] = sum(want.values())
     assert rows.keys() == want.keys()
