@@ -30,7 +30,7 @@ class Instruction:
     def op_name(self) -> str:
         """Where the program made it: jit(step)/jvp(DiT)/while/body/…"""
         found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
-        return found[1] if found else ""
+        return re.sub(r"\\(.)", r"\1", found[1]) if found else ""
 
     @functools.cached_property
     def arrays(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
