@@ -74,8 +74,10 @@ class KeyValues(NamedTuple):
     k: Float[Array, "... B K N d"]
     v: Float[Array, "... B K N d"]
 
-    def with_chunk(self, own: "KeyValues", slot: Int[Array, ""] | int) -> "KeyValues":
-        """`own` written over the keys from `slot` on."""
+    def with_chunk(self, own: "KeyValues", slot: Int[Array, ""] | int | None) -> "KeyValues":
+        """`own` written over the keys from `slot` on; without one, behind them."""
+        if slot is None:
+            return jax.tree.map(lambda *kv: jnp.concatenate(kv, axis=-3), self, own)
 
         def write(buffer: Array, new: Array) -> Array:
             return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), slot, axis=buffer.ndim - 3)
@@ -112,8 +114,9 @@ class Attention(nn.Module):
         rope: tuple[Array, Array] | None = None,
         mask: KeyRuns | None = None,
         image: Tokens | None = None,
+        **static: bool,
     ) -> Tokens:
-        attend = functools.partial(self.attend, implementation=self.config.attention)
+        attend = functools.partial(self.attend, implementation=self.config.attention, **static)
         q = self.heads(self.norm_q(self.q(x)))
         q = q if rope is None else apply_rope(q, rope)
         o = attend(q, *seen, mask=mask)
