@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PyTree
 
 from rcm_jax.errors import ArgumentError
-from rcm_jax.kernels.attention import attention
+from rcm_jax.kernels.attention import Past, attention
 from rcm_jax.kernels.masks import KeyRuns
 
 # parameter name (last two parts of its path) -> logical axes, without the leading "layers" of the stacked blocks
@@ -167,8 +167,8 @@ def ulysses(mesh: Mesh, attend: Callable = attention) -> Callable:
     Ulysses, arXiv 2309.14509): one all_to_all takes q, k and v there together, one brings o back, and a tangent takes
     one of each more. A length that the axis does not divide is padded, and the padding masked. Keys of another length
     than the queries (text) stay whole on every device, which then needs no exchange. Keys whose mask bounds them by
-    kv_len alone are a cache, which lies cut by heads (`cut_by_heads`): only q and o are exchanged. Under runs, keys of
-    several times the queries' length are so many sequences, one behind the other: each is cut as the queries are.
+    kv_len alone are a cache, which lies cut by heads (`cut_by_heads`): only q and o are exchanged. A `past` has an
+    exchange of its own, so that where it has no tangent none is exchanged.
 
     Raises ValueError for heads that the axis does not divide.
     """
@@ -180,41 +180,41 @@ def ulysses(mesh: Mesh, attend: Callable = attention) -> Callable:
         v: Float[Array, "B K N V"],
         *,
         mask: KeyRuns | None = None,
+        past: Past | None = None,
         **static,
     ) -> Float[Array, "B S N V"]:
         (B, S, N, D), K = q.shape, k.shape[1]
         if N % size:
             raise ValueError(f"heads={N} must be divisible by mesh.{axis}={size}; use one of {_divisors(N)}")
-        runs = mask is not None and bool(mask.query_ends)
-        cached = mask is not None and mask.kv_len is not None and not runs
-        parts = K // S if runs or (K == S and not cached) else 0  # sequences of keys that lie as the queries do
-        if runs and size > 1 and (K % S or (parts > 1 and mask.kv_len is not None)):
-            raise NotImplementedError(
-                f"{S} queries and {K} keys: runs of keys need queries and keys of one length, or several times it "
-                "without kv_len, when the sequence is cut"
-            )
+        if K != S and mask is not None and mask.query_ends and size > 1:
+            raise NotImplementedError("runs of keys need queries and keys of one length when the sequence is cut")
+        cached = mask is not None and mask.kv_len is not None and not mask.query_ends
+        own = K == S and not cached
+        if past is not None and size > 1 and not (own and past.k.shape[1] == S):
+            raise NotImplementedError(f"a past of {past.k.shape[1]} keys, {K} keys and {S} queries need one length")
 
-        def here(q: Array, k: list[Array], v: list[Array], mask: KeyRuns | None) -> Array:
-            if size == 1 or not (parts or cached):
-                return attend(q, _joined(k), _joined(v), mask=mask, **static)
-            x = jax.lax.all_to_all(jnp.concatenate([q, *k, *v], axis=-1) if parts else q, axis, 2, 1, tiled=True)
-            if parts:
-                widths = np.cumsum([D] * (1 + parts) + [v[0].shape[-1]] * (parts - 1))
-                x, *kv = jnp.split(x, widths, axis=-1)
-                k, v = kv[:parts], kv[parts:]
-            o = attend(x, _joined(k), _joined(v), mask=mask, **static)
+        def here(q: Array, k: Array, v: Array, mask: KeyRuns | None, past: Past | None) -> Array:
+            given = static if past is None else static | {"past": past}
+            if size == 1 or not (own or cached):
+                return attend(q, k, v, mask=mask, **given)
+            x = jax.lax.all_to_all(jnp.concatenate([q, k, v], axis=-1) if own else q, axis, 2, 1, tiled=True)
+            if past is not None:
+                kv = jax.lax.all_to_all(jnp.concatenate(past[:2], axis=-1), axis, 2, 1, tiled=True)
+                given["past"] = Past(*jnp.split(kv, (D,), axis=-1), past.mask)
+            o = attend(*(jnp.split(x, (D, 2 * D), axis=-1) if own else (x, k, v)), mask=mask, **given)
             return jax.lax.all_to_all(o, axis, 1, 2, tiled=True)
 
-        k, v = (jnp.split(x, parts or 1, axis=1) if size > 1 else [x] for x in (k, v))
         if short := -S % size:
             q = _longer(q, short)
-            if parts:
-                k, v = ([_longer(x, short) for x in y] for y in (k, v))
-                mask = _without_padding(mask, S, short, parts)
+            if own:
+                k, v, mask = _longer(k, short), _longer(v, short), _without_padding(mask, S, short)
+            if past is not None:
+                past = Past(*(_longer(x, short) for x in past[:2]), _without_padding(past.mask, S, short))
         batch = _batch_axes(mesh, B)
-        cut, keys = P(batch, axis), P(batch, axis if parts else None, axis if cached else None)
-        run = jax.shard_map(here, mesh=mesh, in_specs=(cut, keys, keys, P()), out_specs=cut, check_vma=False)
-        return run(q, k, v, mask)[:, :S]
+        cut, keys = P(batch, axis), P(batch, axis if own else None, axis if cached else None)
+        specs = (cut, keys, keys, P(), None if past is None else Past(cut, cut, P()))
+        run = jax.shard_map(here, mesh=mesh, in_specs=specs, out_specs=cut, check_vma=False)
+        return run(q, k, v, mask, past)[:, :S]
 
     return exchanged
 
@@ -223,20 +223,8 @@ def _longer(x: Float[Array, "B S N D"], by: int) -> Float[Array, "B S+by N D"]:
     return jnp.pad(x, ((0, 0), (0, by), (0, 0), (0, 0)))
 
 
-def _joined(parts: list[Float[Array, "B S N D"]]) -> Float[Array, "B K N D"]:
-    return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
-
-
-def _without_padding(mask: KeyRuns | None, length: int, short: int, parts: int) -> KeyRuns:
-    """The mask for `short` more tokens at the end of the queries and of every part of the keys: they see nothing, and
-    nothing sees them."""
+def _without_padding(mask: KeyRuns | None, length: int, short: int) -> KeyRuns:
+    """The mask for `short` more tokens at the end, which see nothing and which nothing sees."""
     mask = KeyRuns() if mask is None else mask
     ends, runs = (mask.query_ends, mask.runs) if mask.query_ends else ((length,), (((0, length),),))
-    moved = [
-        tuple(
-            (max(a, p * length) + p * short, min(b, (p + 1) * length) + p * short)
-            for a, b in chunk for p in range(parts) if a < (p + 1) * length and p * length < b
-        )
-        for chunk in runs
-    ]  # fmt: skip
-    return dataclasses.replace(mask, query_ends=(*ends, length + short), runs=(*moved, ()))
+    return dataclasses.replace(mask, query_ends=(*ends, length + short), runs=(*runs, ()))

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from rcm_jax.kernels.attention import Past
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.layers import AffineNorm, Attention, KeyValues, Tokens, dense, layer_norm, modulate
@@ -25,8 +26,9 @@ class BlockContext(NamedTuple):
     image: Tokens | None = None
     mask: KeyRuns | None = None
     past: KeyValues | None = None
-    slot: Int[Array, ""] | None = None  # of the past, where the own keys go; none: behind it
+    slot: Int[Array, ""] | None = None
     of_context: "BlockContext | None" = None  # what the tokens of a `ContextVideo` see
+    context_mask: KeyRuns | None = None  # between x and these
 
 
 SHARED = BlockContext(*(nn.broadcast,) * len(BlockContext._fields))
@@ -38,7 +40,7 @@ class Block(nn.Module):
     """Self-attention, cross-attention to text and image, feed-forward; first and last modulated by time.
 
     With the keys of the `past`, x is a chunk of a longer sequence: its own keys are written at `slot` of them for
-    this call, and returned. With a context beside it, that passes first, and its keys are x's past.
+    this call, and returned. A context beside x passes first, and x sees its keys.
     """
 
     config: DiTConfig
@@ -55,14 +57,17 @@ class Block(nn.Module):
         x, beside = streams
         if context.text_keys is None:
             context = context._replace(text_keys=self.cross_attn.keys(context.text))
+        seen = None
         if beside is not None:  # on its own: in one sequence with x its tangent would be zeros to compute with
             view = context.of_context._replace(text_keys=context.text_keys)
-            beside, past = self.one(beside, view, fused=False)  # which is for what has a tangent
-            return (self.one(x, context._replace(past=past))[0], beside), None
-        x, own = self.one(x, context)
-        return (x, None), None if context.past is None else own
+            beside, keys = self.one(beside, view, fused=False)  # which is for what has a tangent
+            seen = Past(*keys, context.context_mask)
+        x, own = self.one(x, context, seen)
+        return (x, beside), None if context.past is None else own
 
-    def one(self, x: Tokens, context: BlockContext, **static: bool) -> tuple[Tokens, KeyValues]:
+    def one(
+        self, x: Tokens, context: BlockContext, beside: Past | None = None, **static: bool
+    ) -> tuple[Tokens, KeyValues]:
         """The block for one sequence, and its own keys. `static` is for attention."""
         c = self.config
         modulation = context.modulation + self.table[None, None]
@@ -74,7 +79,7 @@ class Block(nn.Module):
         h = modulate(layer_norm(x, c.eps), 1 + scale_a, shift_a).astype(x.dtype)
         own = self.self_attn.keys(h, context.rope)
         seen = own if context.past is None else context.past.with_chunk(own, context.slot)
-        x = gated(x, self.self_attn(h, seen, context.rope, context.mask, **static), gate_a)
+        x = gated(x, self.self_attn(h, seen, context.rope, context.mask, past=beside, **static), gate_a)
         x = x + self.cross_attn(self.norm3(x), context.text_keys, image=context.image, **static)
         h = modulate(layer_norm(x, c.eps), 1 + scale_f, shift_f).astype(x.dtype)
         h = nn.gelu(self.ffn_in(h), approximate=True)

@@ -56,11 +56,12 @@ class CausalDiT:
         """The teacher-forcing mask of the packed sequence of twice so many latent frames."""
         return teacher_forcing(self.pattern.spans(frames), self.frame_tokens, window=self.window, sink=self.sink)
 
-    def forced_mask(self, frames: int) -> KeyRuns:
-        """The noisy half's rows of it: queries of the noisy video, keys of both."""
-        whole, chunks = self.forcing_mask(frames), len(self.pattern.spans(frames))
-        half = whole.query_ends[chunks - 1]
-        return KeyRuns(tuple(end - half for end in whole.query_ends[chunks:]), whole.runs[chunks:])
+    def forced_masks(self, frames: int) -> tuple[KeyRuns, KeyRuns]:
+        """The noisy half's rows of it by the half that they see: (keys of the clean video, its own keys)."""
+        ends = self.mask(frames).query_ends
+        rows = self.forcing_mask(frames).runs[len(ends) :]
+        own = tuple(tuple((a - ends[-1], b - ends[-1]) for a, b in runs[-1:]) for runs in rows)
+        return KeyRuns(ends, tuple(runs[:-1] for runs in rows)), KeyRuns(ends, own)
 
     def velocity(self, params: Params, text: Text) -> Velocity:
         """(x_t, t) -> v under the block-causal mask, t [B] or [B, T]."""
@@ -78,12 +79,10 @@ class CausalDiT:
         """
 
         def v(x: Latents, t: Array) -> Latents:
-            T = x.shape[1]
+            seen, own = self.forced_masks(x.shape[1])
             t_clean = jnp.zeros_like(t) if t_context is None else t_context.astype(t.dtype)
-            beside = ContextVideo(context.astype(x.dtype), MODEL_TIME * t_clean, self.mask(T))
-            return self.dit.apply(
-                {"params": params}, x, MODEL_TIME * t, text, mask=self.forced_mask(T), beside=beside
-            )  # fmt: skip
+            beside = ContextVideo(context.astype(x.dtype), MODEL_TIME * t_clean, self.mask(x.shape[1]), seen)
+            return self.dit.apply({"params": params}, x, MODEL_TIME * t, text, mask=own, beside=beside)
 
         return v
 

@@ -39,6 +39,7 @@ class ContextVideo(NamedTuple):
     x: Latents
     t: Float[Array, " B"] | Float[Array, "B T"]
     mask: KeyRuns
+    seen: KeyRuns  # between x's queries and its keys
 
 
 class Head(nn.Module):
@@ -179,9 +180,8 @@ class DiT(nn.Module):
         seen = None
         if beside is not None:
             seen, _, modulation = self.embed(beside.x, beside.t)
-            context = context._replace(
-                of_context=context._replace(modulation=modulation, mask=beside.mask, text=None, text_keys=None)
-            )
+            view = context._replace(modulation=modulation, mask=beside.mask, text=None, text_keys=None)
+            context = context._replace(of_context=view, context_mask=beside.seen)
         (tokens, _), own = self.blocks((tokens, seen), context)
         return tokens, e, own
 
@@ -198,7 +198,7 @@ class DiT(nn.Module):
     ) -> Latents:
         """`mask`: which tokens see which (none: all see all). `frames`: positions of the latent frames (0, 1, …).
 
-        With a video `beside`, whose frames have the same positions, the mask's keys are [its tokens | x's].
+        x also sees the keys of a video `beside`, whose frames have the same positions.
         """
         tokens, e, _ = self.tokens(x, t, text, image, mask=mask, frames=frames, beside=beside)
         return self.unpatchify(self.head(tokens, e), self.config.grid(x.shape[1:4]))

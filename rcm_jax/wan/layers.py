@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from rcm_jax.kernels.attention import Past
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.rope import apply_rope
@@ -74,10 +75,8 @@ class KeyValues(NamedTuple):
     k: Float[Array, "... B K N d"]
     v: Float[Array, "... B K N d"]
 
-    def with_chunk(self, own: "KeyValues", slot: Int[Array, ""] | int | None) -> "KeyValues":
-        """`own` written over the keys from `slot` on; without one, behind them."""
-        if slot is None:
-            return jax.tree.map(lambda *kv: jnp.concatenate(kv, axis=-3), self, own)
+    def with_chunk(self, own: "KeyValues", slot: Int[Array, ""] | int) -> "KeyValues":
+        """`own` written over the keys from `slot` on."""
 
         def write(buffer: Array, new: Array) -> Array:
             return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), slot, axis=buffer.ndim - 3)
@@ -114,12 +113,13 @@ class Attention(nn.Module):
         rope: tuple[Array, Array] | None = None,
         mask: KeyRuns | None = None,
         image: Tokens | None = None,
+        past: Past | None = None,
         **static: bool,
     ) -> Tokens:
         attend = functools.partial(self.attend, implementation=self.config.attention, **static)
         q = self.heads(self.norm_q(self.q(x)))
         q = q if rope is None else apply_rope(q, rope)
-        o = attend(q, *seen, mask=mask)
+        o = attend(q, *seen, mask=mask) if past is None else attend(q, *seen, mask=mask, past=past)
         if image is not None:
             o = o + attend(q, self.heads(self.norm_k_img(self.k_img(image))), self.heads(self.v_img(image)))
         return self.o(rearrange(o, "b s n d -> b s (n d)"))

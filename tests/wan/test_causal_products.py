@@ -137,8 +137,8 @@ def test_the_context_has_no_tangent(program):
     """The tangent's products are those of the noisy video: its own linear layers, its rows of the mask."""
     counted, still = of_form(program, FORMS["beside"]), of_form(value, FORMS["beside"])
     S, D, text = CHUNKS * NETWORK.frame_tokens, MODEL.dim, MODEL.text_len
-    seen = pairs(NETWORK.forced_mask(CHUNKS), S, 2 * S)
-    assert counted["attention_tangent"] == MODEL.num_layers * D * (5 * seen + 3 * S * text)  # the text does not move
+    seen, own = (pairs(mask, S, S) for mask in NETWORK.forced_masks(CHUNKS))
+    assert counted["attention_tangent"] == MODEL.num_layers * D * (3 * seen + 5 * own + 3 * S * text)  # nor does text
     if program is both:
         alone = count(lambda p: NETWORK.velocity(p, TEXT)(NOISY, T), perturbed_params(MODEL))
         tangent = counted["linear"] - still["linear"]
