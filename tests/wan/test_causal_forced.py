@@ -63,7 +63,7 @@ def assert_equal(got, want):
     ("causal", "with_times"),
     [
         pytest.param(network("c1-1", 4, window=2, sink=1), True, id="window, sink, noisy context"),
-        pytest.param(network("c3-1", 5), False, id="a long first chunk"),
+        pytest.param(network("c3-1", 5), False, id="a long first chunk", marks=pytest.mark.long),
     ],
 )  # fmt: skip
 def test_it_is_the_packed_sequence(params, causal, with_times):
@@ -83,7 +83,7 @@ def scm_gradient(causal, params):
     return jax.jit(jax.grad(loss, has_aux=True))(params)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.long), True])
 def test_fused_attention_gives_the_same(params, remat):
     """The context then has attention that may be differentiated without a jvp."""
     dit = DiT(dataclasses.replace(MODEL, remat=remat))
@@ -98,6 +98,21 @@ def test_a_mesh_gives_the_numbers_of_one_device(params, sequence):
     with jax.set_mesh(mesh):
         cut = network(dit=DiT(MODEL, sharded_attention(mesh)))
         assert_equal(scm_gradient(cut, shard(params, mesh)), want)
+
+
+def test_on_a_mesh_the_context_has_no_tangent_to_exchange():
+    """There and back for the context, the same and the context's keys for the noisy video, whose tangent goes too."""
+    mesh = make_mesh(1, 1, 2, devices=jax.devices()[:2])
+    causal, shape = network(dit=DiT(MODEL, sharded_attention(mesh))), (2, 5, *SIZE, MODEL.in_channels)
+    context, x, dx = (normal(i, *shape) for i in range(3))
+
+    def exchanges(run):
+        with jax.set_mesh(mesh):
+            return str(jax.make_jaxpr(run)(perturbed_params(MODEL))).count("all_to_all[")
+
+    assert exchanges(lambda p: beside(causal, p, TEXT, context)(x, T)) == 2 + 3
+    along = lambda p: jax.jvp(beside(causal, p, TEXT, context), (x, T), (dx, jnp.ones_like(T)))  # noqa: E731
+    assert exchanges(along) == 2 + 3 + 2
 
 
 def test_a_chunk_sees_the_context_before_it(params):
