@@ -12,6 +12,7 @@ forward kernel again.
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,15 @@ from rcm_jax.kernels.backends import BACKENDS, Backend, load_backend
 from rcm_jax.kernels.choice import choose
 from rcm_jax.kernels.masks import KeyRuns
 
-__all__ = ["BACKENDS", "Backend", "attention"]
+__all__ = ["BACKENDS", "Backend", "Past", "attention"]
+
+
+class Past(NamedTuple):
+    """Keys and values in front of a sequence's own, and the mask between the queries and them."""
+
+    k: Float[Array, "B P N D"]
+    v: Float[Array, "B P N V"]
+    mask: KeyRuns | None = None
 
 
 def attention(
@@ -36,6 +45,7 @@ def attention(
     scale: float | None = None,
     implementation: str | Backend = "auto",
     fused: bool = False,
+    past: Past | None = None,
 ) -> Float[Array, "B S N V"]:
     """softmax(scale q kᵀ) v over the keys that the mask lets a query see.
 
@@ -47,22 +57,36 @@ def attention(
     `fused` is for a function that is only ever called under `jax.jvp`: value and tangent then come from one kernel,
     and the gradient flows through the value as without (rCM's consistency loss: one pass). A plain `jax.grad` raises.
 
+    With a `past` the softmax is over its keys and k together, and `mask` is between q and k. The derivative is taken by
+    parts: keys that stand still while the others move cost a tangent three products a pair, not five. So does one
+    kernel for value and tangent cost more, and `fused` is of no effect.
+
     Raises ValueError or TypeError for operands that do not fit, NotImplementedError from a backend that can't serve.
     """
-    _check_operands(q, k, v)
-    masks.check(mask, q.shape[1], k.shape[1])
-    if mask is not None and mask.kv_len is not None:
-        mask = dataclasses.replace(mask, kv_len=jnp.asarray(mask.kv_len, jnp.int32))
+    parts = [(k, v, mask)] if past is None else [past, (k, v, mask)]
+    parts = [((k, v), _checked(q, k, v, mask)) for k, v, mask in parts]
     if not isinstance(implementation, Backend):
         implementation = choose(q, k, v, mask) if implementation == "auto" else load_backend(implementation)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    if fused:
-        return _value_of_fused(implementation, scale, q, k, v, mask)
+    if fused and past is None:
+        return _value_of_fused(implementation, scale, q, k, v, parts[0][1])
+    keys, key_masks = zip(*parts, strict=True)
     # The forward kernel runs outside the rule, on values without tangents: remat policies see the names only here (they
     # do not look into a custom_jvp), and however often the op is differentiated there is one o and one lse to keep.
-    o, lse = primitives.forward(implementation, scale, jax.lax.stop_gradient((q, k, v)), mask)
+    whole = keys[0] if past is None else tuple(jnp.concatenate(x, axis=1) for x in zip(*keys, strict=True))
+    mask = masks.joined(key_masks, [k.shape[1] for k, _ in keys], q.shape[1])
+    o, lse = primitives.forward(implementation, scale, jax.lax.stop_gradient((q, *whole)), mask)
     o, lse = checkpoint_name(o, "attention_o"), checkpoint_name(lse, "attention_lse")
-    return _with_tangent(implementation, scale, q, k, v, o, lse, mask)
+    return _with_tangent(implementation, scale, q, keys, o, lse, key_masks)
+
+
+def _checked(q: Array, k: Array, v: Array, mask: KeyRuns | None) -> KeyRuns | None:
+    """The mask, once all fits."""
+    _check_operands(q, k, v)
+    masks.check(mask, q.shape[1], k.shape[1])
+    if mask is None or mask.kv_len is None:
+        return mask
+    return dataclasses.replace(mask, kv_len=jnp.asarray(mask.kv_len, jnp.int32))
 
 
 def _check_operands(q: Array, k: Array, v: Array) -> None:
@@ -86,22 +110,24 @@ def _check_operands(q: Array, k: Array, v: Array) -> None:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _with_tangent(
-    backend: Backend, scale: float, q: Array, k: Array, v: Array, o: Array, lse: Array, mask: KeyRuns | None
+    backend: Backend, scale: float, q: Array, keys: tuple, o: Array, lse: Array, key_masks: tuple
 ) -> Array:
-    """o, which is attention's result already, with the derivative of attention in q, k and v."""
-    del backend, scale, q, k, v, lse, mask
+    """o, which is attention's result already, with the derivative of attention in q and in all keys, (k, v) a part."""
+    del backend, scale, q, keys, lse, key_masks
     return o
 
 
 @functools.partial(_with_tangent.defjvp, symbolic_zeros=True)
 def _with_tangent_jvp(backend: Backend, scale: float, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    *residuals, mask = primals
-    tangents = [None if isinstance(t, SymbolicZero) else t for t in tangents[:3]]
-    o = _with_tangent(backend, scale, *primals)  # itself again: the primal of a jvp still has a gradient
-    if all(t is None for t in tangents):
-        return o, jnp.zeros_like(o)
-    (to,) = primitives.tangent(backend, scale, (*residuals, *tangents), mask)
-    return o, to
+    """Given o and lse of all keys, what each part of them adds to the tangent is the tangent of that part alone."""
+    q, keys, *result, key_masks = primals
+    o, to = _with_tangent(backend, scale, *primals), None  # itself again: the primal of a jvp still has a gradient
+    for part, moving, mask in zip(keys, tangents[1], key_masks, strict=True):
+        given = [None if isinstance(t, SymbolicZero) else t for t in (tangents[0], *moving)]
+        if any(t is not None for t in given):
+            (more,) = primitives.tangent(backend, scale, (q, *part, *result, *given), mask)
+            to = more if to is None else to + more
+    return o, jnp.zeros_like(o) if to is None else to
 
 
 # --- the rule of `fused`: one kernel for value and tangent, and the value's gradient by the rule above ----------------

@@ -6,6 +6,8 @@ A backend is three functions on arrays, and a fourth that is optional:
     tangent (q, k, v, o, lse, tq, tk, tv, mask, scale)     -> to          linear in tq, tk, tv; None is a zero
     backward(q, k, v, o, lse, do, mask, scale)             -> dq, dk, dv  the transpose of tangent
     fused   (q, k, v, tq, tk, tv, mask, scale)             -> o, lse, to  if it has a kernel for both at once
+
+k and v of the second and third may be some of the keys that o and lse are of: their share is asked for then.
 """
 
 import dataclasses

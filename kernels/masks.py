@@ -5,10 +5,12 @@ three contiguous stretches (sink, window, own chunk). So a mask is a few integer
 what changes from call to call is only how far a cache is filled, `kv_len`, which is an array.
 """
 
+import bisect
 import dataclasses
 import functools
 import itertools
 import operator
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +80,32 @@ def check(mask: KeyRuns | None, queries: int, keys: int) -> None:
         shape, dtype = jnp.shape(mask.kv_len), jnp.result_type(mask.kv_len)
         if shape or not jnp.issubdtype(dtype, jnp.integer):
             raise ValueError(f"kv_len must be a scalar integer, not {dtype}{list(shape)}; use vmap for one a sample")
+
+
+def joined(parts: Sequence[KeyRuns | None], lengths: Sequence[int], queries: int) -> KeyRuns | None:
+    """The mask of keys that lie one part behind the other, so many each, from the masks of the parts.
+
+    Raises ValueError for more than one part where one has a kv_len: what is behind it would not begin at a place known.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    if any(mask is not None and mask.kv_len is not None for mask in parts):
+        raise ValueError("the masks of keys in several parts must be without kv_len")
+    whole = [
+        mask if mask is not None and mask.query_ends else KeyRuns((queries,), (((0, keys),),))
+        for mask, keys in zip(parts, lengths, strict=True)
+    ]
+    ends = sorted({end for mask in whole for end in mask.query_ends})
+    starts = (0, *itertools.accumulate(lengths[:-1]))
+    runs = (
+        tuple(
+            (start + a, start + b)
+            for mask, start in zip(whole, starts, strict=True)
+            for a, b in mask.runs[bisect.bisect_left(mask.query_ends, end)]
+        )
+        for end in ends
+    )
+    return KeyRuns(tuple(ends), tuple(runs))
 
 
 def dense(mask: KeyRuns | None, queries: int, keys: int) -> Bool[Array, "S K"]:

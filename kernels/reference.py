@@ -4,6 +4,8 @@ Nothing here repeats the algebra of the other backends: the tangent is `jax.jvp`
 its `jax.vjp`, so a slip in a hand-derived formula cannot hide in both. Memory is quadratic in length.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -37,21 +39,41 @@ def forward(q: Query, k: Key, v: Value, mask: KeyRuns | None, scale: float) -> t
     return o.astype(q.dtype), lse
 
 
+def _of_part(mask: KeyRuns | None, scale: float, *point: Array) -> Callable[[Query, Key, Value], Out]:
+    """o as a function of q, k and v near the point (q, k, v, o, lse). The keys may be some of those that o and lse are
+    of: what the others add to the softmax's sums is then a constant."""
+    *x, o, lse = point
+    seen = dense(mask, x[0].shape[1], x[1].shape[1])[None, None]
+    level = jnp.where(jnp.isneginf(lse), 0, lse)[..., None]
+
+    def sums(q: Query, k: Key, v: Value) -> tuple[Array, Array]:
+        e = jnp.exp(jnp.where(seen, scale * jnp.einsum("bsnd,btnd->bnst", q, k), -jnp.inf) - level)
+        return jnp.einsum("bnst,btnd->bsnd", e, v), jnp.swapaxes(e.sum(axis=-1, keepdims=True), 1, 2)
+
+    above, below = sums(*x)  # o and 1 where these are all the keys
+
+    def near(q: Query, k: Key, v: Value) -> Out:
+        a, b = sums(q, k, v)
+        return (a + (o - above)) / (b + (1 - below))
+
+    return near
+
+
 def tangent(
     q: Query, k: Key, v: Value, o: Out, lse: Lse, tq: Query, tk: Key, tv: Value, mask: KeyRuns | None, scale: float
 ) -> Out:
-    """The directional derivative of o along (tq, tk, tv); o and lse are not needed here."""
-    del o, lse
-    tq, tk, tv = (jnp.zeros_like(x) if t is None else t for x, t in ((q, tq), (k, tk), (v, tv)))
-    _, to = jax.jvp(lambda *x: _attend(*x, mask, scale)[0], _wide(q, k, v), _wide(tq, tk, tv))
+    """The directional derivative of o along (tq, tk, tv)."""
+    tq, tk, tv = (jnp.zeros_like(x) if t is None else t for t, x in ((tq, q), (tk, k), (tv, v)))
+    point = _wide(q, k, v, o, lse)
+    _, to = jax.jvp(_of_part(mask, scale, *point), point[:3], _wide(tq, tk, tv))
     return to.astype(q.dtype)
 
 
 def backward(
     q: Query, k: Key, v: Value, o: Out, lse: Lse, do: Out, mask: KeyRuns | None, scale: float
 ) -> tuple[Query, Key, Value]:
-    """The gradients of <o, do> in q, k and v; o and lse are not needed here."""
-    del o, lse
-    _, pull = jax.vjp(lambda *x: _attend(*x, mask, scale)[0], *_wide(q, k, v))
+    """The gradients of <o, do> in q, k and v."""
+    point = _wide(q, k, v, o, lse)
+    _, pull = jax.vjp(_of_part(mask, scale, *point), *point[:3])
     dq, dk, dv = pull(*_wide(do))
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PyTree
 
 from rcm_jax.errors import ArgumentError
-from rcm_jax.kernels.attention import attention
+from rcm_jax.kernels.attention import Past, attention
 from rcm_jax.kernels.masks import KeyRuns
 
 # parameter name (last two parts of its path) -> logical axes, without the leading "layers" of the stacked blocks
@@ -190,7 +190,8 @@ def ulysses(mesh: Mesh, attend: Callable = attention) -> Callable:
     Ulysses, arXiv 2309.14509): one all_to_all takes q, k and v there together, one brings o back, and a tangent takes
     one of each more. A length that the axis does not divide is padded, and the padding masked. Keys of another length
     than the queries (text) stay whole on every device, which then needs no exchange. Keys whose mask bounds them by
-    kv_len alone are a cache, which lies cut by heads (`cut_by_heads`): only q and o are exchanged.
+    kv_len alone are a cache, which lies cut by heads (`cut_by_heads`): only q and o are exchanged. A `past` has an
+    exchange of its own, so that where it has no tangent none is exchanged.
 
     Raises ValueError for heads that the axis does not divide.
     """
@@ -202,6 +203,7 @@ def ulysses(mesh: Mesh, attend: Callable = attention) -> Callable:
         v: Float[Array, "B K N V"],
         *,
         mask: KeyRuns | None = None,
+        past: Past | None = None,
         **static,
     ) -> Float[Array, "B S N V"]:
         (B, S, N, D), K = q.shape, k.shape[1]
@@ -211,22 +213,31 @@ def ulysses(mesh: Mesh, attend: Callable = attention) -> Callable:
             raise NotImplementedError("runs of keys need queries and keys of one length when the sequence is cut")
         cached = mask is not None and mask.kv_len is not None and not mask.query_ends
         own = K == S and not cached
+        if past is not None and size > 1 and not (own and past.k.shape[1] == S):
+            raise NotImplementedError(f"a past of {past.k.shape[1]} keys, {K} keys and {S} queries need one length")
 
-        def here(q: Array, k: Array, v: Array, mask: KeyRuns | None) -> Array:
+        def here(q: Array, k: Array, v: Array, mask: KeyRuns | None, past: Past | None) -> Array:
+            given = static if past is None else static | {"past": past}
             if size == 1 or not (own or cached):
-                return attend(q, k, v, mask=mask, **static)
+                return attend(q, k, v, mask=mask, **given)
             x = jax.lax.all_to_all(jnp.concatenate([q, k, v], axis=-1) if own else q, axis, 2, 1, tiled=True)
-            o = attend(*(jnp.split(x, (D, 2 * D), axis=-1) if own else (x, k, v)), mask=mask, **static)
+            if past is not None:
+                kv = jax.lax.all_to_all(jnp.concatenate(past[:2], axis=-1), axis, 2, 1, tiled=True)
+                given["past"] = Past(*jnp.split(kv, (D,), axis=-1), past.mask)
+            o = attend(*(jnp.split(x, (D, 2 * D), axis=-1) if own else (x, k, v)), mask=mask, **given)
             return jax.lax.all_to_all(o, axis, 1, 2, tiled=True)
 
         if short := -S % size:
             q = _longer(q, short)
             if own:
                 k, v, mask = _longer(k, short), _longer(v, short), _without_padding(mask, S, short)
+            if past is not None:
+                past = Past(*(_longer(x, short) for x in past[:2]), _without_padding(past.mask, S, short))
         batch = _batch_axes(mesh, B)
         cut, keys = P(batch, axis), P(batch, axis if own else None, axis if cached else None)
-        run = jax.shard_map(here, mesh=mesh, in_specs=(cut, keys, keys, P()), out_specs=cut, check_vma=False)
-        return run(q, k, v, mask)[:, :S]
+        specs = (cut, keys, keys, P(), None if past is None else Past(cut, cut, P()))
+        run = jax.shard_map(here, mesh=mesh, in_specs=specs, out_specs=cut, check_vma=False)
+        return run(q, k, v, mask, past)[:, :S]
 
     return exchanged
 

@@ -1,14 +1,13 @@
 """The DiT as a causal network (arXiv 2606.25473): under masks for training, with a key/value cache for sampling.
 
-Same network, same parameters. In training a packed sequence [context | noisy] goes through it at once; in sampling one
-chunk of latent frames at a time, which sees the keys of the chunks before it in a cache.
+Same network, same parameters. In training all chunks of a video go through it at once, beside the context whose keys
+they see; in sampling one chunk of latent frames at a time, which sees the keys of the chunks before it in a cache.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rcm_jax.chunks import ChunkIndex, ChunkPattern, block_causal, check_window, teacher_forcing
@@ -16,7 +15,7 @@ from rcm_jax.flow import guided, one_a_video
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.parallel import cut_by_heads
 from rcm_jax.types import Latents, Params, Text, Velocity
-from rcm_jax.wan.dit import MODEL_TIME, DiT
+from rcm_jax.wan.dit import MODEL_TIME, ContextVideo, DiT
 from rcm_jax.wan.layers import Attention, KeyValues
 
 
@@ -57,6 +56,13 @@ class CausalDiT:
         """The teacher-forcing mask of the packed sequence of twice so many latent frames."""
         return teacher_forcing(self.pattern.spans(frames), self.frame_tokens, window=self.window, sink=self.sink)
 
+    def forced_masks(self, frames: int) -> tuple[KeyRuns, KeyRuns]:
+        """The noisy half's rows of it by the half that they see: (keys of the clean video, its own keys)."""
+        ends = self.mask(frames).query_ends
+        rows = self.forcing_mask(frames).runs[len(ends) :]
+        own = tuple(tuple((a - ends[-1], b - ends[-1]) for a, b in runs[-1:]) for runs in rows)
+        return KeyRuns(ends, tuple(runs[:-1] for runs in rows)), KeyRuns(ends, own)
+
     def velocity(self, params: Params, text: Text) -> Velocity:
         """(x_t, t) -> v under the block-causal mask, t [B] or [B, T]."""
         return lambda x, t: self.dit.apply(
@@ -66,19 +72,17 @@ class CausalDiT:
     def forced_velocity(
         self, params: Params, text: Text, context: Latents, t_context: Float[Array, "B T"] | None = None
     ) -> Velocity:
-        """(x_t, t) -> v of the noisy half of [context | x_t]: each chunk sees the context's chunks before it.
+        """(x_t, t) -> v of noisy video, each chunk of which sees the context's chunks before it: teacher forcing.
 
-        The context is clean video, or video noised to `t_context`. Tangents of x_t and t leave it alone.
+        The context is clean video, or video noised to `t_context`. It passes beside x_t, which it does not see: it has
+        no tangent where x_t and t have one, and nothing of one is computed.
         """
 
         def v(x: Latents, t: Array) -> Latents:
-            full, times = pack(context, x, t, t_context)
-            T = x.shape[1]
-            frames = np.tile(np.arange(T), 2)
-            out = self.dit.apply(
-                {"params": params}, full, MODEL_TIME * times, text, mask=self.forcing_mask(T), frames=frames
-            )
-            return out[:, T:]
+            seen, own = self.forced_masks(x.shape[1])
+            t_clean = jnp.zeros_like(t) if t_context is None else t_context.astype(t.dtype)
+            beside = ContextVideo(context.astype(x.dtype), MODEL_TIME * t_clean, self.mask(x.shape[1]), seen)
+            return self.dit.apply({"params": params}, x, MODEL_TIME * t, text, mask=own, beside=beside)
 
         return v
 

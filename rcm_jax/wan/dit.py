@@ -25,8 +25,9 @@ from rcm_jax.kernels.attention import attention
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.parallel import gathered_product
 from rcm_jax.types import Latents, Params, Text, Velocity
+from rcm_jax.wan.block import CONTEXT_AXES, Block, BlockContext
 from rcm_jax.wan.config import DiTConfig
-from rcm_jax.wan.layers import AffineNorm, Attention, KeyValues, Tokens, at_least_float32, dense, layer_norm, modulate
+from rcm_jax.wan.layers import AffineNorm, KeyValues, Tokens, at_least_float32, dense, layer_norm, modulate
 from rcm_jax.wan.rope import rope_table, time_embedding
 
 IMAGE_EPS = 1e-5  # of the two norms around the projection of CLIP tokens
@@ -34,56 +35,13 @@ EXACT = jax.lax.Precision.HIGHEST  # of products that stay float32: GPUs take TF
 MODEL_TIME = 1000.0  # the network's time is this times the rectified-flow time
 
 
-class BlockContext(NamedTuple):
-    """What a block sees besides the tokens that pass through it.
+class ContextVideo(NamedTuple):
+    """A video of x's shape beside x: x's tokens see its keys, and it sees itself alone. So it has no tangent of x."""
 
-    All blocks share it but for `past` and `text_keys`, of which each has its own: there the layers are in front.
-    """
-
-    modulation: Float[Array, "B t 6 D"]  # of time, to which a block adds its own table
-    rope: tuple[Array, Array]
-    text: Tokens | None = None  # or its keys
-    text_keys: KeyValues | None = None
-    image: Tokens | None = None
-    mask: KeyRuns | None = None
-    past: KeyValues | None = None
-    slot: Int[Array, ""] | None = None
-
-
-SHARED = BlockContext(*(nn.broadcast,) * len(BlockContext._fields))
-CONTEXT_AXES = SHARED._replace(text_keys=0, past=0)  # for nn.scan: which axis is the layers', if any
-
-
-class Block(nn.Module):
-    """Self-attention, cross-attention to text and image, feed-forward; first and last modulated by time.
-
-    With the keys of the `past`, x is a chunk of a longer sequence: its own keys are written at `slot` of them for
-    this call, and returned.
-    """
-
-    config: DiTConfig
-    attend: Callable
-
-    @nn.compact
-    def __call__(self, x: Tokens, context: BlockContext) -> tuple[Tokens, KeyValues | None]:
-        c = self.config
-        table = self.param("modulation", nn.initializers.normal(c.dim**-0.5), (6, c.dim))
-        modulation = context.modulation + table[None, None]
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = jnp.unstack(modulation, axis=2)
-
-        def gated(x, y, gate):  # residual sums in float32, stored in the network's dtype
-            return (x.astype(gate.dtype) + modulate(y.astype(gate.dtype), gate)).astype(x.dtype)
-
-        self_attn, cross_attn = (Attention(c, self.attend, name=name) for name in ("self_attn", "cross_attn"))
-        h = modulate(layer_norm(x, c.eps), 1 + scale_a, shift_a).astype(x.dtype)
-        own, past = self_attn.keys(h, context.rope), context.past
-        seen = own if past is None else past.with_chunk(own, context.slot)
-        x = gated(x, self_attn(h, seen, context.rope, context.mask), gate_a)
-        text_keys = cross_attn.keys(context.text) if context.text_keys is None else context.text_keys
-        x = x + cross_attn(AffineNorm(c.eps, name="norm3")(x), text_keys, image=context.image)
-        h = modulate(layer_norm(x, c.eps), 1 + scale_f, shift_f).astype(x.dtype)
-        h = nn.gelu(dense(c, c.ffn_dim, "ffn_in")(h), approximate=True)
-        return gated(x, dense(c, c.dim, "ffn_out")(h), gate_f), None if past is None else own
+    x: Latents
+    t: Float[Array, " B"] | Float[Array, "B T"]
+    mask: KeyRuns
+    seen: KeyRuns  # between x's queries and its keys
 
 
 class Head(nn.Module):
@@ -189,6 +147,15 @@ class DiT(nn.Module):
         pattern = "b (t h w) (pt ph pw c) -> b (t pt) (h ph) (w pw) c"
         return rearrange(tokens, pattern, t=t, h=h, w=w, pt=pt, ph=ph, pw=pw)
 
+    def embed(self, x: Latents, t: Array) -> tuple[Tokens, Float[Array, "B t D"], Float[Array, "B t 6 D"]]:
+        """Tokens before the first block, the time embedding, and the blocks' modulations."""
+        c, t = self.config, t[:, None] if t.ndim == 1 else t
+        if t.shape[1] not in (1, c.grid(x.shape[1:4])[0]):
+            raise ValueError(
+                f"t has shape {t.shape}; give [B] or one time a latent frame, [B, {c.grid(x.shape[1:4])[0]}]"
+            )
+        return self.patch_embedding(self.patchify(x.astype(c.dtype))), *self.embed_time(t)
+
     def tokens(
         self,
         x: Latents,
@@ -200,19 +167,15 @@ class DiT(nn.Module):
         frames: Int[Array, " T"] | np.ndarray | None = None,
         past: KeyValues | None = None,
         slot: Int[Array, ""] | None = None,
+        beside: ContextVideo | None = None,
     ) -> tuple[Tokens, Float[Array, "B t D"], KeyValues | None]:
         """Tokens after the last block, the time embedding that the head needs with them, the own keys (with `past`)."""
         c = self.config
-        grid = c.grid(x.shape[1:4])
-        t = t[:, None] if t.ndim == 1 else t
-        if t.shape[1] not in (1, grid[0]):
-            raise ValueError(f"t has shape {t.shape}; give [B] or one time a latent frame, [B, {grid[0]}]")
-        e, modulation = self.embed_time(t)
-        tokens = self.patch_embedding(self.patchify(x.astype(c.dtype)))
+        tokens, e, modulation = self.embed(x, t)
         has_keys = isinstance(text, KeyValues)
         context = BlockContext(
             modulation,
-            rope_table(grid, c.head_dim, frames),
+            rope_table(c.grid(x.shape[1:4]), c.head_dim, frames),
             text=None if has_keys else self.embed_text(text),
             text_keys=text if has_keys else None,
             image=self.embed_image(image),
@@ -220,7 +183,12 @@ class DiT(nn.Module):
             past=past,
             slot=slot,
         )
-        tokens, own = self.blocks(tokens, context)
+        seen = None
+        if beside is not None:
+            seen, _, modulation = self.embed(beside.x, beside.t)
+            view = context._replace(modulation=modulation, mask=beside.mask, text=None, text_keys=None)
+            context = context._replace(of_context=view, context_mask=beside.seen)
+        (tokens, _), own = self.blocks((tokens, seen), context)
         return tokens, e, own
 
     def __call__(
@@ -232,9 +200,13 @@ class DiT(nn.Module):
         *,
         mask: KeyRuns | None = None,
         frames: np.ndarray | None = None,
+        beside: ContextVideo | None = None,
     ) -> Latents:
-        """`mask`: which tokens see which (none: all see all). `frames`: positions of the latent frames (0, 1, …)."""
-        tokens, e, _ = self.tokens(x, t, text, image, mask=mask, frames=frames)
+        """`mask`: which tokens see which (none: all see all). `frames`: positions of the latent frames (0, 1, …).
+
+        x also sees the keys of a video `beside`, whose frames have the same positions.
+        """
+        tokens, e, _ = self.tokens(x, t, text, image, mask=mask, frames=frames, beside=beside)
         return self.unpatchify(self.head(tokens, e), self.config.grid(x.shape[1:4]))
 
     def chunk(

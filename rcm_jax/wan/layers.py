@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from rcm_jax.kernels.attention import Past
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.rope import apply_rope
@@ -112,11 +113,13 @@ class Attention(nn.Module):
         rope: tuple[Array, Array] | None = None,
         mask: KeyRuns | None = None,
         image: Tokens | None = None,
+        past: Past | None = None,
+        **static: bool,
     ) -> Tokens:
-        attend = functools.partial(self.attend, implementation=self.config.attention)
+        attend = functools.partial(self.attend, implementation=self.config.attention, **static)
         q = self.heads(self.norm_q(self.q(x)))
         q = q if rope is None else apply_rope(q, rope)
-        o = attend(q, *seen, mask=mask)
+        o = attend(q, *seen, mask=mask) if past is None else attend(q, *seen, mask=mask, past=past)
         if image is not None:
             o = o + attend(q, self.heads(self.norm_k_img(self.k_img(image))), self.heads(self.v_img(image)))
         return self.o(rearrange(o, "b s n d -> b s (n d)"))
