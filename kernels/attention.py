@@ -5,9 +5,7 @@
 A backend computes (`backends.py`; which one for which pass: `choice.py`); the rules below say how JAX may
 differentiate, and no backend is ever looked into. Forward mode calls `forward` and `tangent`; reverse mode transposes
 the tangent into `backward`; the gradient of a loss that contains a jvp under stop_gradient (rCM's consistency loss)
-does both in one pass. Derivatives of derivatives are not defined and come out as NaN. o and lse carry the names
-"attention_o" and "attention_lse" for remat policies: one that saves them keeps the backward pass from running the
-forward kernel again.
+does both in one pass. Derivatives of derivatives are not defined and come out as NaN.
 """
 
 import dataclasses
@@ -46,6 +44,7 @@ def attention(
     implementation: str | Backend = "auto",
     fused: bool = False,
     past: Past | None = None,
+    name: str = "attention",
 ) -> Float[Array, "B S N V"]:
     """softmax(scale q kᵀ) v over the keys that the mask lets a query see.
 
@@ -61,23 +60,30 @@ def attention(
     parts: keys that stand still while the others move cost a tangent three products a pair, not five. So does one
     kernel for value and tangent cost more, and `fused` is of no effect.
 
+    o and lse carry the names `name`_o and `name`_lse: a remat policy that saves them keeps the backward pass from
+    running the forward kernel again.
+
     Raises ValueError or TypeError for operands that do not fit, NotImplementedError from a backend that can't serve.
     """
     parts = [(k, v, mask)] if past is None else [past, (k, v, mask)]
     parts = [((k, v), _checked(q, k, v, mask)) for k, v, mask in parts]
-    if not isinstance(implementation, Backend):
-        implementation = choose(q, k, v, mask) if implementation == "auto" else load_backend(implementation)
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    if fused and past is None:
-        return _value_of_fused(implementation, scale, q, k, v, parts[0][1])
     keys, key_masks = zip(*parts, strict=True)
-    # The forward kernel runs outside the rule, on values without tangents: remat policies see the names only here (they
-    # do not look into a custom_jvp), and however often the op is differentiated there is one o and one lse to keep.
     whole = keys[0] if past is None else tuple(jnp.concatenate(x, axis=1) for x in zip(*keys, strict=True))
     mask = masks.joined(key_masks, [k.shape[1] for k, _ in keys], q.shape[1])
+    if not isinstance(implementation, Backend):
+        implementation = choose(q, *whole, mask) if implementation == "auto" else load_backend(implementation)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if fused and past is None:
+        return _value_of_fused(implementation, scale, name, q, k, v, mask)
+    # The forward kernel runs outside the rule, on values without tangents: remat policies see the names only here (they
+    # do not look into a custom_jvp), and however often the op is differentiated there is one o and one lse to keep.
     o, lse = primitives.forward(implementation, scale, jax.lax.stop_gradient((q, *whole)), mask)
-    o, lse = checkpoint_name(o, "attention_o"), checkpoint_name(lse, "attention_lse")
+    o, lse = _named(name, o, lse)
     return _with_tangent(implementation, scale, q, keys, o, lse, key_masks)
+
+
+def _named(name: str, o: Array, lse: Array) -> tuple[Array, Array]:
+    return checkpoint_name(o, f"{name}_o"), checkpoint_name(lse, f"{name}_lse")
 
 
 def _checked(q: Array, k: Array, v: Array, mask: KeyRuns | None) -> KeyRuns | None:
@@ -133,21 +139,25 @@ def _with_tangent_jvp(backend: Backend, scale: float, primals: tuple, tangents: 
 # --- the rule of `fused`: one kernel for value and tangent, and the value's gradient by the rule above ----------------
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _value_of_fused(backend: Backend, scale: float, q: Array, k: Array, v: Array, mask: KeyRuns | None) -> Array:
-    return attention(q, k, v, mask=mask, scale=scale, implementation=backend)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _value_of_fused(
+    backend: Backend, scale: float, name: str, q: Array, k: Array, v: Array, mask: KeyRuns | None
+) -> Array:
+    return attention(q, k, v, mask=mask, scale=scale, implementation=backend, name=name)
 
 
 @functools.partial(_value_of_fused.defjvp, symbolic_zeros=True)
-def _value_of_fused_jvp(backend: Backend, scale: float, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _value_of_fused_jvp(
+    backend: Backend, scale: float, name: str, primals: tuple, tangents: tuple
+) -> tuple[Array, Array]:
     *arrays, mask = primals
     tangents = tuple(None if isinstance(t, SymbolicZero) else t for t in tangents[:3])
     if all(t is None for t in tangents):
-        o = attention(*arrays, mask=mask, scale=scale, implementation=backend)
+        o = attention(*arrays, mask=mask, scale=scale, implementation=backend, name=name)
         return o, jnp.zeros_like(o)
     o, lse, to = primitives.fused(backend, scale, (*arrays, *tangents), mask)
     # Values without gradient, outside of any rule, as in `attention`: the kernel's own derivative, which is NaN, stays
     # with the tangent, where a stop_gradient makes dead code of it. Nothing of the tangent's path is then reversed.
-    o, lse = jax.lax.stop_gradient((o, lse))
-    o, lse = checkpoint_name(o, "attention_o"), checkpoint_name(lse, "attention_lse")
-    return _with_tangent(backend, scale, *arrays, o, lse, mask), to
+    o, lse = _named(name, *jax.lax.stop_gradient((o, lse)))
+    q, *keys = arrays
+    return _with_tangent(backend, scale, q, (tuple(keys),), o, lse, (mask,)), to

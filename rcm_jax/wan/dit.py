@@ -88,7 +88,8 @@ class DiT(nn.Module):
             self.image_norm_out = AffineNorm(IMAGE_EPS)
         block = Block
         if c.remat != "none":
-            kept = ("attention_o", "attention_lse") if c.remat == "attention" else ()
+            # not cross-attention's: with few keys it costs little to run again, and as much to keep
+            kept = ("self_attn_o", "self_attn_lse") if c.remat == "attention" else ()
             policy = jax.checkpoint_policies.save_only_these_names(*kept)
             block = nn.remat(Block, policy=policy, prevent_cse=False)  # inside a scan CSE cannot undo it
         self.blocks = nn.scan(

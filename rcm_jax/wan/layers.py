@@ -116,7 +116,7 @@ class Attention(nn.Module):
         past: Past | None = None,
         **static: bool,
     ) -> Tokens:
-        attend = functools.partial(self.attend, implementation=self.config.attention, **static)
+        attend = functools.partial(self.attend, implementation=self.config.attention, name=self.name, **static)
         q = self.heads(self.norm_q(self.q(x)))
         q = q if rope is None else apply_rope(q, rope)
         o = attend(q, *seen, mask=mask) if past is None else attend(q, *seen, mask=mask, past=past)
