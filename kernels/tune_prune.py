@@ -1,0 +1,89 @@
+"""Which tiles are worth a run: those whose kernel, compiled for the GPU, neither spills nor computes anything twice."""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rcm_jax.aot.compile import HOW, Program
+from rcm_jax.kernels.target import target
+from rcm_jax.kernels.tiles import Tiles
+
+WGMMA_ROWS = 64  # that four warps of an sm_90 multiply together
+HOPELESS = 64  # bytes spilled: fewer may be none with another number of stages
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a kernel takes of a GPU, before it has run."""
+
+    registers: int  # a thread
+    spilled: int  # bytes a thread
+
+    def __str__(self) -> str:
+        return f"{self.registers} registers, {self.spilled} bytes spilled"
+
+
+def prune(
+    candidates: list[Tiles], compile_one: Callable[[Tiles], Program], rows: Callable[[Tiles], int], most: int
+) -> Iterator[Tiles]:
+    """The first `most` of the candidates that are worth a run, each compiled as it is asked for; `rows` is how many
+    rows of a tile stay. What does not compile is left out, and so are other stages of tiles that spill a lot."""
+    kept, hopeless = 0, set()
+    for tiles in candidates:
+        shape = tiles.block_q, tiles.block_k, tiles.num_warps
+        if kept == most:
+            return
+        if shape in hopeless or executed(rows(tiles), tiles.num_warps) > 1:
+            continue
+        try:
+            cost = cost_of(compile_one(tiles))
+        except Exception as error:  # too much shared memory, a compiler's refusal: not a candidate on this GPU
+            print(f"  {tiles}: {type(error).__name__}")
+            continue
+        print(f"  {tiles}: {cost}{', left out' if cost.spilled else ''}", flush=True)
+        if cost.spilled > HOPELESS:
+            hopeless.add(shape)
+        if not cost.spilled:
+            kept += 1
+            yield tiles
+
+
+def executed(rows: int, warps: int) -> float:
+    """Products that are executed for one that is needed, where so many rows of a tile stay."""
+    return max(1.0, WGMMA_ROWS * warps / 4 / rows) if target().architecture == "sm_90" and warps > 4 else 1.0
+
+
+def cost_of(program: Program) -> Cost:
+    """Of the one kernel of ours in a program. Raises LookupError if it has none, RuntimeError without an assembler."""
+    ours = {name: text for name, text in program.ptx.items() if name.startswith("attention_")}
+    if len(ours) != 1:
+        raise LookupError(f"the program's kernels are {sorted(program.ptx)}, of which one must be attention_…")
+    ((name, ptx),) = ours.items()
+    return Cost(*assemble(name, ptx))
+
+
+def assemble(name: str, ptx: str) -> tuple[int, int]:
+    """(registers, bytes spilled) of a thread, from ptxas."""
+    target = re.search(r"\.target (\w+)", ptx)[1]
+    with tempfile.TemporaryDirectory(prefix="rcm_jax_ptx_") as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        command = [_assembler(), "-v", f"-arch={target}", "-e", name, source, "-o", os.devnull]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"ptxas failed: {done.stderr.strip()[:500]}")
+    found = re.search(r"(\d+) bytes spill stores.*?Used (\d+) registers", done.stderr, re.DOTALL)
+    return int(found[2]), int(found[1])
+
+
+def _assembler() -> Path:
+    folders = (Path(sysconfig.get_paths()["purelib"]) / "nvidia", Path("/usr/local/cuda"))
+    for path in (path for folder in folders for path in (*folder.glob("*/bin/ptxas"), folder / "bin" / "ptxas")):
+        if os.access(path, os.X_OK):
+            return path
+    raise RuntimeError(f"choosing tiles needs ptxas: {HOW}")
