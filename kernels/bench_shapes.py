@@ -63,6 +63,7 @@ SHAPES = {
     for s in (
         Shape("wan-1.3b", VIDEO, VIDEO, 12, 128),
         Shape("wan-14b", VIDEO, VIDEO, 40, 128),
+        Shape("round", 2**15, 2**15, 12, 128),  # for peers whose tiles must divide the tokens
         Shape("cache-c1", FRAME, VIDEO, 12, 128, KeyRuns(kv_len=VIDEO)),
         Shape("cache-c3", 3 * FRAME, VIDEO, 12, 128, KeyRuns(kv_len=VIDEO)),
         Shape("cache-half", 3 * FRAME, VIDEO, 12, 128, KeyRuns(kv_len=VIDEO // 2)),

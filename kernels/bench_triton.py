@@ -47,18 +47,18 @@ def rcm(checkout: Path | None, shape: Shape) -> dict[str, Callable]:
         strides = _strides(letters, {"q": x["q"], "k": x["k"], "v": x["v"], "o": x["q"]})
         return _call(kernel.fn, x, block_q, block_k, warps, stages, **sizes, **strides)
 
-    return _fused(shape, launch, kernel.configs)
+    return _fused(launch, kernel.configs)
 
 
 def jvp_flash_attention(shape: Shape) -> dict[str, Callable]:
     """The kernel of the package of that name that takes pointers (its other one takes descriptors, which only torch
-    can make). As many queries as keys, no mask."""
+    can make). As many queries as keys, no mask; it looks at no ends, so only tiles that divide the tokens are safe."""
     found = importlib.util.find_spec("jvp_flash_attention")
     if found is None:
         raise ImportError("jvp_flash_attention is not installed: pip install --no-deps jvp_flash_attention")
     _check(shape)
-    if shape.queries != shape.keys or shape.queries % 2:
-        raise NotImplementedError("it takes an even number of queries, and as many keys")
+    if shape.queries != shape.keys:
+        raise NotImplementedError("it takes as many keys as queries")
     module = load("jvp_flash_published_kernel", Path(found.submodule_search_locations[0]) / "jvp_attention.py")
 
     def launch(x: dict[str, jax.Array], block_q: int, block_k: int, warps: int, stages: int) -> tuple:
@@ -70,11 +70,14 @@ def jvp_flash_attention(shape: Shape) -> dict[str, Callable]:
                  "MASK_TYPE": 0, "Mask": None, "dropout_p": 0.0, "philox_seed": 0}  # fmt: skip
         return _call(module._attn_fwd, x, block_q, block_k, warps, stages, **asked, **strides)
 
-    def fits(config: Any) -> bool:  # as its authors have it
-        block = config.kwargs
-        return block["BLOCK_M"] > 32 and block["BLOCK_N"] <= shape.width and module.keep(config)
+    def fits(config: Any) -> bool:  # as its authors have it, and without running past the end
+        q, k = config.kwargs["BLOCK_M"], config.kwargs["BLOCK_N"]
+        return q > 32 and k <= shape.width and module.keep(config) and shape.queries % q == shape.queries % k == 0
 
-    return _fused(shape, launch, [config for config in module.configs if fits(config)])
+    configs = [config for config in module.configs if fits(config)]
+    if not configs:
+        raise NotImplementedError(f"none of its tiles divides {shape.queries} tokens; others run past the end")
+    return _fused(launch, configs)
 
 
 def _check(shape: Shape) -> None:
@@ -116,7 +119,7 @@ def _call(kernel: Any, x: dict[str, jax.Array], block_q: int, block_k: int, warp
     return o, to
 
 
-def _fused(shape: Shape, launch: Launch, configs: list) -> dict[str, Callable]:
+def _fused(launch: Launch, configs: list) -> dict[str, Callable]:
     choices = [
         (c.kwargs["BLOCK_M"], c.kwargs["BLOCK_N"], c.num_warps, c.num_stages)
         for c in configs
