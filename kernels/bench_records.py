@@ -11,19 +11,23 @@ KEY = ("device", "jax", "shape", "pass", "peer", "dtype")  # rows that agree in 
 
 
 class Records:
-    """A file of JSON lines, or nothing on disk for None; what it holds already is not measured again."""
+    """A file of JSON lines, or nothing on disk for None; what it holds already is not measured again.
 
-    def __init__(self, path: Path | None):
-        self._path = path
+    key: fields by which rows are told apart. result: the field that a row has once it is measured.
+    """
+
+    def __init__(self, path: Path | None, key: tuple[str, ...] = KEY, result: str = "ms"):
+        self._path, self._names, self._result = path, key, result
         self._rows = list(_read(path)) if path is not None and path.exists() else []
 
     def find(self, row: dict) -> dict | None:
         """The last row with the same key that was measured, not left out."""
-        return next((r for r in reversed(self._rows) if "ms" in r and _key(r) == _key(row)), None)
+        return next((r for r in reversed(self._rows) if self._result in r and self._key(r) == self._key(row)), None)
 
     def add(self, row: dict) -> None:
         """Writes the row whole, in one go, and to the disk. A row that says why nothing was measured is kept once."""
-        if "ms" not in row and any(_key(r) == _key(row) and r.get("reason") == row.get("reason") for r in self._rows):
+        said = (r.get("reason") for r in self._rows if self._key(r) == self._key(row))
+        if self._result not in row and row.get("reason") in said:
             return
         self._rows.append(row)
         if self._path is None:
@@ -34,9 +38,8 @@ class Records:
             file.flush()
             os.fsync(file.fileno())
 
-
-def _key(row: dict) -> tuple:
-    return tuple(row.get(name) for name in KEY)
+    def _key(self, row: dict) -> tuple:
+        return tuple(row.get(name) for name in self._names)
 
 
 def _ends_a_line(file) -> bool:
@@ -51,7 +54,7 @@ def _read(path: Path) -> Iterable[dict]:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and "shape" in row:
+        if isinstance(row, dict):
             yield row
 
 
