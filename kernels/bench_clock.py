@@ -7,11 +7,14 @@ sum, launches and the host left out. The L2 cache is overwritten before each run
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
+import os
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -108,7 +111,18 @@ def machine() -> dict[str, Any]:
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    return {"device": jax.devices()[0].device_kind, "clock": clock(), **versions, **_cudnn(), **smi()}
+    return {"device": jax.devices()[0].device_kind, "clock": clock(), "code": code(), **versions, **_cudnn(), **smi()}
+
+
+@functools.cache
+def code() -> str:
+    """A name for the package's code as it is here: what another code measured is measured again."""
+    whole, package = hashlib.sha256(), Path(__file__).parents[1]
+    for folder, _, names in sorted(os.walk(package, followlinks=True)):
+        for name in sorted(names):
+            if name.endswith((".py", ".json")):
+                whole.update(name.encode() + (Path(folder) / name).read_bytes())
+    return whole.hexdigest()[:12]
 
 
 def smi() -> dict[str, str]:

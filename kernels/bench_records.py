@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rcm_jax.kernels.bench_shapes import PRODUCTS
 
-KEY = ("device", "jax", "shape", "pass", "peer", "dtype")  # rows that agree in these measure the same
+KEY = ("device", "jax", "code", "shape", "pass", "peer", "dtype")  # rows that agree in these measure the same
 
 
 class Records:

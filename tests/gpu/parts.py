@@ -12,7 +12,7 @@ import jax
 from rcm_jax.kernels import bench_clock
 from rcm_jax.kernels.bench_records import Records
 
-KEY = ("stage", "part", "tiny", "device", "jax")
+KEY = ("stage", "part", "tiny", "device", "jax", "code")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The benchmark, the tuner and the table of tiles, where there is no GPU."""
 
+import importlib.util
 import json
 import sys
 
@@ -8,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax.aot.compile import check_plugin
-from rcm_jax.kernels import bench, bench_clock, bench_errors, bench_triton, reference, tune, tune_prune
+from rcm_jax.aot.compile import absent, check_plugin
+from rcm_jax.kernels import bench, bench_clock, bench_errors, bench_torch, bench_triton, reference, tune, tune_prune
 from rcm_jax.kernels.backends import select_backend
 from rcm_jax.kernels.bench_clock import Ready
 from rcm_jax.kernels.bench_shapes import PRODUCTS, SHAPES, Shape, operands
 from rcm_jax.kernels.masks import KeyRuns, dense
 from rcm_jax.kernels.tiles import KINDS, WIDTHS, Tiles, table, tiles_for
+from rcm_jax.parallel import make_mesh
 from tests.test_entry_points import fails
 
 
@@ -132,6 +134,56 @@ def test_no_row_and_no_head_can_hide_an_error():
     whole, worst = bench_errors.misses("forward", got, want)["o"]
     np.testing.assert_allclose([whole, worst], [0.1 / 300**0.5, 0.1], rtol=1e-5)
     assert np.isnan(bench_errors.misses("forward", got.at[0, 0, 0, 0].set(jnp.nan), want)["o"]).all()
+
+
+def test_a_time_is_that_of_the_kernels_of_one_run(monkeypatch):
+    """CUPTI is started for each run after the flush, and stopped; launches are not in the time."""
+    told = []
+
+    class Cupti:
+        def _cupti_init(self):
+            told.append("start")
+
+        def _cupti_get_timings(self, finalize):
+            told.append("stop")
+            return [("a", 1.5), ("b", 0.25)] if "run" in told else []
+
+    monkeypatch.setattr(bench_clock, "on_gpu", lambda: True)
+    monkeypatch.setattr(bench_clock, "_cupti", Cupti)
+    monkeypatch.setattr(bench_clock, "_flush", lambda: told.append("flush"))
+    ready = Ready(lambda: told.append("run"))
+    assert bench_clock.milliseconds(ready, 2) == [1.75, 1.75]
+    assert told == ["run"] * 2 + ["flush", "start", "run", "stop"] * 2
+    assert bench_clock.clock() == "CUPTI"
+    told.clear()
+    with pytest.raises(RuntimeError, match="another profiler"):
+        bench_clock._one(Ready(lambda: None))
+
+
+@pytest.mark.parametrize("shape", ["tiny", "tiny-dense"])
+def test_torch_computes_on_the_same_buffers(shape):
+    pytest.importorskip("torch")
+    problem = bench.Problem(SHAPES[shape], "float32")
+    passes = {"tiny": bench_torch.flex, "tiny-dense": bench_torch.scaled_dot_product}[shape](problem.shape)
+    for kind in ("forward", "backward") if shape == "tiny-dense" else ("forward",):  # flex: no gradient on a CPU
+        errors = problem.errors(kind, passes[kind](problem.operands))
+        assert all(0 < e < 1e-5 for pair in errors.values() for e in pair)
+
+
+@pytest.mark.long
+def test_a_published_kernel_compiles_as_it_is_launched(monkeypatch):
+    """That of jvp_flash_attention, for a GPU that is not here."""
+    for name in ("jax_triton", "triton"):
+        pytest.importorskip(name)
+    if importlib.util.find_spec("jvp_flash_attention") is None:
+        pytest.skip("pip install --no-deps jvp_flash_attention")
+    monkeypatch.setattr(bench_triton, "fastest", lambda choices: list(choices.values())[-1]())
+    problem = SHAPES["short-1024"]
+    x = jax.eval_shape(lambda: operands(problem, "bfloat16"))
+    with jax.set_mesh(make_mesh(devices=absent("h100", 1))):
+        bench_triton.jvp_flash_attention(problem)["forward+tangent"](x)
+        with pytest.raises(NotImplementedError, match="none of its tiles divides 32760 tokens"):
+            bench_triton.jvp_flash_attention(SHAPES["wan-1.3b"])
 
 
 def test_the_fastest_configuration_counts_and_refusals_do_not(monkeypatch):
