@@ -7,6 +7,7 @@ compiled with every configuration that its authors list, up to four stages, and 
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -110,9 +111,10 @@ def _call(kernel: Any, x: dict[str, jax.Array], block_q: int, block_k: int, warp
 
     B, S, N, D = x["q"].shape
     device, out = target(), jax.ShapeDtypeStruct(x["q"].shape, x["q"].dtype)
-    _, o, to = jax_triton.triton_call(
-        *(x[name] for name in OPERANDS), np.float32(D**-0.5), kernel=kernel,
-        out_shape=(jax.ShapeDtypeStruct((B, N, S), jnp.float32), out, out), grid=(-(-S // block_q), B * N),
+    outs = jax.ShapeDtypeStruct((B, N, S), jnp.float32), out, out
+    named["out_type" if "out_type" in inspect.signature(jax_triton.triton_call).parameters else "out_shape"] = outs
+    _, o, to = jax_triton.triton_call(  # what its outputs are called differs between 0.3 and 0.4
+        *(x[name] for name in OPERANDS), np.float32(D**-0.5), kernel=kernel, grid=(-(-S // block_q), B * N),
         num_warps=warps, num_stages=stages, compute_capability=round(10 * device.capability),
         BLOCK_M=block_q, BLOCK_N=block_k, **named,
     )  # fmt: skip
