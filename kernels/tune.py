@@ -93,7 +93,7 @@ def tune(kind: str, shape: Shape, dtype: str, repeats: int) -> Tiles | None:
             right = all(np.allclose(np.asarray(a, "f4"), np.asarray(b, "f4"), atol=0.05, rtol=0.05) for a, b in pairs)
             ms = median(Ready(functools.partial(run, x)), repeats)
         except Exception as error:  # what compiles may still not fit when it runs
-            print(f"  {tiles}: {type(error).__name__}")
+            print(f"  {tiles}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:90]}")
             continue
         print(f"  {tiles}: {ms:.3f} ms{'' if right else '  WRONG'}", flush=True)
         if right and (best is None or ms < best[0]):

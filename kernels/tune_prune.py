@@ -43,12 +43,13 @@ def prune(
         try:
             cost = cost_of(compile_one(tiles))
         except Exception as error:  # too much shared memory, a compiler's refusal: not a candidate on this GPU
-            print(f"  {tiles}: {type(error).__name__}")
+            print(f"  {tiles}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:90]}")
             continue
-        print(f"  {tiles}: {cost}{', left out' if cost.spilled else ''}", flush=True)
-        if cost.spilled > HOPELESS:
+        spilled = 0 if cost is None else cost.spilled
+        print(f"  {tiles}: {cost or 'compiles'}{', left out' if spilled else ''}", flush=True)
+        if spilled > HOPELESS:
             hopeless.add(shape)
-        if not cost.spilled:
+        if not spilled:
             kept += 1
             yield tiles
 
@@ -58,8 +59,11 @@ def executed(rows: int, warps: int) -> float:
     return max(1.0, WGMMA_ROWS * warps / 4 / rows) if target().architecture == "sm_90" and warps > 4 else 1.0
 
 
-def cost_of(program: Program) -> Cost:
-    """Of the one kernel of ours in a program. Raises LookupError if it has none, RuntimeError without an assembler."""
+def cost_of(program: Program) -> Cost | None:
+    """Of the one kernel of ours in a program; None where this version of jax does not show what it compiled. Raises
+    LookupError for a program that has other kernels, RuntimeError without an assembler."""
+    if not program.ptx:
+        return None
     ours = {name: text for name, text in program.ptx.items() if name.startswith("attention_")}
     if len(ours) != 1:
         raise LookupError(f"the program's kernels are {sorted(program.ptx)}, of which one must be attention_…")
