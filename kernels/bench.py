@@ -1,153 +1,119 @@
-"""Times attention's kernels against their peers: python -m rcm_jax.kernels.bench --json OUT.json --plot OUT.png
+"""Times attention's kernels against their peers: python -m rcm_jax.kernels.bench --json OUT.jsonl --plot OUT.png
 
-Prints a table of milliseconds, TFLOP/s, share of this GPU's measured bfloat16 matrix rate, temporary memory and
-largest error, for each shape, pass and peer, all in one run. FLOPs count 2·B·N·D for each allowed (query, key) pair
-and matrix product, by convention: forward 2 products, tangent 5, fused 6, backward 5 (we recompute, so do more).
-Times are medians over device-timed runs after a warm-up (CUPTI); on a CPU, wall times, good only for trying this out.
-Errors are against the blockwise XLA backend in float32 on one head, relative to its largest element.
+Prints, for each shape, pass and peer: milliseconds, TFLOP/s, share of this GPU's measured bfloat16 matrix rate,
+temporary memory, and the relative error against float64 over all heads and rows (L2, and the worst row), beside the
+error that the blockwise XLA backend has in the same precision. All in one run, on the same buffers, by one clock
+(`bench_clock.py`): medians of the device time of the kernels, the L2 cache overwritten between runs. On a CPU kernels
+are interpreted and times mean nothing. FLOPs count 2·B·N·D for each allowed (query, key) pair and matrix product, by
+convention: forward 2 products, tangent 5, forward+tangent 6 (also for those that make 7), backward 5.
 
-Peers, each left out with a reason where it is not installed or refuses: xla (our blockwise backend), naive
-(jax.nn.dot_product_attention in XLA), cudnn, tokamax, jvp_flash_attention (PyPI), torch (scaled_dot_product_attention).
+A row is written to --json as soon as it is measured; the same command goes on where it was stopped. Peers, each left
+out with a reason where it is not installed or refuses: pallas_triton (one kernel after the other), pallas_fused (one
+kernel for o and its tangent), xla (our blockwise backend), naive (jax.nn.dot_product_attention in XLA), cudnn, tokamax,
+rcm (the published Triton kernel, from --rcm), jvp_flash_attention (that of PyPI), torch (its dot product), torch_flex
+(FlexAttention, for masks). docs/gpu-day.md says what to install.
 """
 
 import argparse
-import json
+import functools
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from rcm_jax.cli import command_parser, one_line_errors
-from rcm_jax.kernels import xla
-from rcm_jax.kernels.bench_peers import PEERS, TimesItself
-from rcm_jax.kernels.bench_shapes import DEFAULT_SHAPES, PRODUCTS, SHAPES, Shape, operands
+from rcm_jax.kernels import bench_clock
+from rcm_jax.kernels.bench_clock import Ready
+from rcm_jax.kernels.bench_errors import exact, misses
+from rcm_jax.kernels.bench_peers import PEERS, Operands, ours, peers
+from rcm_jax.kernels.bench_records import HEADER, Records, line, plot
+from rcm_jax.kernels.bench_shapes import DEFAULT_SHAPES, PRODUCTS, SHAPES, TINY, Shape, operands
 from rcm_jax.outputs import PICTURES, check_output
 
 
-def device_milliseconds(run: Callable, args: tuple, repeats: int) -> list[float]:
-    """Times of a compiled function: on a GPU what CUPTI says of its kernels, else the clock on the wall."""
-    jax.block_until_ready(run(*args))
-    if jax.devices()[0].platform == "gpu":
-        from jax.experimental.mosaic.gpu import profiler
+class Problem:
+    """A shape with its operands, its exact results and the errors that XLA makes; each made when it is first needed."""
 
-        _, times = profiler.measure(run, iterations=repeats + 1)(*args)
-        return list(times)[1:]
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(run(*args))
-        times.append(1e3 * (time.perf_counter() - began))
-    return times
+    def __init__(self, shape: Shape, dtype: str):
+        self.shape, self.dtype = shape, dtype
+        self._xla: dict[str, dict] = {}
 
+    @functools.cached_property
+    def operands(self) -> Operands:
+        return jax.block_until_ready(operands(self.shape, self.dtype))
 
-def matrix_rate(repeats: int) -> float:
-    """TFLOP/s of one large bfloat16 product on this device: what shares are of."""
-    n = 8192 if jax.devices()[0].platform == "gpu" else 512
-    a = jax.random.normal(jax.random.key(1), (n, n), jnp.bfloat16)
-    return 2 * n**3 / statistics.median(device_milliseconds(jax.jit(jnp.matmul), (a, a), repeats)) / 1e9
+    @functools.cached_property
+    def exact(self) -> dict[str, jax.Array]:
+        return exact(self.shape, self.operands)
 
+    def errors(self, kind: str, ready: Ready) -> dict[str, list[float]]:
+        return misses(kind, ready.arrays(ready.wait(ready.run())), self.exact)
 
-def reference(shape: Shape, x: dict[str, jax.Array]) -> dict[str, tuple]:
-    """Each pass's results on the first head, in float32."""
-    one = {n: value[:1, :, :1].astype(jnp.float32) for n, value in x.items() if value.ndim == 4}
-    scale = shape.width**-0.5
-
-    @jax.jit
-    def run(x: dict) -> dict:
-        o, lse = xla.forward(x["q"], x["k"], x["v"], shape.mask, scale)
-        residuals = x["q"], x["k"], x["v"], o, lse
-        to = xla.tangent(*residuals, x["tq"], x["tk"], x["tv"], shape.mask, scale)
-        grads = xla.backward(*residuals, x["do"], shape.mask, scale)
-        return {"forward": (o,), "tangent": (to,), "fused": (o, to), "backward": grads}
-
-    return run(one)
+    def errors_of_xla(self, kind: str) -> dict[str, list[float]]:
+        if kind not in self._xla:
+            self._xla[kind] = self.errors(kind, ours("xla", self.shape)[kind](self.operands))
+        return self._xla[kind]
 
 
-def error(got, want: tuple) -> float:
-    """Largest difference on the first head, relative to the largest element of each result."""
-    got = [np.asarray(g[:1, :, :1], np.float32) for g in jax.tree.leaves(got)][-len(want) :]
-    return max(float(np.abs(g - w).max() / np.abs(w).max()) for g, w in zip(got, map(np.asarray, want), strict=True))
-
-
-def measure(shape: Shape, peers: list[str], passes: list[str], dtype: str, repeats: int, rate: float) -> Iterator[dict]:
-    """One record for each peer and pass; a `reason` instead of numbers where a peer does not serve."""
-    x = operands(shape, dtype)
-    o, lse = jax.jit(lambda x: xla.forward(x["q"], x["k"], x["v"], shape.mask, shape.width**-0.5))(x)
-    x |= {"o": o, "lse": lse}
-    want = reference(shape, x)
-    for peer in peers:
-        record = {"shape": shape.name, "peer": peer, "dtype": dtype}
-        try:
-            functions = PEERS[peer](shape)
-        except (ImportError, NotImplementedError) as reason:
-            yield record | {"pass": "all", "reason": str(reason)}
+def measure(
+    problem: Problem, peer: str, passes: dict[str, Callable[[Operands], Ready]], wanted: list[str], repeats: int,
+    records: Records, here: dict[str, Any],
+) -> Iterator[dict]:  # fmt: skip
+    """A row for each wanted pass of a peer; a `reason` instead of numbers where it refuses."""
+    for kind in wanted:
+        if kind not in passes:
             continue
-        forward_ms = None
-        for kind, function in functions.items():
-            if kind.split(" + ")[-1] not in passes and kind not in passes:
-                continue
-            try:
-                memory, miss = None, None
-                if isinstance(function, TimesItself):
-                    times = function.run(x, repeats)
-                else:
-                    run = jax.jit(function).lower(x).compile()
-                    memory = run.memory_analysis().temp_size_in_bytes / 2**20
-                    miss = error(run(x), want[kind.split(" + ")[-1]])
-                    times = device_milliseconds(run, (x,), repeats)
-            except Exception as reason:  # a peer may refuse in its own way, and that must not end the run
-                yield record | {"pass": kind, "reason": f"{type(reason).__name__}: {str(reason).splitlines()[0][:120]}"}
-                continue
+        row = name_row(problem, kind, peer, here)
+        if kept := records.find(row):
+            yield kept
+            continue
+        try:
+            ready = passes[kind](problem.operands)
+            errors = problem.errors(kind, ready)
+            times = bench_clock.milliseconds(ready, repeats)
+        except Exception as reason:  # a peer may refuse in its own way, and that must not end the run
+            row["reason"] = f"{type(reason).__name__}: {next(iter(str(reason).splitlines()), '')[:120]}"
+        else:
             ms = statistics.median(times)
-            if kind == "forward":
-                forward_ms = ms
-            if kind == "forward + backward":
-                if forward_ms is None:
-                    continue
-                kind, ms = "backward", ms - forward_ms
-            tflops = shape.flops(kind) / ms / 1e9
-            yield record | {
-                "pass": kind, "ms": ms, "lowest ms": min(times), "TFLOP/s": tflops, "share": tflops / rate,
-                "temporary MiB": memory, "error": miss,
+            tflops = problem.shape.flops(kind) / ms / 1e9
+            row |= {
+                "ms": ms, "lowest ms": min(times), "repeats": repeats, "TFLOP/s": tflops,
+                "share": tflops / here["roof TFLOP/s"], "errors": errors, "errors of xla": problem.errors_of_xla(kind),
+                **ready.facts, **bench_clock.smi(),
             }  # fmt: skip
+        records.add(row)
+        yield row
 
 
-def line(record: dict) -> str:
-    start = f"{record['shape']:12} {record['pass']:9} {record['peer']:20}"
-    if "reason" in record:
-        return f"{start} left out: {record['reason']}"
-    memory, miss = record["temporary MiB"], record["error"]
-    return (
-        f"{start} {record['ms']:10.3f} {record['TFLOP/s']:9.1f} {record['share']:6.0%} "
-        f"{'' if memory is None else f'{memory:.0f}':>10} {'' if miss is None else f'{miss:.1e}':>9}"
-    )
+def name_row(problem: Problem, kind: str, peer: str, here: dict[str, Any]) -> dict[str, Any]:
+    return {"shape": problem.shape.name, "pass": kind, "peer": peer, "dtype": problem.dtype, **here}
 
 
-def plot(records: list[dict], out: Path) -> None:
-    """Milliseconds of every pass and peer, one panel a shape."""
-    import matplotlib
+def rows(
+    names: list[str], wanted_peers: list[str], wanted: list[str], dtype: str, repeats: int, records: Records,
+    here: dict[str, Any], rcm: Path | None = None,
+) -> Iterator[dict]:  # fmt: skip
+    """All rows, shape by shape; those that `records` has are taken from there."""
+    makers = peers(rcm)
+    for name in names:
+        problem = Problem(SHAPES[name], dtype)
+        for peer in wanted_peers:
+            try:
+                passes = makers[peer](problem.shape)
+            except (ImportError, NotImplementedError) as reason:
+                row = name_row(problem, "all", peer, here) | {"reason": str(reason)}
+                records.add(row)
+                yield row
+                continue
+            yield from measure(problem, peer, passes, wanted, repeats, records, here)
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    records = [r for r in records if "ms" in r]
-    shapes = list(dict.fromkeys(r["shape"] for r in records))
-    peers = list(dict.fromkeys(r["peer"] for r in records))
-    figure, axes = plt.subplots(1, len(shapes), figsize=(1 + 3 * len(shapes), 3.2), squeeze=False, layout="constrained")
-    for axis, shape in zip(axes[0], shapes, strict=True):
-        kinds = [k for k in PRODUCTS if any(r["shape"] == shape and r["pass"] == k for r in records)]
-        for i, peer in enumerate(peers):
-            ms = {r["pass"]: r["ms"] for r in records if r["shape"] == shape and r["peer"] == peer}
-            at = [kinds.index(k) + (i - len(peers) / 2) * 0.8 / len(peers) for k in ms]
-            axis.bar(at, list(ms.values()), 0.8 / len(peers), label=peer, color=f"C{i}", align="edge")
-        axis.set(title=shape, xticks=range(len(kinds)), xticklabels=kinds, ylabel="ms", yscale="log")
-    axes[0][-1].legend(fontsize="small")
-    figure.savefig(out, dpi=120)
+def facts_of_the_run(repeats: int) -> dict[str, Any]:
+    """What every row says of the machine, its roof included, which is measured now."""
+    return bench_clock.machine() | {"roof TFLOP/s": bench_clock.matrix_rate(repeats)}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -155,10 +121,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--shapes", nargs="+", choices=SHAPES, metavar="SHAPE", help=f"of {', '.join(SHAPES)}")
     p.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="PEER")
     p.add_argument("--passes", nargs="+", choices=PRODUCTS, default=list(PRODUCTS), metavar="PASS")
+    p.add_argument("--rcm", type=Path, metavar="PATH", help="a checkout of github.com/NVlabs/rcm")
     p.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     p.add_argument("--repeats", type=int, default=20)
-    p.add_argument("--json", type=Path)
-    p.add_argument("--plot", type=Path)
+    p.add_argument("--json", type=Path, metavar="FILE", help="lines of JSON, a row each; what it has is not run again")
+    p.add_argument("--plot", type=Path, metavar="FILE")
     return p
 
 
@@ -167,25 +134,20 @@ def run(args: argparse.Namespace) -> list[dict]:
         check_output(args.json, "json")
     if args.plot:
         check_output(args.plot, "plot", PICTURES)
-    device = jax.devices()[0]
-    on_gpu = device.platform == "gpu"
-    names = args.shapes or (DEFAULT_SHAPES if on_gpu else ["tiny"])
-    if not on_gpu:
+    names = args.shapes or (DEFAULT_SHAPES if bench_clock.on_gpu() else TINY)
+    if not bench_clock.on_gpu():
         print("No GPU here: kernels are interpreted, times mean nothing; this shows that it runs.", file=sys.stderr)
-    rate = matrix_rate(args.repeats)
-    print(f"{device.device_kind}, jax {jax.__version__}, {args.dtype}; bfloat16 matrix rate {rate:.0f} TFLOP/s")
-    print(f"{'shape':12} {'pass':9} {'peer':20} {'ms':>10} {'TFLOP/s':>9} {'share':>6} {'temp MiB':>10} {'error':>9}")
-    records = []
-    for name in names:
-        for record in measure(SHAPES[name], args.peers, args.passes, args.dtype, args.repeats, rate):
-            print(line(record), flush=True)
-            records.append(record)
-    if args.json:
-        whole = {"device": device.device_kind, "jax": jax.__version__, "matrix TFLOP/s": rate, "records": records}
-        args.json.write_text(json.dumps(whole, indent=1))
+    here = facts_of_the_run(args.repeats)
+    print(", ".join(f"{name} {value}" for name, value in here.items() if name != "roof TFLOP/s"))
+    print(f"{args.dtype}; a bfloat16 matrix product runs at {here['roof TFLOP/s']:.0f} TFLOP/s")
+    print(HEADER)
+    done = []
+    for row in rows(names, args.peers, args.passes, args.dtype, args.repeats, Records(args.json), here, args.rcm):
+        print(line(row), flush=True)
+        done.append(row)
     if args.plot:
-        plot(records, args.plot)
-    return records
+        plot(done, args.plot)
+    return done
 
 
 def main(argv: list[str] | None = None) -> None:

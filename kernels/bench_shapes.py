@@ -7,7 +7,7 @@ import jax
 from rcm_jax.chunks import ChunkPattern, teacher_forcing
 from rcm_jax.kernels.masks import KeyRuns
 
-PRODUCTS = {"forward": 2, "tangent": 5, "fused": 6, "backward": 5}
+PRODUCTS = {"forward": 2, "tangent": 5, "forward+tangent": 6, "backward": 5}  # of matrices, that a pass must make
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +23,24 @@ class Shape:
     batch: int = 1
 
     @property
+    def scale(self) -> float:
+        return self.width**-0.5
+
+    @property
+    def runs(self) -> bool:
+        """Whether the mask cuts the queries into chunks, so that it is more than a number of keys."""
+        return self.mask is not None and bool(self.mask.query_ends)
+
+    @property
+    def seen_keys(self) -> int:
+        """Keys that any query may see."""
+        return self.keys if self.mask is None or self.mask.kv_len is None else int(self.mask.kv_len)
+
+    @property
     def pairs(self) -> int:
         """Allowed (query, key) pairs of one head."""
-        if self.mask is None:
-            return self.queries * self.keys
-        if not self.mask.query_ends:
-            return self.queries * int(self.mask.kv_len)
+        if not self.runs:
+            return self.queries * self.seen_keys
         starts = (0, *self.mask.query_ends)
         rows = [end - start for start, end in zip(starts, self.mask.query_ends, strict=False)]
         return sum(n * sum(b - a for a, b in chunk) for n, chunk in zip(rows, self.mask.runs, strict=True))
@@ -51,6 +63,7 @@ SHAPES = {
     for s in (
         Shape("wan-1.3b", VIDEO, VIDEO, 12, 128),
         Shape("wan-14b", VIDEO, VIDEO, 40, 128),
+        Shape("round", 2**15, 2**15, 12, 128),  # for peers whose tiles must divide the tokens
         Shape("cache-c1", FRAME, VIDEO, 12, 128, KeyRuns(kv_len=VIDEO)),
         Shape("cache-c3", 3 * FRAME, VIDEO, 12, 128, KeyRuns(kv_len=VIDEO)),
         Shape("cache-half", 3 * FRAME, VIDEO, 12, 128, KeyRuns(kv_len=VIDEO // 2)),
@@ -61,9 +74,12 @@ SHAPES = {
         Shape("short-1024", 1024, 1024, 16, 64, batch=4),
         Shape("short-999", 999, 999, 16, 64, batch=4),
         Shape("tiny", 96, 96, 2, 32, packed("c1-1", 3, 16)),
+        Shape("tiny-dense", 64, 80, 2, 32),
     )
 }
-DEFAULT_SHAPES = [name for name in SHAPES if name != "tiny"]
+TINY = ("tiny", "tiny-dense")
+DEFAULT_SHAPES = tuple(name for name in SHAPES if name not in TINY)
+HEADLINES = ("wan-1.3b", "cache-c3", "tf-c3-3", "short-1024")  # one of each kind
 
 
 def operands(shape: Shape, dtype: str) -> dict[str, jax.Array]:

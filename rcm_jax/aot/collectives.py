@@ -153,5 +153,8 @@ def axes_of(groups: np.ndarray, mesh_shape: dict[str, int]) -> tuple[str, ...]:
 
 
 def gathered(transfers: Sequence[Transfer], batch: int, tokens: int) -> list[Transfer]:
-    """Transfers that bring activations of all the batch's videos, or of all tokens, onto a device: no step should."""
-    return [t for t in transfers if t.kind == "all-gather" and batch in t.dims and np.prod(t.dims) >= batch * tokens]
+    """Transfers that bring the tokens of all the batch's videos onto every device, which no step should."""
+    return [
+        t for t in transfers
+        if t.kind == "all-gather" and {tokens, batch * tokens} & set(t.dims) and np.prod(t.dims) >= batch * tokens
+    ]  # fmt: skip

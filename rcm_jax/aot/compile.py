@@ -29,6 +29,7 @@ from rcm_jax.aot.gpus import Gpu, find_gpu
 
 HOW = "pip install 'rcm_jax[aot]'"
 GPUS_A_HOST = 8
+PTX_TOO = {"xla_dump_emitter_re": ".*"}  # jax 0.11 dumps no PTX without
 
 
 def no_gpus() -> None:
@@ -97,7 +98,7 @@ def compile_for(function: Callable, *arguments: Any, **named: Any) -> Program:
         began = time.perf_counter()
         with warnings.catch_warnings():  # donation is not in use where programs are only compiled
             warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
-            compiled = jitted.lower(*arguments, **named).compile(compiler_options={"xla_dump_to": folder})
+            compiled = jitted.lower(*arguments, **named).compile(compiler_options={"xla_dump_to": folder} | PTX_TOO)
         seconds, stats = time.perf_counter() - began, compiled.memory_analysis()
         return Program(
             hlo=compiled.as_text(),

@@ -18,9 +18,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from rcm_jax.aot.compile import HOW
 from rcm_jax.aot.gpus import Gpu
-
-HOW = "pip install 'rcm_jax[aot]'"
 
 # Cycles that a warp's instruction keeps a quarter of an SM busy, where that is more than its issue slot.
 PIPES = {"MUFU": 8, "SHFL": 4, "LDS": 4, "STS": 4, "LDSM": 4, "STSM": 4, "LDL": 4, "STL": 4}
