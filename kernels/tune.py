@@ -31,19 +31,9 @@ from rcm_jax.kernels.tune_prune import prune
 from rcm_jax.outputs import check_output, unfinished
 
 BLOCKS = (
-    (128, 128),
-    (128, 64),
-    (64, 128),
-    (64, 64),
-    (128, 32),
-    (32, 128),
-    (128, 16),
-    (16, 128),
-    (64, 32),
-    (32, 64),
-    (32, 32),
-    (16, 16),
-)
+    (128, 128), (128, 64), (64, 128), (64, 64), (128, 32), (32, 128), (128, 16), (16, 128), (64, 32), (32, 64),
+    (32, 32), (16, 16),
+)  # fmt: skip
 MOST = 6  # candidates that are timed
 SMALLEST = Tiles(16, 16)
 

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace, changes: Sequence[str]) -> int:
     from rcm_jax.aot.gpus import find_gpu
     from rcm_jax.configs.base import run_config
     from rcm_jax.outputs import check_output
-    from rcm_jax.train import read_config
+    from rcm_jax.recipes import read_config
     from rcm_jax.training import planning
 
     gpu, mesh = find_gpu(args.gpu), planning.parse_mesh(args.mesh)

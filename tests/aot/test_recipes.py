@@ -14,7 +14,7 @@ from rcm_jax.aot.hlo import read
 from rcm_jax.aot.report import report
 from rcm_jax.configs.base import run_config
 from rcm_jax.parallel import make_mesh
-from rcm_jax.train import read_config
+from rcm_jax.recipes import read_config
 from rcm_jax.training.abstract import abstract_steps
 
 pytestmark = [pytest.mark.aot, pytest.mark.optimised]
