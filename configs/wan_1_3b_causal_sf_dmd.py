@@ -4,7 +4,7 @@
 
 Starts from a consistency student and is scored by the bidirectional teacher. The part after the colon is a chunk
 pattern and a step preset (see `base.wan_1_3b_causal`). Not trained here: the recipe states the published settings and
-is checked abstractly.
+is only compiled.
 """
 
 from rcm_jax.configs import base

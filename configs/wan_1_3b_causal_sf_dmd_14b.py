@@ -17,6 +17,8 @@ from rcm_jax.wan.config import WAN_14B
 
 def get_config(argument: str = ""):
     config = wan_1_3b_causal_sf_dmd.get_config(argument)
+    config.mesh.fsdp = 16
+    config.microbatches = 4
     config.score_teacher = "wan2.1_t2v_14b.safetensors"
     config.score_model = ConfigDict(dataclasses.asdict(WAN_14B))
     return config

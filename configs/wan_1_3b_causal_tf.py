@@ -3,7 +3,7 @@
     python -m rcm_jax.train --config=wan_1_3b_causal_tf:c3-3 --dry_run --devices=8
 
 Starts from the bidirectional 1.3B. The part after the colon is a chunk pattern and a step preset (see
-`base.wan_1_3b_causal`). Not trained here: the recipe states the published settings and is checked abstractly.
+`base.wan_1_3b_causal`). Not trained here: the recipe states the published settings and is only compiled.
 """
 
 from rcm_jax.configs import base
@@ -14,5 +14,6 @@ def get_config(argument: str = ""):
     config.method.name = "diffusion"
     config.method.p_G.update({"name": "uniform_shift", "shift": 5.0})
     config.optimizer.update({"lr": 1e-5, "b1": 0.9})
-    config.mesh.sequence = 1
+    config.mesh.update({"fsdp": 8, "sequence": 1})
+    config.microbatches = 8
     return config

@@ -3,7 +3,7 @@
     python -m rcm_jax.train --config=wan_1_3b_causal_tf_dcm:c3-3 --dry_run --devices=8
 
 The teacher is a causal one, from wan_1_3b_causal_tf. The part after the colon is a chunk pattern and a step preset
-(see `base.wan_1_3b_causal`). Not trained here: the recipe states the published settings and is checked abstractly.
+(see `base.wan_1_3b_causal`). Not trained here: the recipe states the published settings and is only compiled.
 """
 
 from rcm_jax.configs import base

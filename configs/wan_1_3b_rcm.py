@@ -2,8 +2,8 @@
 
     python -m rcm_jax.train --config=wan_1_3b_rcm --dry_run --devices=8
 
-The batch is the sum over devices of one video each. Not trained here: the recipe states the published settings and is
-checked abstractly (shapes, shardings, state sizes).
+For eight GPUs of 80 GB, one video each at a time (docs/planning.md). Not trained here: the recipe states the published
+settings and is compiled for GPUs that are not here.
 """
 
 from rcm_jax.configs import base
@@ -16,6 +16,7 @@ def get_config():
     config.data.batch_size = 64
     config.data.latent_shape = (20, 60, 104)  # 77 frames of 832 x 480
     config.mesh.fsdp = 8
+    config.microbatches = 8
     config.steps = 100_000
     config.log_every = 10
     config.checkpoint_every = 500

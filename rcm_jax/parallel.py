@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from rcm_jax.errors import ArgumentError
 from rcm_jax.kernels.attention import Past, attention
@@ -124,6 +124,16 @@ def stay_sharded(tree: PyTree) -> PyTree:
     if not _is_ours(mesh):
         return tree
     return jax.lax.with_sharding_constraint(tree, jax.tree.map(lambda s: s.spec, state_shardings(mesh, tree)))
+
+
+def in_cuts(x: Shaped[Array, "B ..."], parts: int) -> Shaped[Array, "parts b ..."]:
+    """A batch in equal cuts, each spread over the devices as the batch is: sample i is in cut i % parts, so that every
+    device cuts what it has and nothing is sent."""
+    cuts = x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+    mesh = jax.sharding.get_abstract_mesh()
+    if not _is_ours(mesh):
+        return cuts
+    return jax.lax.with_sharding_constraint(cuts, P(None, _batch_axes(mesh, cuts.shape[1])))
 
 
 def _is_ours(mesh: AbstractMesh) -> bool:

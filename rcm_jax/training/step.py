@@ -20,7 +20,7 @@ from rcm_jax.objectives.binding import Sizes
 from rcm_jax.objectives.draws import Draws, draw
 from rcm_jax.objectives.networks import Networks
 from rcm_jax.objectives.objective import Parts, StudentLoss, make_objective, summary
-from rcm_jax.parallel import stay_sharded
+from rcm_jax.parallel import in_cuts, stay_sharded
 from rcm_jax.training.config import RunConfig
 from rcm_jax.training.ema import ema_update, power_ema_beta, power_ema_exponent
 from rcm_jax.training.optimizer import adamw
@@ -63,7 +63,7 @@ def mean_gradient(
     """What `gradient` gives, the mean over equal cuts of the batch; the metric `masked` is summed."""
     if microbatches == 1:
         return gradient(params, batch, key)
-    cuts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+    cuts = jax.tree.map(lambda x: in_cuts(x, microbatches), batch)
 
     def body(total, cut):
         out = gradient(params, *cut)
