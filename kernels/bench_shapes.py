@@ -5,6 +5,7 @@ import dataclasses
 import jax
 
 from rcm_jax.chunks import ChunkPattern, teacher_forcing
+from rcm_jax.kernels import masks
 from rcm_jax.kernels.masks import KeyRuns
 
 PRODUCTS = {"forward": 2, "tangent": 5, "forward+tangent": 6, "backward": 5}  # of matrices, that a pass must make
@@ -39,11 +40,7 @@ class Shape:
     @property
     def pairs(self) -> int:
         """Allowed (query, key) pairs of one head."""
-        if not self.runs:
-            return self.queries * self.seen_keys
-        starts = (0, *self.mask.query_ends)
-        rows = [end - start for start, end in zip(starts, self.mask.query_ends, strict=False)]
-        return sum(n * sum(b - a for a, b in chunk) for n, chunk in zip(rows, self.mask.runs, strict=True))
+        return masks.pairs(self.mask, self.queries, self.seen_keys)
 
     def flops(self, kind: str) -> float:
         return 2.0 * self.batch * self.heads * self.width * self.pairs * PRODUCTS[kind]

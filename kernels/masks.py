@@ -82,6 +82,14 @@ def check(mask: KeyRuns | None, queries: int, keys: int) -> None:
             raise ValueError(f"kv_len must be a scalar integer, not {dtype}{list(shape)}; use vmap for one a sample")
 
 
+def pairs(mask: KeyRuns | None, queries: int, keys: int) -> int:
+    """Pairs of a query and a key that it may see: of one head, as far as is known without kv_len."""
+    if mask is None or not mask.query_ends:
+        return queries * keys
+    rows = (end - start for start, end in zip((0, *mask.query_ends), mask.query_ends, strict=False))
+    return sum(n * sum(b - a for a, b in chunk) for n, chunk in zip(rows, mask.runs, strict=True))
+
+
 def joined(parts: Sequence[KeyRuns | None], lengths: Sequence[int], queries: int) -> KeyRuns | None:
     """The mask of keys that lie one part behind the other, so many each, from the masks of the parts.
 

@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Int32
 
-from rcm_jax.kernels.masks import KeyRuns, may_be_blind, row_runs, tile_segments
+from rcm_jax.kernels.masks import KeyRuns, may_be_blind, pairs, row_runs, tile_segments
 from rcm_jax.kernels.pallas_walk import Arithmetic, Operand, Refs, Rows, Walk
 from rcm_jax.kernels.tiles import Tiles, tiles_for
 
@@ -101,7 +101,8 @@ def _call(
         interpret=interpret,
         name=f"attention_{kernel.name}",
     )
-    return tuple(call(*(x for x, _ in inputs.values())))
+    with jax.named_scope(f"pairs_{pairs(mask, S, K)}"):  # for those who count a compiled program's FLOPs
+        return tuple(call(*(x for x, _ in inputs.values())))
 
 
 def _output(arrays: dict[str, Array], length: int, like: str | None) -> jax.ShapeDtypeStruct:

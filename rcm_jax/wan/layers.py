@@ -7,7 +7,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Array, Float, Int
 
 from rcm_jax.kernels.attention import Past
@@ -32,10 +32,16 @@ def layer_norm(x: Tokens, eps: float) -> Tokens:
 
 def modulate(x: Tokens, scale: Float[Array, "B t D"], shift: Float[Array, "B t D"] | None = None) -> Tokens:
     """x·scale + shift, where t (1, or the latent frames) divides S: every frame's tokens share that frame's row."""
-    frames = rearrange(x, "b (t s) d -> b t s d", t=scale.shape[1]) * scale[:, :, None, :]
-    if shift is not None:
-        frames = frames + shift[:, :, None, :]
-    return rearrange(frames, "b t s d -> b (t s) d")
+    scale, shift = (_of_tokens(row, x.shape[1]) for row in (scale, shift))
+    return x * scale if shift is None else x * scale + shift
+
+
+def _of_tokens(rows: Float[Array, "B t D"] | None, tokens: int) -> Float[Array, "B S D"] | None:
+    """Each frame's row for each of its tokens. The rows are spread, not the tokens gathered by frame: these may be cut
+    over devices between frames, and products that follow have them as they lie."""
+    if rows is None or rows.shape[1] == 1:
+        return rows
+    return repeat(rows, "b t d -> b (t s) d", s=tokens // rows.shape[1])
 
 
 class RMSNorm(nn.Module):
