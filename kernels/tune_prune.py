@@ -20,7 +20,7 @@ class Cost:
     spilled: int  # bytes that a thread moves to and from its stack in a turn of the main loop
 
     def __str__(self) -> str:
-        return f"{self.registers} registers, {self.spilled} bytes spilled in the loop"
+        return f"{self.registers} registers, {self.spilled} bytes spilled"
 
 
 def prune(
