@@ -85,7 +85,7 @@ def test_what_is_plain_is_not_compiled(monkeypatch):
     monkeypatch.setattr(planning, "compile_for", None)
     config = dataclasses.replace(wan("--config.mesh.fsdp=1"), microbatches=64)
     assert planning.at_least_bytes(config, 1) > 5 * 4 * 14e9
-    plans = planning.search(wan("--config.model.num_layers=400"), find_gpu("h100"), 8)
+    plans = planning.search(wan("--config.model.num_layers=400", "--config.mesh.fsdp=8"), find_gpu("h100"), 8)
     assert not any(p.fits for p in plans)
     assert "not compiled" in planning.table(plans)
     assert "nothing fits" in planning.table(plans)

@@ -9,7 +9,8 @@ import pytest
 from rcm_jax.objectives.config import CausalConfig, DiffusionConfig
 from rcm_jax.objectives.networks import Networks
 from rcm_jax.parallel import make_mesh, sharded_attention
-from rcm_jax.training.state import init_state
+from rcm_jax.training.abstract import abstract_networks
+from rcm_jax.training.state import abstract_state, init_state
 from rcm_jax.training.step import make_steps
 from tests.tiny import MODEL, RandomSource, perturbed_params, tiny_run
 
@@ -104,3 +105,35 @@ def test_configs_that_cannot_be():
     for wrong in (dict(forcing="sf"), dict(df_times="random"), dict(weighting="bell"), dict(steps_per_chunk=(5,))):
         with pytest.raises(ValueError, match="must be|unknown"):
             CausalConfig(**wrong)
+
+
+LARGE = dataclasses.replace(MODEL, dim=32, num_layers=1)
+
+
+def test_scores_of_another_size_than_the_student(weights):
+    """The score teacher and the fake score are large, the student and what it starts from are not."""
+    config = run_config("sf_dmd", score_model=LARGE)
+    larger = dataclasses.replace(weights, score_teacher=perturbed_params(LARGE))
+    before, after, metrics = one_step(config, "student_dmd", larger)
+    assert moved(before.student, after.student) == set(before.student)
+    assert metrics["skipped_updates"] == 0
+    before, after, _ = one_step(config, "critic", larger)
+    assert moved(before.fake_score, after.fake_score) == set(before.fake_score)
+    shapes = jax.tree.map(np.shape, (abstract_state(config).fake_score, abstract_networks(config).score_teacher))
+    assert shapes[0] == shapes[1] == jax.tree.map(np.shape, larger.score_teacher)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(teacher_model=LARGE), "init is empty: a student of another size than its teacher"),
+        (
+            dict(teacher_model=LARGE, init="given", teacher="", method={"name": "diffusion"}),
+            "teacher_model is the",
+        ),
+        (dict(score_model=dataclasses.replace(LARGE, text_dim=8)), "score_model.text_dim=8 must be the student's, 64"),
+    ],
+)
+def test_sizes_that_do_not_go_together(changes, words):
+    with pytest.raises(ValueError, match=words):
+        tiny_run(**{"score_teacher": "given"} | changes)

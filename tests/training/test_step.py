@@ -1,18 +1,21 @@
 """The step as a whole: what it trains, on one device and on a mesh, with good batches and bad ones."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from rcm_jax.objectives.config import MethodConfig
 from rcm_jax.objectives.networks import Networks
+from rcm_jax.parallel import batch_sharding, in_cuts, make_mesh
 from rcm_jax.training.config import RunConfig
 from rcm_jax.training.loop import train
 from rcm_jax.training.state import Weights, init_state
-from rcm_jax.training.step import make_steps, mean_gradient
+from rcm_jax.training.step import make_steps, mean_gradient, one_after_the_other
 from tests.tiny import MODEL, RandomSource, perturbed_params, tiny_run
 
 
@@ -100,6 +103,32 @@ def test_a_bad_sample_is_counted_and_the_update_goes_on(teacher):
     assert metrics["skipped_updates"] == 1
     assert not moved(before.student, after.student)
     assert after.step == 1
+
+
+def test_gradients_one_after_the_other_are_the_gradient_of_the_sum():
+    params = {"w": jnp.arange(1.0, 4.0)}
+    x = jax.random.normal(jax.random.key(0), (8, 3))
+    losses = [
+        lambda p: (jnp.square(x @ p["w"]), {"square": x.sum()}),
+        lambda p: (jnp.sin(x @ p["w"]), {"sine": x.max()}),
+    ]
+    grads, parts = jax.jit(functools.partial(one_after_the_other, losses))(params)
+    want = jax.grad(lambda p: sum(loss(p)[0].mean() for loss in losses))(params)
+    np.testing.assert_allclose(grads["w"], want["w"], rtol=1e-6)
+    assert parts.keys() == {"square", "sine"}
+    alone, _ = one_after_the_other(losses[:1], params)
+    np.testing.assert_allclose(alone["w"], jax.grad(lambda p: losses[0](p)[0].mean())(params)["w"], rtol=1e-6)
+
+
+def test_cuts_take_from_every_device_what_it_has():
+    """Sample i is in cut i % parts; on a mesh every cut lies over all devices, and nothing is sent."""
+    x = jnp.arange(16.0).reshape(16, 1)
+    np.testing.assert_array_equal(in_cuts(x, 2)[1, :, 0], np.arange(1, 16, 2))
+    mesh = make_mesh(fsdp=8)
+    with jax.set_mesh(mesh):
+        cut = jax.jit(functools.partial(in_cuts, parts=2)).lower(jax.device_put(x, batch_sharding(mesh))).compile()
+    assert "all-" not in cut.as_text()
+    assert cut.output_shardings.spec in (P(None, "fsdp"), P(None, ("data", "fsdp")))  # data is 1
 
 
 def test_accumulation_is_the_mean_over_the_cuts():

@@ -288,3 +288,22 @@ def test_wrong_inputs_are_named(change, message):
 def test_wrong_sizes_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **change)
+
+
+def test_remat_of_older_files_and_of_none():
+    assert dataclasses.replace(SMALL, remat=True) == dataclasses.replace(SMALL, remat="attention")
+    assert dataclasses.replace(SMALL, remat=False) == dataclasses.replace(SMALL, remat="none")
+    with pytest.raises(ValueError, match="remat='all' is unknown; use one of none, attention, block"):
+        dataclasses.replace(SMALL, remat="all")
+
+
+def test_what_the_backward_pass_computes_again():
+    """Forward kernels of a block's two attentions in its backward pass: of neither, of the cheap one, of both."""
+    params, *inputs = case()
+
+    def forwards(remat):
+        config = dataclasses.replace(SMALL, remat=remat)
+        loss = lambda params: jnp.square(DiT(config).apply({"params": params}, *inputs)).sum()  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(loss))(params)).count("attention_forward[")
+
+    assert [forwards(remat) - forwards("none") for remat in ("attention", "block")] == [1, 2]
