@@ -1,6 +1,7 @@
 """Golden checks of the causal network: its masks, both training forms, the cache, and the sampler."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from rcm_jax.pipelines.options import SamplingOptions
 from rcm_jax.pipelines.settings import schedule_from
 from rcm_jax.sampling.rollout import given_noises, rollout
 from rcm_jax.sampling.schedules import RolloutSchedule
-from rcm_jax.wan.causal import CausalDiT, pack
+from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import MODEL_TIME, DiT, velocity
 from tests.golden_common import Case, Check, channels_first, channels_last
 from tests.golden_networks import dit_config
@@ -29,10 +30,10 @@ def network(config: dict) -> CausalDiT:
     )  # fmt: skip
 
 
-def packed_velocity(causal: CausalDiT, params, text, frames: int):
-    """(full [B, 2T …], times [B, 2T]) -> v of both halves, as the published code returns it."""
-    mask, positions = causal.forcing_mask(frames), np.tile(np.arange(frames), 2)
-    return lambda x, t: causal.dit.apply({"params": params}, x, MODEL_TIME * t, text, mask=mask, frames=positions)
+def both_halves(causal: CausalDiT, params, text, x0, t_clean, x_t, t):
+    """v of [clean | noisy], as the published code returns it: the clean half sees itself alone."""
+    clean = causal.velocity(params, text)(x0, t_clean)
+    return jnp.concatenate([clean, causal.forced_velocity(params, text, x0, t_clean)(x_t, t)], axis=1)
 
 
 def _rf_time(t: np.ndarray) -> jax.Array:
@@ -63,11 +64,10 @@ def dit_causal(case: Case) -> list[Check]:
         return jnp.concatenate(noisy, 1), jnp.concatenate(clean, 1), cache
 
     noisy, clean, cache = rollout(params)
-    full, times = pack(x0, x_t, t, t_clean)
     got = {
         "v_block_causal": jax.jit(causal.velocity(params, text))(x_t, t),
         "v_bidirectional": jax.jit(velocity(causal.dit, params, text))(x_t, t),
-        "v_teacher_forcing": jax.jit(packed_velocity(causal, params, text, T))(full, times),
+        "v_teacher_forcing": jax.jit(functools.partial(both_halves, causal, params, text))(x0, t_clean, x_t, t),
         "v_kv_noisy": noisy,
         "v_kv_clean": clean,
     }
@@ -100,11 +100,11 @@ def dit_causal_jvp(case: Case) -> list[Check]:
     x0, x_t, t_x = (channels_last(case.inputs[name]) for name in ("x0", "xt", "t_xt"))
     t, t_t = (_rf_time(case.inputs[name]) for name in ("t_noisy", "t_t_noisy"))
     T = x0.shape[1]
-    v = packed_velocity(causal, params, text, T)
 
     @jax.jit
     def both(t_x, t_t):
-        return jax.jvp(lambda x, t: v(*pack(x0, x, t, None)), (x_t, t), (t_x, t_t))
+        v = functools.partial(both_halves, causal, params, text, x0, jnp.zeros_like(t))
+        return jax.jvp(v, (x_t, t), (t_x, t_t))
 
     primal, tangent = both(t_x, t_t)
     assert not np.asarray(tangent[:, :T]).any()

@@ -7,9 +7,9 @@ from rcm_jax.flow import LogNormal, UniformShift
 from rcm_jax.losses.forcing import fopp_times
 from rcm_jax.objectives.config import CausalConfig, MethodConfig
 from rcm_jax.objectives.draws import Draws
-from rcm_jax.wan.causal import pack
 from tests.golden_common import Case, Check
 from tests.golden_losses import ROLES, Setting, checks, consistency, critic, dmd
+from tests.packed import pack
 
 
 class CausalSetting(Setting):

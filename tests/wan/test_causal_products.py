@@ -21,8 +21,9 @@ from rcm_jax.chunks import ChunkPattern
 from rcm_jax.kernels.attention import attention
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.losses.consistency import rf_scm_loss
-from rcm_jax.wan.causal import CausalDiT, pack
+from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import MODEL_TIME, DiT
+from tests.packed import pack
 from tests.tiny import MODEL, perturbed_params
 
 CHUNKS, SIZE = 21, (4, 4)
