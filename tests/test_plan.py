@@ -130,7 +130,8 @@ def test_exit_code_and_json(monkeypatch, tmp_path, capsys):
 @pytest.mark.aot
 @pytest.mark.optimised
 def test_a_toy_recipe_is_planned_and_searched(capsys):
-    config = run_config(read_config("toy_rcm", ["--config.data.batch_size=8"]))
+    small = {"data.batch_size": 8, "model.unroll": 1, "model.num_layers": 1}
+    config = run_config(read_config("toy_rcm", [f"--config.{name}={value}" for name, value in small.items()]))
     gpu = find_gpu("h100")
     told = []
     made = planning.plan(config, gpu, 8, told=told.append)
