@@ -20,7 +20,7 @@ from rcm_jax.wan.vae import VAE
 from rcm_jax.worlds.wan.files import WanFiles
 
 GIB = 2**30
-SLACK = 1.1  # compiler's padding, noise, text
+SLACK = 1.1  # of what is computed: the compiler's padding, noise, text
 PEAK_DECODE, PEAK_ENCODE = 9, 12  # of a step of the autoencoder, in features of four frames at full size and `dim` wide
 TILE = 32  # latent rows and columns of a tile
 
@@ -48,11 +48,14 @@ class Job:
 def network_bytes(job: Job, loaded: int = 1) -> int:
     """Of the DiT on each device, with the weights of `loaded` networks."""
     c, itemsize = job.files.dit[0].config, 2 if job.dtype == "bfloat16" else 4
-    weights = _weights(c, itemsize, job.fsdp, job.sequence)
+    weights = loaded * _weights(c, itemsize, job.fsdp, job.sequence)
     rows = math.ceil(job.batch_size / job.fsdp)
     tokens = rows * math.ceil(math.prod(c.grid(job.latent_shape)) / job.sequence)
-    # compiled for 832x480 in float32 and 7,800 and 31,200 tokens, the blocks take 2·ffn + 5·dim numbers a token
-    return int(SLACK * (loaded * weights + tokens * (2 * itemsize * c.ffn_dim + 5 * 4 * c.dim)))
+    # Within 15% of what XLA compiles for an H200 (tests/pipelines/test_memory.py): the blocks take ffn + 4·dim numbers
+    # a token, the exchange of heads 6·dim more, and of weights that are shared two layers are there whole.
+    numbers = c.ffn_dim + (10 if job.sequence > 1 else 4) * c.dim
+    gathered = 2 * _weights(c, itemsize, 1, job.sequence) // c.num_layers if job.fsdp > 1 else 0
+    return int(weights + gathered + SLACK * tokens * itemsize * numbers)
 
 
 def autoencoder_bytes(job: Job) -> int:
@@ -65,7 +68,7 @@ def autoencoder_bytes(job: Job) -> int:
     peak = (decoder + PEAK_DECODE * features) * h * w
     if job.files.dit[0].config.takes_image:
         peak = max(peak, (encoder + PEAK_ENCODE * features) * H * W)
-    return int(SLACK * (weights + peak))
+    return weights + peak
 
 
 @functools.cache

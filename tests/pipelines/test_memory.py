@@ -6,12 +6,20 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from rcm_jax.aot.compile import absent, compile_for
 from rcm_jax.convert.checkpoint import open_checkpoint
+from rcm_jax.convert.networks import NETWORKS
 from rcm_jax.errors import ArgumentError
+from rcm_jax.parallel import batch_sharding, make_mesh, sharded_attention, state_shardings
 from rcm_jax.pipelines import memory
+from rcm_jax.pipelines.bidirectional import one_pass
 from rcm_jax.pipelines.memory import GIB, Job, check_memory
-from rcm_jax.wan.config import WAN_1_3B, WAN_VAE
+from rcm_jax.wan.config import WAN_1_3B, WAN_14B, WAN_VAE
+from rcm_jax.wan.dit import DiT
 from rcm_jax.wan.networks import abstract_network
 from rcm_jax.wan.vae import VAE
 from rcm_jax.worlds.wan.files import open_files
@@ -42,8 +50,8 @@ def test_1_3b_at_480p_fits_24_gb(files):
     [
         ({"size": (1280, 720)}, 14, ["--vae_tiling", "--resolution=480p"]),
         ({}, 5, ["--vae_tiling"]),
-        ({"size": (1280, 720), "tiled": True, "num_frames": 401}, 14, ["--num_frames=", "--sequence=4"]),
-        ({"dtype": "float32", "tiled": True}, 8, ["--dtype=bfloat16"]),
+        ({"size": (1280, 720), "tiled": True, "num_frames": 501}, 14, ["--num_frames=", "--sequence=2"]),
+        ({"dtype": "float32", "tiled": True}, 7, ["--dtype=bfloat16"]),
         ({}, 0.1, ["nothing of this network"]),
     ],
 )
@@ -58,7 +66,7 @@ def test_what_does_not_fit_says_what_would(files, changes, limit, fitting):
 
 def test_what_is_said_to_fit_does(files):
     """The largest number of frames, and not one latent frame more."""
-    job = published(files, size=(1280, 720), num_frames=401, tiled=True)
+    job = published(files, size=(1280, 720), num_frames=501, tiled=True)
     limit = 14 * GIB
     with pytest.raises(ArgumentError, match="would fit") as error:
         check_memory(job, limit)
@@ -78,3 +86,51 @@ def test_the_estimate_is_near_the_compilers():
     temporary = step.memory_analysis().temp_size_in_bytes
     features = 4 * 4 * 96 * 128 * 128
     assert temporary == pytest.approx(memory.PEAK_DECODE * features, rel=0.3)
+
+
+@pytest.mark.aot
+@pytest.mark.optimised
+@pytest.mark.parametrize(
+    ("model", "size", "dtype", "fsdp", "sequence"),
+    [
+        (WAN_1_3B, (832, 480), "bfloat16", 1, 1),
+        (WAN_1_3B, (832, 480), "float32", 1, 1),
+        (WAN_14B, (1280, 720), "bfloat16", 1, 1),
+        (WAN_14B, (1280, 720), "bfloat16", 2, 2),
+    ],
+    ids=str,
+)
+def test_the_network_s_estimate_is_the_compilers(files, model, size, dtype, fsdp, sequence):
+    big = dataclasses.replace(published(files).files, dit=(dataclasses.replace(files.dit[0], config=model),))
+    job = published(files, files=big, size=size, dtype=dtype, batch_size=fsdp, fsdp=fsdp, sequence=sequence)
+    mesh = make_mesh(1, fsdp, sequence, absent("h200", fsdp * sequence))
+    flat = flatten_dict(abstract_network(model), sep="/")
+    whole = next(network for network in NETWORKS if network.name == "dit").full_precision
+    kept = {k: x.update(dtype="float32" if whole.search(k) else dtype) for k, x in flat.items()}
+    params = unflatten_dict(kept, sep="/")
+    params = jax.tree.map(lambda x, s: x.update(sharding=s), params, state_shardings(mesh, params))
+
+    def shaped(*dims):
+        return jax.ShapeDtypeStruct((fsdp, *dims), jnp.float32, sharding=batch_sharding(mesh))
+
+    dit = DiT(dataclasses.replace(model, dtype=dtype), sharded_attention(mesh))
+    with jax.set_mesh(mesh), jax.default_matmul_precision(None):
+        program = compile_for(
+            one_pass, dit, params, shaped(512, 4096), shaped(*job.latent_shape, 16), shaped(), None, None
+        )
+    assert memory.network_bytes(job) == pytest.approx(program.peak, rel=0.15)
+
+
+@pytest.mark.aot
+@pytest.mark.optimised
+@pytest.mark.parametrize("changes", [{}, {"size": (1280, 720)}, {"size": (1280, 720), "tiled": True}], ids=str)
+def test_the_autoencoder_s_estimate_is_the_compilers(files, changes):
+    job, mesh, vae = published(files, **changes), make_mesh(devices=absent("h200", 1)), VAE(WAN_VAE)
+    rows, columns = (memory.TILE,) * 2 if job.tiled else job.latent_shape[1:]
+    latents = jax.ShapeDtypeStruct((1, 1, rows, columns, 16), jnp.float32)
+    params = abstract_network(WAN_VAE)
+    state = jax.eval_shape(vae.decode_chunk, params, latents)[1]
+    placed = jax.tree.map(lambda x: x.update(sharding=NamedSharding(mesh, P())), (params, latents, state))
+    with jax.set_mesh(mesh), jax.default_matmul_precision(None):
+        program = compile_for(jax.jit(vae.decode_chunk, donate_argnums=2), *placed)
+    assert memory.autoencoder_bytes(job) == pytest.approx(program.peak, rel=0.15)
