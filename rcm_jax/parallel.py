@@ -158,7 +158,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def gathered_product(x: Array, weights: Array, dimensions: Any, precision: Any = None, **how: Any) -> Array:
     """`lax.dot_general` with weights that lie on several devices: every device gathers these, for its own samples.
     Where activations are smaller than weights, the partitioner would gather the activations of the whole batch."""
-    if _is_ours(jax.sharding.get_abstract_mesh()):
+    if _is_ours(jax.sharding.get_abstract_mesh()) and isinstance(weights, jax.core.Tracer):  # under jit
         weights = jax.lax.with_sharding_constraint(weights, P())
     return jax.lax.dot_general(x, weights, dimensions, precision, **how)
 

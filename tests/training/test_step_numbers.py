@@ -33,8 +33,9 @@ class Told:
         told["own"] = {"loss": values, "masked": masked}
         return values, told
 
-    def student(self, params, networks, batch, draws, *, warmup, num_steps):
-        return self.answer(params, batch, draws, {"warmup": warmup, "num_steps": num_steps} | self.names(networks))
+    def student_losses(self, networks, batch, draws, *, warmup, num_steps):
+        told = {"warmup": warmup, "num_steps": num_steps} | self.names(networks)
+        return [lambda params: self.answer(params, batch, draws, told)]
 
     def critic(self, params, networks, batch, draws, *, num_steps):
         return self.answer(params, batch, draws, {"num_steps": num_steps} | self.names(networks))
