@@ -35,20 +35,16 @@ STEPS = {
     ("wan_1_3b_causal_tf_scm", "student"): (STUDENT, 3.9),
     ("wan_1_3b_causal_tf_dcm", "student"): (DIFFUSION, 3.9),
     ("wan_1_3b_causal_sf_dmd", "student_dmd"): (DIFFUSION, 2.4),
+    ("wan_1_3b_causal_sf_dmd_14b", "student_dmd"): (DIFFUSION, 99),
+    ("wan_1_3b_causal_sf_dmd_14b", "critic"): (DIFFUSION, 99),
     ("wan_1_3b_causal_sf_dmd", "critic"): (DIFFUSION, 2.9),
 }
 
 
-@pytest.fixture(autouse=True)
-def default_precision():
-    """As users compile: the other tests' full float32 products would be three each."""
-    with jax.default_matmul_precision(None):
-        yield
-
-
 def shallow(recipe: str):
     """The recipe for eight GPUs, a video on each (of the causal ones, on each of its groups)."""
-    config = run_config(read_config(recipe, [f"--config.model.num_layers={LAYERS}"]))
+    models = ("model", "score_model") if recipe.endswith("14b") else ("model",)
+    config = run_config(read_config(recipe, [f"--config.{name}.num_layers={LAYERS}" for name in models]))
     mesh = dataclasses.replace(config.mesh, data=-1, fsdp=GPUS // config.mesh.sequence)
     data = dataclasses.replace(config.data, batch_size=GPUS // config.mesh.sequence)
     return dataclasses.replace(config, mesh=mesh, data=data, microbatches=1)

@@ -1,0 +1,81 @@
+"""The parts that are not a training step compile for a GPU that is not here: every kernel, a chunk of a stream."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rcm_jax.aot.compile import absent, compile_for
+from rcm_jax.aot.gpus import find_gpu
+from rcm_jax.aot.report import report
+from rcm_jax.kernels import pallas_triton
+from rcm_jax.kernels.bench_shapes import packed
+from rcm_jax.kernels.masks import KeyRuns
+from rcm_jax.objectives.config import CausalConfig
+from rcm_jax.parallel import make_mesh, sharded_attention
+from rcm_jax.sampling.schedules import few_step_schedule
+from rcm_jax.sampling.stream import open_caches, sample_step
+from rcm_jax.wan.config import WAN_1_3B
+from rcm_jax.wan.dit import DiT
+from rcm_jax.wan.networks import abstract_network
+
+pytestmark = [pytest.mark.aot, pytest.mark.optimised]
+
+S, N, D = 3120, 12, 128
+MASKS = {"none": None, "kv_len": KeyRuns(kv_len=1000), "runs": packed("c1-1", 2, S // 4)}
+SCALE = D**-0.5
+CALLS = {
+    "forward": lambda q, lse, mask: pallas_triton.forward(q, q, q, mask, SCALE),
+    "tangent": lambda q, lse, mask: pallas_triton.tangent(q, q, q, q, lse, q, q, q, mask, SCALE),
+    "fused": lambda q, lse, mask: pallas_triton.fused(q, q, q, q, q, q, mask, SCALE),
+    "backward": lambda q, lse, mask: pallas_triton.backward(q, q, q, q, lse, q, mask, SCALE),
+}
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(devices=absent("h100", 1))
+
+
+def shaped(mesh, shape, dtype):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P()))
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("kind", CALLS)
+def test_kernel(mesh, kind, mask):
+    q, lse = shaped(mesh, (1, S, N, D), jnp.bfloat16), shaped(mesh, (1, N, S), jnp.float32)
+    with jax.set_mesh(mesh):
+        program = compile_for(lambda q, lse: CALLS[kind](q, lse, MASKS[mask]), q, lse)
+    told = report(kind, program, mesh, find_gpu("h100"))
+    assert told.kernels == ({"dq": 1, "dkv": 1} if kind == "backward" else {kind: 1})
+    products = {"forward": 2, "tangent": 5, "fused": 6, "backward": 7}[kind]
+    pairs = sum(n * k for n, k in ((780, 780), (780, 1560), (780, 780), (780, 1560))) if mask == "runs" else S * S
+    assert told.flops == pytest.approx(2 * N * D * products * pairs, rel=1e-6)
+    assert told.temporaries < 64 * 2**20  # nothing as large as the scores
+
+
+def test_a_chunk_of_a_stream(mesh):
+    """Of the 1.3B at 480p, two layers deep: our kernel, and the caches in place."""
+    gpu, frames, latents = find_gpu("h100"), 21, (60, 104)
+    config = dataclasses.replace(WAN_1_3B, num_layers=2)
+    dit = DiT(config, sharded_attention(mesh))
+    network = CausalConfig(pattern="c3-3").network(dit, (frames, *latents))
+    schedule = few_step_schedule([4, 2])
+    params, text = abstract_network(config), jax.ShapeDtypeStruct((1, 512, 4096), jnp.float32)
+    prompts, caches = jax.eval_shape(lambda p, t: open_caches(network, p, t, None, schedule), params, text)
+    times, noisy = schedule.chunk(1)
+    noises = jax.ShapeDtypeStruct((len(times), 1, 3, *latents, 16), jnp.float32)
+    placed = jax.tree.map(
+        lambda x: shaped(mesh, x.shape, x.dtype), (params, prompts, caches, jax.ShapeDtypeStruct((), jnp.int32), noises)
+    )
+    with jax.set_mesh(mesh):
+        program = compile_for(sample_step, network, *placed, times=times, noisy_context=noisy, ode=False, guidance=1.0)
+    told = report("chunk", program, mesh, gpu)
+    assert set(told.kernels) == {"forward"}
+    cache = 2 * 2 * frames * 30 * 52 * 1536 * 2  # keys and values, two layers
+    assert told.outputs < cache / 4  # not copied: the chunk's latents alone are new
+    assert told.fits
