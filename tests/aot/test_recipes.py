@@ -35,8 +35,8 @@ STEPS = {
     ("wan_1_3b_causal_tf_scm", "student"): (STUDENT, 3.9),
     ("wan_1_3b_causal_tf_dcm", "student"): (DIFFUSION, 3.9),
     ("wan_1_3b_causal_sf_dmd", "student_dmd"): (DIFFUSION, 2.4),
-    ("wan_1_3b_causal_sf_dmd_14b", "student_dmd"): (DIFFUSION, 99),
-    ("wan_1_3b_causal_sf_dmd_14b", "critic"): (DIFFUSION, 99),
+    ("wan_1_3b_causal_sf_dmd_14b", "student_dmd"): (DIFFUSION, 8.9),
+    ("wan_1_3b_causal_sf_dmd_14b", "critic"): (DIFFUSION, 10.6),
     ("wan_1_3b_causal_sf_dmd", "critic"): (DIFFUSION, 2.9),
 }
 
