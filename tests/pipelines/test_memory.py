@@ -98,11 +98,11 @@ def test_the_estimate_is_near_the_compilers():
         (WAN_14B, (1280, 720), "bfloat16", 1, 1),
         (WAN_14B, (1280, 720), "bfloat16", 2, 2),
     ],
-    ids=str,
+    ids=["1.3B", "1.3B float32", "14B", "14B on four"],
 )
 def test_the_network_s_estimate_is_the_compilers(files, model, size, dtype, fsdp, sequence):
     big = dataclasses.replace(published(files).files, dit=(dataclasses.replace(files.dit[0], config=model),))
-    job = published(files, files=big, size=size, dtype=dtype, batch_size=fsdp, fsdp=fsdp, sequence=sequence)
+    job = Job(big, size, 77, dtype, batch_size=fsdp, fsdp=fsdp, sequence=sequence)
     mesh = make_mesh(1, fsdp, sequence, absent("h200", fsdp * sequence))
     flat = flatten_dict(abstract_network(model), sep="/")
     whole = next(network for network in NETWORKS if network.name == "dit").full_precision
