@@ -171,11 +171,13 @@ def cut_by_heads(cache: PyTree) -> PyTree:
     if not _is_ours(mesh):
         return cache
 
-    def cut(x: Float[Array, "layers B K N D"]) -> Array:
-        heads = SEQUENCE_AXIS if x.shape[3] % mesh.shape[SEQUENCE_AXIS] == 0 else None
-        return jax.lax.with_sharding_constraint(x, P(None, _batch_axes(mesh, x.shape[1]), None, heads))
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, cache_spec(mesh, x.shape)), cache)
 
-    return jax.tree.map(cut, cache)
+
+def cache_spec(mesh: Mesh | AbstractMesh, shape: tuple[int, int, int, int, int]) -> P:
+    """Where `cut_by_heads` leaves keys or values [layers, B, K, N, D]."""
+    heads = SEQUENCE_AXIS if shape[3] % mesh.shape[SEQUENCE_AXIS] == 0 else None
+    return P(None, _batch_axes(mesh, shape[1]), None, heads)
 
 
 def bytes_per_device(mesh: Mesh | AbstractMesh, tree: PyTree) -> int:

@@ -81,10 +81,7 @@ def transfers(module: Module, mesh_shape: dict[str, int], gpu: Gpu) -> list[Tran
 def _larger_side(i: Instruction, kind: str) -> int:
     """Bytes of the gathered array, or of what is reduced or exchanged: the result of a start holds both sides."""
     sizes = [itemsize(dtype) * int(np.prod(dims)) for dtype, dims in i.arrays]
-    if not i.opcode.endswith("-start"):
-        factor = 1
-        return sum(sizes) * factor
-    if kind == "all-reduce":  # the result alone
+    if not i.opcode.endswith("-start") or kind == "all-reduce":  # the result alone
         return sum(sizes)
     half = len(sizes) // 2
     return max(sum(sizes[:half]), sum(sizes[half : 2 * half]))

@@ -23,13 +23,10 @@ def flops(module: Module) -> float:
 
 def kernels(module: Module) -> Counter:
     """How often each of our attention kernels runs in the program."""
-    return Counter({n: t for n, t in _count(module).items() if n})
-
-
-def _count(module: Module) -> Counter:
     count: Counter = Counter()
     for _, i, times in module.scheduled():
-        count[attention_kernel(i)] += times
+        if name := attention_kernel(i):
+            count[name] += times
     return count
 
 

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 TARGETS = Path(__file__).parent / "targets"
+SPARE = 0.08  # of a GPU's memory, for what is not XLA's: CUDA's context, NCCL, fragments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,11 @@ def find_gpu(name: str) -> Gpu:
 def capability_of(device_kind: str) -> float | None:
     """The compute capability of devices that call themselves so, or None."""
     return next((gpu.capability for gpu in gpus().values() if gpu.device_kind == device_kind), None)
+
+
+def usable(memory: int) -> int:
+    """Bytes of a GPU's memory that a program may take."""
+    return round((1 - SPARE) * memory)
 
 
 def _read(path: Path) -> Gpu:

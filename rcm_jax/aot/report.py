@@ -1,18 +1,16 @@
 """What a compiled program takes on each of its GPUs, as data, as a page of text and as JSON."""
 
 import dataclasses
-from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
 from rcm_jax.aot.collectives import Collective, collectives
 from rcm_jax.aot.compile import Program
 from rcm_jax.aot.costs import flops, kernels
-from rcm_jax.aot.gpus import Gpu
+from rcm_jax.aot.gpus import Gpu, usable
 from rcm_jax.aot.hlo import read
 from rcm_jax.aot.live import Buffer, live_at_peak
 
-SPARE = 0.08  # of a GPU's memory, for what is not XLA's: CUDA's context, NCCL, fragments
 LARGEST = 10
 
 
@@ -43,7 +41,7 @@ class Report:
     @property
     def room(self) -> int:
         """Bytes of the GPU that a program may take."""
-        return round((1 - SPARE) * self.memory)
+        return usable(self.memory)
 
     @property
     def fits(self) -> bool:
@@ -109,8 +107,3 @@ def report(name: str, program: Program, mesh: Mesh, gpu: Gpu) -> Report:
         kernels=dict(kernels(module)),
         compile_seconds=program.seconds,
     )
-
-
-def worst(reports: Sequence[Report]) -> Report:
-    """The one that needs the most memory."""
-    return max(reports, key=lambda r: r.peak)

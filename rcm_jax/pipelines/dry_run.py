@@ -23,7 +23,7 @@ from rcm_jax.aot.report import Report, gib, report
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.convert.checkpoint import Checkpoint
 from rcm_jax.convert.networks import with_dtype
-from rcm_jax.parallel import batch_sharding, cut_by_heads, make_mesh, state_shardings
+from rcm_jax.parallel import batch_sharding, cache_spec, make_mesh, state_shardings
 from rcm_jax.pipelines.bidirectional import Conditions, all_steps, one_pass
 from rcm_jax.pipelines.causal import causal_network
 from rcm_jax.pipelines.memory import TILE
@@ -123,26 +123,15 @@ def _chunk(pipe: Pipeline, request: Request, asked: SamplingOptions, gpu: Gpu) -
     given = _shape(mesh, (B, *_text_shape(pipe)))
     null_text = given if schedule.guidance > 1 else None
 
-    def opened(params, given, null_text):
-        prompts, caches = open_caches(network, params, given, null_text, schedule)
-        return prompts, cut_by_heads(caches)
-
     with jax.set_mesh(mesh):
-        prompts, caches = jax.tree.map(
-            lambda x: _shape(mesh, x.shape, x.dtype), jax.eval_shape(opened, params, given, null_text)
-        )
-        caches = jax.tree.map(lambda x: x.update(sharding=NamedSharding(mesh, _cache_spec(mesh, x.shape))), caches)
+        prompts, caches = jax.eval_shape(lambda *x: open_caches(network, *x, schedule), params, given, null_text)
+        prompts = jax.tree.map(lambda x: _shape(mesh, x.shape, x.dtype), prompts)
+        caches = jax.tree.map(lambda x: _shape(mesh, x.shape, x.dtype, cache_spec(mesh, x.shape)), caches)
         program = compile_for(
             sample_step, network, params, prompts, caches, _shape(mesh, (), jnp.int32), noises, times=times,
             noisy_context=noisy, ode=schedule.ode, guidance=schedule.guidance,
         )  # fmt: skip
     return report("network, a chunk", program, mesh, gpu)
-
-
-def _cache_spec(mesh: Mesh, shape: tuple[int, ...]) -> P:
-    """Heads over the sequence axis, where it divides them: where `cut_by_heads` leaves a cache."""
-    size = mesh.shape["sequence"]
-    return P(None, None, None, "sequence" if size > 1 and shape[3] % size == 0 else None)
 
 
 def _decoder(pipe: Pipeline, request: Request, gpu: Gpu) -> Report:

@@ -12,6 +12,7 @@ from rcm_jax.training.config import RunConfig
 from rcm_jax.training.schedule import step_names
 from rcm_jax.training.state import TrainState, abstract_state
 from rcm_jax.training.step import Step, make_steps
+from rcm_jax.wan.config import CLIP_VIT_H
 from rcm_jax.wan.networks import abstract_network
 
 
@@ -36,7 +37,7 @@ def abstract_batch(config: RunConfig) -> Batch:
         latents=shape(*grid, model.out_channels),
         text=shape(model.text_len, model.text_dim),
         condition=shape(*grid, extra) if extra else None,
-        image=None if model.image_dim is None else shape(257, model.image_dim),
+        image=None if model.image_dim is None else shape(CLIP_VIT_H.tokens, model.image_dim),
     )
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 
 from rcm_jax.aot.compile import GPUS_A_HOST, absent, compile_for
-from rcm_jax.aot.gpus import Gpu
-from rcm_jax.aot.report import SPARE, Report, gib, report
+from rcm_jax.aot.gpus import Gpu, usable
+from rcm_jax.aot.report import Report, gib, report
 from rcm_jax.parallel import MESH_AXES, bytes_per_device, make_mesh, mesh_shape
 from rcm_jax.training.abstract import abstract_networks, abstract_steps
 from rcm_jax.training.config import RunConfig
@@ -128,7 +128,7 @@ def candidates(config: RunConfig, count: int) -> Iterator[RunConfig]:
 
 def _tried(config: RunConfig, gpu: Gpu, count: int, step: str | None) -> Plan:
     """Compiled, the step that needs most first, and the others only if it fits; not compiled where a bound says no."""
-    least, room = at_least_bytes(config, count), (1 - SPARE) * gpu.memory
+    least, room = at_least_bytes(config, count), usable(gpu.memory)
     if least > room:
         return Plan(config, count, reason=f"at least {gib(least)} GiB")
     names = step_names(config.method) if step is None else (step,)

@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 
 from rcm_jax.aot.compile import no_gpus
-from rcm_jax.aot.gpus import find_gpu
-from rcm_jax.aot.report import SPARE, gib
+from rcm_jax.aot.gpus import find_gpu, usable
+from rcm_jax.aot.report import gib
 from rcm_jax.configs.base import run_config
 from rcm_jax.recipes import read_config
 from rcm_jax.training import planning
@@ -35,7 +35,7 @@ def on(config: RunConfig, count: int) -> RunConfig:
 
 def line(record: dict) -> str:
     report = record["report"]
-    room = {name: (1 - SPARE) * find_gpu(name).memory for name in ("h100", "h200")}
+    room = {name: usable(find_gpu(name).memory) for name in ("h100", "h200")}
     fits = " | ".join("yes" if report["peak"] <= room[name] else "**no**" for name in room)
     return (
         f"| {record['recipe']} | {report['name']} | {report['devices']} | {gib(report['peak'])} | {fits} | "

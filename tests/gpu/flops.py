@@ -9,9 +9,8 @@ more (attention: 5 for 2).
 import dataclasses
 import math
 
+from rcm_jax.aot.costs import RATES
 from rcm_jax.wan.config import DiTConfig
-
-BFLOAT16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense, by the data sheets of the SXM parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,4 +57,4 @@ def critic_step(f: Forward, num_steps: int) -> float:
 
 def peak(device_kind: str) -> float | None:
     """By data sheet; None for a device that is not in the list."""
-    return next((flops for name, flops in BFLOAT16_PEAK.items() if name in device_kind), None)
+    return next((rates.products for name, rates in RATES.items() if name.upper() in device_kind), None)

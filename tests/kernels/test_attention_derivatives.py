@@ -154,12 +154,14 @@ def test_second_order_is_nan(of):
         assert jnp.isnan(derivative).all()
 
 
-def test_stop_gradient_keeps_the_nan_out_without_scan_and_remat():
+@pytest.mark.parametrize("fused", [False, True], ids=["split", "fused"])
+def test_stop_gradient_keeps_the_nan_out_without_scan_and_remat(fused):
     a = operands()
 
     def loss(f, x):
         o, to = jax.jvp(f, x, a.t)
         return ((o - jax.lax.stop_gradient(o + to)) ** 2).sum()
 
-    got, want = (jax.jit(jax.grad(functools.partial(loss, f)))(a.x) for f in (attention, plain))
+    functions = functools.partial(attention, fused=fused), plain
+    got, want = (jax.jit(jax.grad(functools.partial(loss, f)))(a.x) for f in functions)
     close(got, want)

@@ -40,17 +40,6 @@ def test_one_pass_gradient_is_right_and_free_of_nan(attend_xla, policy):
     close(got, want)
 
 
-def test_without_scan_and_remat():
-    a = operands()
-
-    def loss(f, x):
-        o, to = jax.jvp(f, x, a.t)
-        return ((o - jax.lax.stop_gradient(o + to)) ** 2).sum()
-
-    got, want = (jax.jit(jax.grad(functools.partial(loss, f)))(a.x) for f in (fused, plain))
-    close(got, want)
-
-
 @pytest.mark.parametrize("of", range(6), ids=["q", "k", "v", "tq", "tk", "tv"])
 def test_the_derivative_of_the_tangent_is_nan(of):
     a = operands()
