@@ -155,6 +155,27 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
+def local_rows(sharding: NamedSharding, batch: int) -> range:
+    """Which of a batch's samples this process's devices hold: what it must read."""
+    parts = [index[0].indices(batch) for index in sharding.addressable_devices_indices_map((batch,)).values()]
+    return range(min(start for start, _, _ in parts), max(stop for _, stop, _ in parts))
+
+
+def place_batch(batch: PyTree, sharding: NamedSharding, rows: range, size: int) -> PyTree:
+    """A global batch of `size` samples on the devices, of which this process has read `rows`."""
+    if len(rows) == size:
+        return jax.device_put(batch, sharding)
+
+    def place(x: np.ndarray) -> Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(size)
+            return x[start - rows.start : stop - rows.start]
+
+        return jax.make_array_from_callback((size, *x.shape[1:]), sharding, part)
+
+    return jax.tree.map(place, batch)
+
+
 def gathered_product(x: Array, weights: Array, dimensions: Any, precision: Any = None, **how: Any) -> Array:
     """`lax.dot_general` with weights that lie on several devices: every device gathers these, for its own samples.
     Where activations are smaller than weights, the partitioner would gather the activations of the whole batch."""

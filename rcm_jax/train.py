@@ -26,6 +26,9 @@ def parser() -> argparse.ArgumentParser:
     p = command_parser("train", __doc__)
     p.add_argument("--config", required=True, metavar="RECIPE", help=f"one of {', '.join(recipes())}; or a file")
     p.add_argument("--workdir", type=Path, help="where the run lives; made if it is not there")
+    p.add_argument("--resume", default="auto", metavar="auto|STEP|no", help="go on from the newest checkpoint if there "
+                   "is one (default), or from that of a step, or fail where there are any")  # fmt: skip
+    add_options(p.add_argument_group("several hosts, one command each"), HostOptions)
     p.add_argument("--dry_run", action="store_true", help="print what the run would take, allocate and write nothing")
     p.add_argument("--devices", type=int, default=0, help="with --dry_run: how many to plan for (default: those here)")
     p.add_argument("--gpu", help="with --dry_run: compile for this GPU: h100, h200, a100, b200 or rtx_4090")
@@ -48,13 +51,16 @@ def run(args: argparse.Namespace, changes: Sequence[str]) -> str:
     from rcm_jax.training import runs
 
     config = run_config(config)
+    options = HostOptions(**taken(vars(args), HostOptions))
+    resume = parse_resume(args.resume)
     if args.dry_run and args.gpu:
         return _compiled(config, args.gpu, args.devices)
     if args.dry_run:
         return runs.plan(config, args.devices)
     check_folder(args.workdir, "workdir")
     preview = functools.partial(write_preview, seed=config.seed)
-    return f"weights: {runs.train_recipe(config, args.workdir, on_samples=preview)}"
+    with hosts_of_a_run(options):
+        return f"weights: {runs.train_recipe(config, args.workdir, on_samples=preview, resume=resume)}"
 
 
 def _compiled(config: "RunConfig", gpu: str, devices: int) -> str:

@@ -69,7 +69,10 @@ class RandomSource:
         self.config = config
         self.null_text = np.zeros((config.model.text_len, config.model.text_dim), np.float32)
 
-    def batch(self, step: int) -> Batch:
+    def keys(self, step: int) -> list[str]:
+        return [f"noise {step}.{i}" for i in range(self.config.data.batch_size)]
+
+    def batch(self, step: int, rows: range | None = None) -> Batch:
         rng = np.random.default_rng((self.config.seed, step))
         B, model = self.config.data.batch_size, self.config.model
         shape = self.config.data.latent_shape
@@ -79,9 +82,11 @@ class RandomSource:
 
         latents, text = normal(*shape, model.out_channels), normal(model.text_len, model.text_dim)
         channels = model.in_channels - model.out_channels
-        return Batch(
+        batch = Batch(
             latents,
             text,
             condition=normal(*shape, channels) if channels else None,
             image=normal(IMAGE_TOKENS, model.image_dim) if model.image_dim else None,
         )
+        rows = rows or range(B)
+        return jax.tree.map(lambda x: x[rows.start : rows.stop], batch)

@@ -1,6 +1,6 @@
 """Where a run's batches come from: a function of the step, behind one small interface."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import grain
@@ -18,7 +18,11 @@ class Source(Protocol):
 
     null_text: Float[np.ndarray, "L D"]
 
-    def batch(self, step: int) -> Batch: ...
+    def batch(self, step: int, rows: range | None = None) -> Batch:
+        """Those samples of the step's batch, or all."""
+
+    def keys(self, step: int) -> Sequence[str]:
+        """What the samples of the step's batch are called, for reports."""
 
 
 class ToySource:
@@ -30,10 +34,16 @@ class ToySource:
         self._encode = jax.jit(codec.encode)
         self.null_text = toy.encode_text([""])[0]
 
-    def batch(self, step: int) -> Batch:
+    def _videos(self, step: int, rows: range) -> range:
         first = step * self.batch_size
-        videos, captions = toy.batch(self.seed, range(first, first + self.batch_size))
+        return range(first + rows.start, first + rows.stop)
+
+    def batch(self, step: int, rows: range | None = None) -> Batch:
+        videos, captions = toy.batch(self.seed, self._videos(step, rows or range(self.batch_size)))
         return Batch(np.asarray(self._encode(videos)), toy.encode_text(captions))
+
+    def keys(self, step: int) -> list[str]:
+        return [f"toy video {i} of seed {self.seed}" for i in self._videos(step, range(self.batch_size))]
 
 
 def make_source(config: DataConfig, seed: int) -> Source:
@@ -46,7 +56,7 @@ def make_source(config: DataConfig, seed: int) -> Source:
     )
 
 
-def batches(source: Source, start: int, stop: int) -> Iterator[Batch]:
-    """Batches start .. stop - 1 in order, made one step ahead in a thread."""
-    steps = grain.MapDataset.range(start, stop).map(lambda step: source.batch(int(step)))
+def batches(source: Source, start: int, stop: int, rows: range) -> Iterator[Batch]:
+    """Those rows of batches start .. stop - 1 in order, made one step ahead in a thread."""
+    steps = grain.MapDataset.range(start, stop).map(lambda step: source.batch(int(step), rows))
     return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))

@@ -28,6 +28,7 @@ from rcm_jax.types import Metrics, Params
 from rcm_jax.wan.dit import DiT
 
 Loss = Float[Array, " B"]
+BAD = "bad_"  # begins the names of a summary's entries that are of each sample: which of them a loss leaves out
 Parts = dict[str, Terms]  # of every loss of a step: its fields, and `loss` [B] and `masked` [B] among them
 StudentLoss = Callable[[Params], tuple[Loss, Parts]]
 
@@ -171,10 +172,12 @@ def drop_text(batch: Batch, null_text: NullText, dropped: Bool[Array, " B"] | No
 
 
 def summary(parts: Parts) -> Metrics:
-    """What the log says of a step's losses: means over the samples that count, and how many do not."""
+    """What the log says of a step's losses: means over the samples that count, how many do not, and, for each loss under
+    a name that begins with BAD, which [B]."""
     logged = {}
     for name, terms in parts.items():
         logged[f"loss_{name}"] = masked_mean(terms["loss"], terms["masked"])
+        logged[f"{BAD}{name}"] = terms["masked"]
         if "g_norm" in terms:
             logged["tangent_norm"] = masked_mean(terms["g_norm"], terms["masked"])
     return logged | {"masked": sum(terms["masked"].sum() for terms in parts.values())}

@@ -1,85 +1,140 @@
-"""Checkpoints of the whole training state (Orbax, asynchronous, the newest k kept), and the workdir that holds them.
+"""Checkpoints of the whole training state (Orbax, asynchronous), verified when they are read.
 
-workdir/
-    config.json        the run's config; a workdir belongs to one
-    checkpoints/STEP/  the state before step STEP
+checkpoints/STEP/
+    state/     the state before step STEP
+    about/     JSON: step, data position, config, code, models, and a checksum of every leaf
 """
 
-import json
+import contextlib
+import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+from jaxtyping import PyTree
 
-from rcm_jax.outputs import unfinished
-from rcm_jax.training.config import RunConfig
+from rcm_jax.training.checksums import checksums
+from rcm_jax.training.hosts import wait_for_all
 from rcm_jax.training.state import TrainState
 
 
-def _flat(values: dict, prefix: str = "") -> dict[str, object]:
-    out = {}
-    for key, value in values.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return out
-
-
-def claim_workdir(workdir: str | Path, config: RunConfig) -> Path:
-    """Makes the workdir, or checks that it is this config's.
-
-    Raises ValueError listing the differing settings where the workdir holds another config's run, and OSError with
-    the path where it cannot be written. What was there stays as it was.
-    """
-    workdir = Path(workdir).absolute()
-    file = workdir / "config.json"
-    mine = json.loads(json.dumps(config.to_dict()))
-    if file.exists():
-        theirs, ours = _flat(json.loads(file.read_text())), _flat(mine)
-        differ = [
-            f"{key}: {theirs.get(key, 'absent')} in the workdir, {ours.get(key, 'absent')} now"
-            for key in sorted(theirs.keys() | ours.keys())
-            if theirs.get(key) != ours.get(key) and key not in RunConfig.CADENCE
-        ]
-        if differ:
-            raise ValueError(
-                f"{workdir} holds a run of another config; use a new workdir, or make these equal:\n  "
-                + "\n  ".join(differ)
-            )
-    try:
-        with unfinished(file) as new:
-            new.write_text(json.dumps(mine, indent=1))
-    except OSError as error:
-        raise OSError(f"cannot write to the workdir {workdir}: {error.strerror}") from error
-    return workdir
+class DamagedError(ValueError):
+    """A checkpoint that is there and not whole."""
 
 
 class Checkpoints:
-    """The checkpoints of one workdir."""
+    """The checkpoints of one workdir, on a mesh; on several hosts all call the same methods in the same order.
 
-    def __init__(self, workdir: Path, keep: int):
-        self.folder = workdir / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+    keep: so many of the newest stay; and with `keep_every` those of every so many steps.
+    """
+
+    def __init__(self, workdir: Path, mesh: Mesh, keep: int, keep_every: int = 0):
+        self.folder, self._aside, self._mesh = workdir / "checkpoints", workdir / "set_aside", mesh
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, keep_period=keep_every or None, create=True, enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
+        )  # fmt: skip
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "about"))
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
 
     def latest(self) -> int | None:
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
 
-    def save(self, step: int, state: TrainState) -> None:
-        """Starts writing and returns; a checkpoint counts as one only when it is whole."""
-        if step != self.latest():
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+    def save(self, step: int, state: TrainState, about: dict[str, Any]) -> None:
+        """Starts writing and returns; a checkpoint counts as one only when it is whole. Raises OSError where the one
+        before it could not be written."""
+        if step == self.latest():
+            return
+        about = about | {"step": step, "checksums": checksums(state, self._mesh)}
+        with self._writing():
+            self._manager.save(
+                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
+            )
 
-    def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state saved before `step`, with the shapes, dtypes and shardings of `like` (may be abstract)."""
-        return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+    def check(self) -> None:
+        """Raises what a save in the background has raised."""
+        with self._writing():
+            self._manager.check_for_errors()
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The state saved before `step`, with the shapes, dtypes and shardings of `like` (may be abstract), and what
+        its save was told of it. Raises DamagedError that names the file where its numbers are not those saved."""
+        where = self.folder / str(step)
+        try:
+            about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+            saved = about["checksums"]
+            state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
+        except Exception as error:  # Orbax, TensorStore, JSON: each has kinds of its own
+            raise DamagedError(f"{_file_in(error, where)} is damaged: {_first_words(error)}") from error
+        now = checksums(state, self._mesh)
+        if wrong := [name for name in now.keys() | saved.keys() if now.get(name) != saved.get(name)]:
+            raise DamagedError(
+                f"{where / 'state'} is damaged: {len(wrong)} of {len(saved)} arrays are not as they were saved, "
+                f"{min(wrong)} among them"
+            )
+        return state, about
+
+    def whole_before(self, step: int, like: TrainState) -> int | None:
+        """The newest checkpoint before `step` that restores."""
+        for older in reversed([s for s in self.steps() if s < step]):
+            try:
+                self.restore(older, like)
+            except DamagedError:
+                continue
+            return older
+        return None
+
+    def set_aside(self, after: int) -> list[Path]:
+        """Moves what is newer than step `after` out of the way of a run that goes on from there; where to."""
+        places = []
+        for step in (s for s in self.steps() if s > after):
+            names = (self._aside / f"{step}{again}" for again in ("", *(f"-{i}" for i in range(2, 1000))))
+            places.append(next(place for place in names if not place.exists()))
+            if jax.process_index() == 0:
+                self._aside.mkdir(exist_ok=True)
+                shutil.move(self.folder / str(step), places[-1])
+        if places:
+            wait_for_all("set_aside")
+            self._manager.reload()
+        return places
 
     def wait(self) -> None:
         """Until everything is on disk. Raises what the writing raised, a full disk included."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         self._manager.close()
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of another thread, of Orbax, TensorStore or the system
+            whole = [step for step in self.steps() if (self.folder / str(step)).is_dir()]
+            left = f"step {max(whole)} is the newest that is whole" if whole else "none is whole"
+            raise OSError(f"cannot write a checkpoint in {self.folder}: {_first_words(error)}; {left}") from error
 
-def abstract_like(tree, shardings):
+
+def _first_words(error: Exception) -> str:
+    """What an error says, without the paragraphs that follow."""
+    text = " ".join(str(error).split())
+    words = re.sub(r"\[\S+=.*?\]", "", text)[:200].strip()
+    return words or type(error).__name__
+
+
+def _file_in(error: Exception, where: Path) -> Path:
+    """The file that an error speaks of, or the checkpoint."""
+    found = re.search(re.escape(str(where)) + r"[^\s\"':\]]*", str(error))
+    return Path(found[0]) if found else where
+
+
+def abstract_like(tree: PyTree, shardings: PyTree) -> PyTree:
     """Shapes and dtypes of `tree` with the given shardings, for `restore`."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)

@@ -13,7 +13,8 @@ from rcm_jax.wan.config import DiTConfig
 class OptimizerConfig:
     """AdamW with float32 masters. `b1` 0 keeps no first moment. `decay_updates` > 0 adds a cosine fall to zero.
 
-    `frozen` names top-level parameters of the student that stay the teacher's.
+    `frozen` names top-level parameters of the student that stay the teacher's. `spike` > 0 leaves out an update whose
+    gradient is so many times as large as usual.
     """
 
     lr: float = 2e-6
@@ -25,6 +26,7 @@ class OptimizerConfig:
     warmup_updates: int = 100
     decay_updates: int = 0
     clip_norm: float = 0.0
+    spike: float = 0.0
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -32,7 +34,7 @@ class OptimizerConfig:
         part, count = Range(0, 0.99999), at_least(0)
         check_settings(
             self, "optimizer.", lr=POSITIVE, lr_fake=POSITIVE, b1=part, b2=part, eps=POSITIVE, weight_decay=count,
-            warmup_updates=count, decay_updates=count, clip_norm=count,
+            warmup_updates=count, decay_updates=count, clip_norm=count, spike=count,
         )  # fmt: skip
 
 
@@ -65,6 +67,9 @@ class RunConfig:
     teacher_model, score_model: their sizes, where they are not the student's; the fake score is as large as the network
     that it is compared with.
     microbatches: into how many cuts of the batch a step is divided, one after another, to save memory.
+    keep, keep_every: the newest so many checkpoints stay, and those of every so many steps besides (0: none).
+    stop_after: a run ends that left out so many updates in a row, for losses or gradients that are not finite, for
+    batches without a sample that is, or for spikes (0: never).
     """
 
     model: DiTConfig
@@ -87,18 +92,20 @@ class RunConfig:
     log_every: int = 10
     checkpoint_every: int = 500
     keep: int = 3
+    keep_every: int = 0
     sample_every: int = 0
     tensorboard: bool = True
     wandb: str = ""
+    stop_after: int = 20
 
     # May differ between a run and its resumption: they change what is written, not what is computed.
-    CADENCE = ("steps", "log_every", "checkpoint_every", "keep", "sample_every", "tensorboard", "wandb")
+    CADENCE = ("steps", "log_every", "checkpoint_every", "keep", "keep_every", "sample_every", "tensorboard", "wandb", "stop_after")
 
     def __post_init__(self):
         once = at_least(1)
         check_settings(
             self, seed=between(0, 2**32 - 1), steps=once, microbatches=once, ema_rate=POSITIVE, sigma_max=POSITIVE,
-            log_every=once, checkpoint_every=once, keep=once, sample_every=at_least(0),
+            log_every=once, checkpoint_every=once, keep=once, keep_every=at_least(0), sample_every=at_least(0), stop_after=at_least(0),
         )  # fmt: skip
         if self.data.batch_size % self.microbatches:
             raise ValueError(

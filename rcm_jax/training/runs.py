@@ -33,8 +33,9 @@ def model_info(config: RunConfig, note: str = "") -> ModelInfo:
 
 
 def train_recipe(
-    config: RunConfig, workdir: str | Path, *, on_samples: OnSamples | None = None, progress: str = "train"
-) -> Path:
+    config: RunConfig, workdir: str | Path, *, on_samples: OnSamples | None = None, resume: str | int = "auto",
+    progress: str = "train",
+) -> Path:  # fmt: skip
     """Trains to the end and writes the averaged weights to `workdir`; returns their path.
 
     on_samples: called as (step, averaged weights, what they are, workdir) every `config.sample_every` steps.
@@ -52,7 +53,10 @@ def train_recipe(
         if on_samples is not None:
             on_samples(step, state.ema, info, workdir)
 
-    state = train(config, source, workdir, weights=weights, on_samples=sampled, progress=progress)
+    state = train(
+        config, source, workdir, weights=weights, on_samples=sampled, resume=resume,
+        about={"model": info.to_json()}, progress=progress,
+    )  # fmt: skip
     return save_model(workdir / f"{info.kind}.safetensors", jax.device_get(state.ema), info)
 
 

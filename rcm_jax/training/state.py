@@ -4,8 +4,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 
+from rcm_jax.objectives.networks import Networks
+from rcm_jax.parallel import shard, state_shardings
 from rcm_jax.training.config import RunConfig
 from rcm_jax.training.optimizer import adamw
 from rcm_jax.types import Params
@@ -25,6 +28,43 @@ class Weights:
     init: Params | None = None
     score_teacher: Params | None = None
 
+    def networks(self, config: RunConfig, mesh: Mesh) -> Networks:
+        """Those that stand still and that a loss of the run reads, sharded over the mesh."""
+        return shard(Networks(teacher=self.teacher, score_teacher=self.score_teacher), mesh)
+
+    def start(self, config: RunConfig, mesh: Mesh) -> tuple[Params | None, Params | None]:
+        """What student and fake score start from."""
+        own, _, score = config.models
+        fake = self.teacher if self.score_teacher is None and score != own else self.score_teacher
+        return self.teacher if self.init is None else self.init, fake
+
+
+SETTLED = 20  # updates before a norm can be called a spike
+MEMORY = 0.98  # of the running mean
+
+
+@flax.struct.dataclass
+class NormRecord:
+    """How large gradients usually are: the running mean of the norm's logarithm over the updates that counted."""
+
+    count: Int[Array, ""]
+    log_mean: Float[Array, ""]
+
+    @classmethod
+    def empty(cls) -> "NormRecord":
+        return cls(jnp.zeros((), jnp.int32), jnp.zeros(()))
+
+    def is_spike(self, norm: Float[Array, ""], factor: float) -> Bool[Array, ""]:
+        """Whether a norm is more than `factor` times the usual one; 0 calls nothing a spike."""
+        if not factor:
+            return jnp.zeros((), bool)
+        return (self.count >= SETTLED) & (jnp.log(norm) > self.log_mean + jnp.log(factor))
+
+    def with_norm(self, norm: Float[Array, ""]) -> "NormRecord":
+        keep = jnp.minimum(MEMORY, self.count / (self.count + 1))  # a plain mean at first
+        log = jnp.log(jnp.maximum(norm, jnp.finfo(jnp.float32).tiny))
+        return NormRecord(self.count + 1, keep * self.log_mean + (1 - keep) * log)
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -38,8 +78,10 @@ class TrainState:
     student: Params
     ema: Params
     student_opt: optax.OptState
+    student_norms: NormRecord
     fake_score: Params | None = None
     fake_opt: optax.OptState | None = None
+    fake_norms: NormRecord | None = None
 
     @property
     def key(self) -> Array:
@@ -67,9 +109,18 @@ def init_state(config: RunConfig, start: Params | None, fake: Params | None = No
         student=student,
         ema=copy(student),
         student_opt=adamw(o, o.lr, o.frozen).init(student),
+        student_norms=NormRecord.empty(),
         fake_score=fake,
         fake_opt=None if fake is None else adamw(o, o.lr_fake).init(fake),
+        fake_norms=None if fake is None else NormRecord.empty(),
     )
+
+
+def first_state(config: RunConfig, weights: Weights, mesh: Mesh) -> TrainState:
+    """The state before step 0, sharded over the mesh."""
+    shardings = state_shardings(mesh, abstract_state(config))
+    start, fake = weights.start(config, mesh)
+    return jax.jit(lambda start, fake: init_state(config, start, fake), out_shardings=shardings)(start, fake)
 
 
 def abstract_state(config: RunConfig) -> TrainState:

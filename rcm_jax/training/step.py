@@ -12,20 +12,20 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from rcm_jax.data.batch import Batch
 from rcm_jax.kernels.attention import attention
 from rcm_jax.objectives.binding import Sizes
 from rcm_jax.objectives.draws import Draws, draw
 from rcm_jax.objectives.networks import Networks
-from rcm_jax.objectives.objective import Parts, StudentLoss, make_objective, summary
+from rcm_jax.objectives.objective import BAD, Parts, StudentLoss, make_objective, summary
 from rcm_jax.parallel import in_cuts, stay_sharded
-from rcm_jax.training.config import RunConfig
+from rcm_jax.training.config import OptimizerConfig, RunConfig
 from rcm_jax.training.ema import ema_update, power_ema_beta, power_ema_exponent
 from rcm_jax.training.optimizer import adamw
 from rcm_jax.training.schedule import critic_updates, simulation_steps, student_updates, warmup_ratio
-from rcm_jax.training.state import TrainState
+from rcm_jax.training.state import NormRecord, TrainState
 from rcm_jax.types import Metrics, Params
 from rcm_jax.wan.dit import DiT
 
@@ -60,31 +60,55 @@ def one_after_the_other(losses: Sequence[StudentLoss], params: Params) -> tuple[
 def mean_gradient(
     gradient: Gradient, params: Params, batch: Batch, key: Array, microbatches: int
 ) -> tuple[Params, Metrics]:
-    """What `gradient` gives, the mean over equal cuts of the batch; the metric `masked` is summed."""
+    """What `gradient` gives, the mean over equal cuts of the batch; what is of each sample [B] as the batch has them,
+    and the metric `masked` summed."""
     if microbatches == 1:
         return gradient(params, batch, key)
     cuts = jax.tree.map(lambda x: in_cuts(x, microbatches), batch)
 
     def body(total, cut):
-        out = gradient(params, *cut)
-        return jax.tree.map(jnp.add, total, out), None
+        grads, metrics = gradient(params, *cut)
+        means, samples = _apart(metrics)
+        return jax.tree.map(jnp.add, total, (grads, means)), samples
 
-    zero = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], cuts), key)
-    )
-    total, _ = jax.lax.scan(body, zero, (cuts, jax.random.split(key, microbatches)))
+    grads, metrics = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], cuts), key)
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (grads, _apart(metrics)[0]))
+    total, samples = jax.lax.scan(body, zero, (cuts, jax.random.split(key, microbatches)))
     grads, metrics = jax.tree.map(lambda x: x / microbatches, total)
-    return grads, metrics | {"masked": total[1]["masked"]}
+    samples = {name: x.swapaxes(0, 1).reshape(-1) for name, x in samples.items()}  # as `in_cuts` took them apart
+    return grads, metrics | samples | {"masked": total[1]["masked"]}
 
 
-def _update(optimizer: optax.GradientTransformation, params: Params, opt: optax.OptState, grads: Params):
-    """One optimiser step, left out whole where the gradient is not finite: a bad batch must not end a run."""
+def _apart(metrics: Metrics) -> tuple[Metrics, Metrics]:
+    """Numbers, and what is of each sample."""
+    samples = {name: x for name, x in metrics.items() if name.startswith(BAD)}
+    return {name: x for name, x in metrics.items() if name not in samples}, samples
+
+
+def _update(
+    optimizer: optax.GradientTransformation, config: OptimizerConfig, params: Params, opt: optax.OptState,
+    norms: NormRecord, grads: Params, metrics: Metrics,
+) -> tuple[Array, tuple[Params, optax.OptState, NormRecord], Metrics]:  # fmt: skip
+    """(whether the update counts, what it makes of params, optimiser state and record, metrics).
+
+    It does not where a loss has no sample left, where a loss or the gradient is not finite, and where the gradient is a
+    spike: nothing of the state may then change, since a bad batch must not end a run.
+    """
     norm = optax.tree.norm(grads)
+    losses = [value for name, value in metrics.items() if name.startswith("loss_")]
+    samples = [bad for name, bad in metrics.items() if name.startswith(BAD)]
+    finite = jnp.isfinite(jnp.stack([norm, *losses])).all() & ~jnp.stack([bad.all() for bad in samples]).any()
+    spike = finite & norms.is_spike(norm, config.spike)
     updates, new_opt = optimizer.update(grads, opt, params)
-    new = (optax.apply_updates(params, updates), new_opt)
-    finite = jnp.isfinite(norm)
-    params, opt = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, (params, opt))
-    return params, opt, {"grad_norm": norm, "skipped_updates": (~finite).astype(jnp.int32)}
+    new = (optax.apply_updates(params, updates), new_opt, norms.with_norm(norm))
+    counts = finite & ~spike
+    extra = {"grad_norm": norm, "skipped_updates": (~counts).astype(jnp.int32), "spikes": spike.astype(jnp.int32)}
+    return counts, new, metrics | extra
+
+
+def _if(counts: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
+    """The new where the update counts, else the old, leaf by leaf."""
+    return jax.tree.map(lambda a, b: jnp.where(counts, a, b), new, old)
 
 
 def make_steps(config: RunConfig, null_text: Float[Array, "L D"], attend: Callable = attention) -> dict[str, Step]:
@@ -107,11 +131,13 @@ def make_steps(config: RunConfig, null_text: Float[Array, "L D"], attend: Callab
         return mean_gradient(of_cut, params, batch, key, config.microbatches)
 
     def finish(state: TrainState, grads: Params, metrics: Metrics) -> tuple[TrainState, Metrics]:
-        student, opt, extra = _update(adamw(o, o.lr, o.frozen), state.student, state.student_opt, grads)
+        old = state.student, state.student_opt, state.student_norms
+        counts, new, metrics = _update(adamw(o, o.lr, o.frozen), o, *old, grads, metrics)
         beta = power_ema_beta(student_updates(method, state.step), gamma)
-        ema = ema_update(state.ema, student, beta)
-        new = state.replace(step=state.step + 1, student=student, student_opt=opt, ema=ema)
-        return new, metrics | extra
+        ema = ema_update(state.ema, new[0], beta)
+        (student, opt, norms), ema = _if(counts, (new, ema), (old, state.ema))
+        new = state.replace(step=state.step + 1, student=student, student_opt=opt, student_norms=norms, ema=ema)
+        return new, metrics
 
     def student_step(with_dmd: bool) -> Step:
         def step(state: TrainState, networks: Networks, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -134,8 +160,10 @@ def make_steps(config: RunConfig, null_text: Float[Array, "L D"], attend: Callab
             return [lambda params: objective.critic(params, networks, batch, draws, num_steps=num_steps)]
 
         grads, metrics = gradient("critic", losses, state.fake_score, batch, state.key)
-        fake, opt, extra = _update(adamw(o, o.lr_fake), state.fake_score, state.fake_opt, grads)
-        return state.replace(step=state.step + 1, fake_score=fake, fake_opt=opt), metrics | extra
+        old = state.fake_score, state.fake_opt, state.fake_norms
+        counts, new, metrics = _update(adamw(o, o.lr_fake), o, *old, grads, metrics)
+        fake, opt, norms = _if(counts, new, old)
+        return state.replace(step=state.step + 1, fake_score=fake, fake_opt=opt, fake_norms=norms), metrics
 
     def diffusion_step(state: TrainState, networks: Networks, batch: Batch) -> tuple[TrainState, Metrics]:
         def losses(batch, draws):

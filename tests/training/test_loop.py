@@ -34,11 +34,11 @@ class Watched(RandomSource):
         super().__init__(config)
         self.stop_at, self.asked = stop_at, []
 
-    def batch(self, step):
+    def batch(self, step, rows=None):
         self.asked.append(step)
         if step == self.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
-        return super().batch(step)
+        return super().batch(step, rows)
 
 
 def run(config, workdir, teacher, source=None):
