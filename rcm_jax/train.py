@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rcm_jax.cli import command_parser, one_line_errors
+from rcm_jax.options import add_options, taken
 from rcm_jax.recipes import read_config, recipes
+from rcm_jax.training.host_options import HostOptions
 
 if TYPE_CHECKING:
     from rcm_jax.training.config import RunConfig
@@ -49,6 +51,8 @@ def run(args: argparse.Namespace, changes: Sequence[str]) -> str:
     from rcm_jax.outputs import check_folder
     from rcm_jax.pipelines.preview import write_preview
     from rcm_jax.training import runs
+    from rcm_jax.training.hosts import hosts_of_a_run
+    from rcm_jax.training.loop import parse_resume
 
     config = run_config(config)
     options = HostOptions(**taken(vars(args), HostOptions))
@@ -75,6 +79,9 @@ def _compiled(config: "RunConfig", gpu: str, devices: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; installed as rcm-train."""
+    from absl import logging
+
+    logging.set_verbosity(logging.FATAL)  # Orbax prints the traces of what is told in a line here
     args, changes = parser().parse_known_args(argv)
     with one_line_errors():
         print(run(args, changes))

@@ -172,8 +172,8 @@ def drop_text(batch: Batch, null_text: NullText, dropped: Bool[Array, " B"] | No
 
 
 def summary(parts: Parts) -> Metrics:
-    """What the log says of a step's losses: means over the samples that count, how many do not, and, for each loss under
-    a name that begins with BAD, which [B]."""
+    """What the log says of a step's losses: means over the samples that count, how many do not, and, for each loss
+    under a name that begins with BAD, which [B]."""
     logged = {}
     for name, terms in parts.items():
         logged[f"loss_{name}"] = masked_mean(terms["loss"], terms["masked"])

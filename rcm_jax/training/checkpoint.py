@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from rcm_jax.outputs import check_folder
 from rcm_jax.training.checksums import checksums
 from rcm_jax.training.hosts import wait_for_all
 from rcm_jax.training.state import TrainState
@@ -34,10 +35,13 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, mesh: Mesh, keep: int, keep_every: int = 0):
         self.folder, self._aside, self._mesh = workdir / "checkpoints", workdir / "set_aside", mesh
+        if jax.process_index() == 0:  # who holds the workdir: no other job is writing these
+            for killed in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(killed)
+        wait_for_all("checkpoints")
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, keep_period=keep_every or None, create=True, enable_async_checkpointing=True,
-            cleanup_tmp_directories=True,
-        )  # fmt: skip
+            max_to_keep=keep, keep_period=keep_every or None, create=True, enable_async_checkpointing=True
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "about"))
 
     def steps(self) -> list[int]:
@@ -53,6 +57,7 @@ class Checkpoints:
             return
         about = about | {"step": step, "checksums": checksums(state, self._mesh)}
         with self._writing():
+            check_folder(self.folder, "")  # Orbax' threads would wait ten minutes for it
             self._manager.save(
                 step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
             )

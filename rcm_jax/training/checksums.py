@@ -1,7 +1,7 @@
 """Checksums of a training state's numbers, made where they lie: the same on every mesh and any number of hosts.
 
-What is summed are the numbers' bits, each times an odd weight of its own, modulo 2^32. A flipped bit changes a term by a
-power of two times an odd number, which no modulus of 2^32 hides; two flips hide each other once in billions. Sums of
+What is summed are the numbers' bits, each times an odd weight of its own, modulo 2^32. A flipped bit changes a term by
+a power of two times an odd number, which no modulus of 2^32 hides; two flips hide each other once in billions. Sums of
 integers do not depend on their order, so a state may be checked on another mesh than it was saved from.
 """
 

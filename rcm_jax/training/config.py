@@ -99,13 +99,24 @@ class RunConfig:
     stop_after: int = 20
 
     # May differ between a run and its resumption: they change what is written, not what is computed.
-    CADENCE = ("steps", "log_every", "checkpoint_every", "keep", "keep_every", "sample_every", "tensorboard", "wandb", "stop_after")
+    CADENCE = (
+        "steps",
+        "log_every",
+        "checkpoint_every",
+        "keep",
+        "keep_every",
+        "sample_every",
+        "tensorboard",
+        "wandb",
+        "stop_after",
+    )
 
     def __post_init__(self):
         once = at_least(1)
         check_settings(
             self, seed=between(0, 2**32 - 1), steps=once, microbatches=once, ema_rate=POSITIVE, sigma_max=POSITIVE,
-            log_every=once, checkpoint_every=once, keep=once, keep_every=at_least(0), sample_every=at_least(0), stop_after=at_least(0),
+            log_every=once, checkpoint_every=once, keep=once, keep_every=at_least(0), sample_every=at_least(0),
+            stop_after=at_least(0),
         )  # fmt: skip
         if self.data.batch_size % self.microbatches:
             raise ValueError(

@@ -5,7 +5,7 @@ store of JAX's coordinator; while the run lasts, a thread of each keeps its name
 """
 
 import contextlib
-import dataclasses
+import itertools
 import json
 import os
 import socket
@@ -20,47 +20,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rcm_jax.errors import ArgumentError
-from rcm_jax.options import check_options, option
-from rcm_jax.ranges import at_least
+from rcm_jax.errors import Interrupted
+from rcm_jax.training.host_options import METHODS, HostOptions
 
-METHODS = {"slurm": "slurm", "mpi": "ompi", "k8s": "k8s", "none": None}  # ours: JAX's name of the same
+LEAVING = 20  # seconds to wait for the others at the end
 GONE = 75  # exit code of a host that ends because another is gone: sysexits' "try again"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HostOptions:
-    """How the processes of a run find each other. Without any of these a run has one."""
-
-    hosts: str | None = option(
-        None, "who started the processes and knows their addresses: slurm, mpi or k8s", choices=tuple(METHODS)
-    )
-    coordinator: str | None = option(None, "address and port of host 0, HOST:PORT, with --num_hosts and --host")
-    num_hosts: int | None = option(None, "how many processes there are", range=at_least(1))
-    host: int | None = option(None, "number of this one, from 0", range=at_least(0))
-    host_timeout: int = option(300, "seconds to wait for the others at the start", range=at_least(1))
-    host_lost_after: int = option(
-        60, "seconds without a word after which a host counts as gone, and all others end", range=at_least(2)
-    )
-
-    def __post_init__(self) -> None:
-        check_options(self)
-        explicit = {name: getattr(self, name) for name in ("coordinator", "num_hosts", "host")}
-        missing = [name for name, value in explicit.items() if value is None]
-        if 0 < len(missing) < 3:
-            raise ArgumentError(
-                f"{{{missing[0]}}} is missing: coordinator, num_hosts and host go together",
-                **{missing[0]: None},
-            )
-        if not missing and self.hosts:
-            raise ArgumentError("{hosts} finds the others by itself: leave {coordinator} out", **self._two())
-        if not missing and self.host >= self.num_hosts:
-            raise ArgumentError(f"{{host}} must be 0 to {self.num_hosts - 1}", host=self.host)
-        if not missing and not self.coordinator.rpartition(":")[2].isdigit():
-            raise ArgumentError("{coordinator} must be HOST:PORT, like node001:1234", coordinator=self.coordinator)
-
-    def _two(self) -> dict[str, Any]:
-        return {"hosts": self.hosts, "coordinator": self.coordinator}
 
 
 def join_hosts(options: HostOptions) -> None:
@@ -68,7 +32,7 @@ def join_hosts(options: HostOptions) -> None:
 
     Raises RuntimeError where the coordinator does not answer or not all come in time.
     """
-    if options.coordinator is None and options.hosts in (None, "none"):
+    if options.coordinator is None and options.hosts is None:
         return
     jax.config.update("jax_enable_preemption_service", False)  # signals are ours: `loop.StopSignal`
     given: dict[str, Any] = {"local_device_ids": _all_of_this_host()}
@@ -82,13 +46,33 @@ def join_hosts(options: HostOptions) -> None:
     else:
         given["cluster_detection_method"] = METHODS[options.hosts]
     try:
-        jax.distributed.initialize(**given, initialization_timeout=options.host_timeout)
+        jax.distributed.initialize(
+            **given, initialization_timeout=options.host_timeout, shutdown_timeout_seconds=LEAVING,
+            heartbeat_timeout_seconds=2 * options.host_lost_after,  # ours first: it says which host, in a line
+        )  # fmt: skip
     except Exception as error:
         first = " ".join(str(error).split())[:200]
         raise RuntimeError(
             f"the hosts did not find each other within host_timeout={options.host_timeout} seconds: {first}"
         ) from error
     threading.Thread(target=_watch, args=(options.host_lost_after,), daemon=True).start()
+
+
+@contextlib.contextmanager
+def hosts_of_a_run(options: HostOptions) -> Iterator[None]:
+    """Around a run: joins its hosts; where this one fails, all others end with its words."""
+    join_hosts(options)
+    try:
+        yield
+    except Interrupted:  # all stop at the same step
+        _say(OVER)
+        raise
+    except Exception as error:
+        _say(f"{FAILED} {' '.join(str(error).split())[:500]}")
+        time.sleep(2 * BEAT if jax.process_count() > 1 else 0)  # until all have heard
+        raise
+    wait_for_all("the end of the run")
+    _say(OVER)
 
 
 def _all_of_this_host() -> list[int] | None:
@@ -200,30 +184,38 @@ class Agreement:
         return before is not None and bool(before)
 
 
+OVER, FAILED, BEAT = "over", "failed", 1.0
+
+
+def _say(word: str) -> None:
+    if jax.process_count() > 1:
+        _store().key_value_set(f"rcm_jax/alive/{jax.process_index()}", word, allow_overwrite=True)
+
+
 def _watch(lost_after: float) -> None:
     """Ends this process when another one has gone: it would wait for that one for ever."""
     store, me, count = _store(), jax.process_index(), jax.process_count()
     heard = {i: ("", time.monotonic()) for i in range(count) if i != me}
-    beat, name = 0, socket.gethostname()
-    while True:
-        beat += 1
+    name = socket.gethostname()
+    for beat in itertools.count():
         try:
+            said = _try_get(store, f"rcm_jax/alive/{me}")
+            if said == OVER or said.startswith(FAILED):
+                return
             store.key_value_set(f"rcm_jax/alive/{me}", f"{beat} {name}", allow_overwrite=True)
             words = {i: _try_get(store, f"rcm_jax/alive/{i}") for i in heard}
         except Exception as error:
-            if _store() is None or "FAILED_PRECONDITION" in str(error):
-                return  # the run is over
             _end(f"host 0, the coordinator, is gone ({' '.join(str(error).split())[:80]})")
         now = time.monotonic()
         for i, word in words.items():
-            if word == "over":
-                continue
+            if word.startswith(FAILED):
+                _end(f"host {i} says: {word.removeprefix(FAILED).strip()}")
             if word != heard[i][0]:
                 heard[i] = (word, now)
-            elif now - heard[i][1] > lost_after:
+            elif word != OVER and now - heard[i][1] > lost_after:
                 known = word.partition(" ")[2] or "which never came"
                 _end(f"host {i} ({known}) has not been heard of for {lost_after} seconds")
-        time.sleep(min(1.0, lost_after / 4))
+        time.sleep(min(BEAT, lost_after / 4))
 
 
 def _try_get(store: Any, key: str) -> str:

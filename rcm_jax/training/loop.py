@@ -79,7 +79,7 @@ def check_batch(config: RunConfig, devices: int) -> None:
 
 
 def parse_resume(resume: str | int) -> str | int:
-    """"auto", "no" or a step. Raises ArgumentError for anything else."""
+    """ "auto", "no" or a step. Raises ArgumentError for anything else."""
     if resume in ("auto", "no"):
         return resume
     if not str(resume).isdigit():
@@ -189,7 +189,11 @@ class _Run:
             self.writer = MetricsWriter(self.workdir, start, tensorboard=config.tensorboard, wandb=config.wandb)
         agreed, stopping, compiled = Agreement(self.mesh), False, set()
         bar = tqdm(
-            total=config.steps, initial=start, desc=self.progress, unit="step", disable=not (self.progress and self.first)
+            total=config.steps,
+            initial=start,
+            desc=self.progress,
+            unit="step",
+            disable=not (self.progress and self.first),
         )
         with StopSignal() as stop, bar, contextlib.closing(self):
             for step, batch in self._batches(start):
