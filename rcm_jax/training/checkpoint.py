@@ -130,8 +130,9 @@ class Checkpoints:
 def _first_words(error: Exception) -> str:
     """What an error says, without the paragraphs that follow."""
     text = " ".join(str(error).split())
-    words = re.sub(r"\[\S+=.*?\]", "", text)[:200].strip()
-    return words or type(error).__name__
+    text = re.sub(r" ?\[\S+=.*?\]", "", text).strip()
+    text = text if len(text) < 240 else f"{text[:100]} … {text[-120:]}"  # the reason is often last
+    return text or type(error).__name__
 
 
 def _file_in(error: Exception, where: Path) -> Path:
