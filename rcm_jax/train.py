@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rcm_jax import xla_flags
 from rcm_jax.cli import command_parser, one_line_errors
 from rcm_jax.recipes import read_config, recipes
 
@@ -29,6 +30,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dry_run", action="store_true", help="print what the run would take, allocate and write nothing")
     p.add_argument("--devices", type=int, default=0, help="with --dry_run: how many to plan for (default: those here)")
     p.add_argument("--gpu", help="with --dry_run: compile for this GPU: h100, h200, a100, b200 or rtx_4090")
+    p.add_argument("--profile_steps", metavar="START:STOP", help="trace these steps into WORKDIR/profile; STOP is not")
+    p.add_argument("--xla_flags", default="none", help="overlap, none (default) or XLA's own: docs/training.md")
     return p
 
 
@@ -41,20 +44,23 @@ def run(args: argparse.Namespace, changes: Sequence[str]) -> str:
         raise ValueError(f"--gpu={args.gpu} is a GPU to plan for, with --dry_run")
     if not args.dry_run and args.workdir is None:
         raise ValueError("--workdir is missing: say where the run lives, e.g. --workdir=runs/mine")
+    xla_flags.apply(args.xla_flags)
 
     from rcm_jax.configs.base import run_config
     from rcm_jax.outputs import check_folder
     from rcm_jax.pipelines.preview import write_preview
     from rcm_jax.training import runs
+    from rcm_jax.training.profiling import parse_steps
 
     config = run_config(config)
+    traced = {"profile_steps": parse_steps(args.profile_steps, config.steps)} if args.profile_steps else {}
     if args.dry_run and args.gpu:
         return _compiled(config, args.gpu, args.devices)
     if args.dry_run:
         return runs.plan(config, args.devices)
     check_folder(args.workdir, "workdir")
     preview = functools.partial(write_preview, seed=config.seed)
-    return f"weights: {runs.train_recipe(config, args.workdir, on_samples=preview)}"
+    return f"weights: {runs.train_recipe(config, args.workdir, on_samples=preview, **traced)}"
 
 
 def _compiled(config: "RunConfig", gpu: str, devices: int) -> str:
