@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--devices", type=int, default=0, help="with --dry_run: how many to plan for (default: those here)")
     p.add_argument("--gpu", help="with --dry_run: compile for this GPU: h100, h200, a100, b200 or rtx_4090")
     p.add_argument("--profile_steps", metavar="START:STOP", help="trace these steps into WORKDIR/profile; STOP is not")
-    p.add_argument("--xla_flags", default="none", help="overlap, none (default) or XLA's own: docs/training.md")
+    xla_flags.add_flag(p)
     return p
 
 

@@ -3,6 +3,7 @@
 An unknown flag makes XLA end the process, so a child tries them first, and what it says becomes one line.
 """
 
+import argparse
 import os
 import re
 import subprocess
@@ -12,10 +13,16 @@ from rcm_jax.errors import ArgumentError
 
 SETS = {
     "none": "",
-    # docs/training.md says what each does, and what of it the planner saw
-    "overlap": "--xla_gpu_enable_pipelined_reduce_scatter=true",
+    # a layer's weights and gradients travel one by one, and not in bundles that all of a layer waits for
+    "overlap": "--xla_gpu_all_gather_combine_threshold_bytes=1 --xla_gpu_reduce_scatter_combine_threshold_bytes=1",
 }
 TRY = "from jaxlib import xla_client; xla_client.make_cpu_client()"
+
+
+def add_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--xla_flags", default="none", metavar="SET", help=f"{', '.join(SETS)} (default: none), or XLA's own flags"
+    )
 
 
 def resolve(given: str) -> str:

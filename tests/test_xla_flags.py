@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from rcm_jax import xla_flags
+from rcm_jax import plan, xla_flags
 from rcm_jax.errors import ArgumentError
 from tests.test_entry_points import fails, train
 
@@ -45,6 +45,7 @@ def test_the_installed_xla_takes_every_set(name):
 def test_the_command_refuses_before_it_makes_a_workdir(tmp_path):
     argv = ["--config=toy_rcm", f"--workdir={tmp_path}/run"]
     fails(train.main, [*argv, "--xla_flags=fast"], "--xla_flags=fast must be one of")
+    fails(plan.main, ["--config=toy_rcm", "--gpu=h100", "--xla_flags=fast"], "--xla_flags=fast must be one of")
     fails(train.main, [*argv, "--profile_steps=3:3"], "--profile_steps=3:3 must be START:STOP")
     fails(
         train.main, [*argv, "--profile_steps=899:901"], "--profile_steps=899:901 is beyond the run, which has steps=900"

@@ -7,12 +7,11 @@ which compiles, is in no figure. Times are of the monotonic clock.
 """
 
 import collections
-import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 
@@ -22,6 +21,7 @@ from rcm_jax.training.optimizer import learning_rate
 from rcm_jax.training.schedule import critic_updates, student_updates
 from rcm_jax.types import Metrics
 
+T = TypeVar("T")
 Record = dict[str, int | float | None]
 
 KINDS = ("student", "student_dmd", "critic", "diffusion")
@@ -60,13 +60,12 @@ class _Pending(NamedTuple):
 class Meters:
     """A loop tells of its steps as it takes them:
 
-    with meters.data():
-        batch = next(batches)
-    meters.begin(kind)
-    state, metrics = step(state, batch)
-    meters.end(step, kind, metrics)
-    …
-    record = meters.read(step)        # once a log interval, on every host alike
+    for batch in meters.timed(batches):
+        meters.begin(kind)
+        state, metrics = step(state, batch)
+        meters.end(step, kind, metrics)
+        …
+        record = meters.read(step)        # once a log interval, on every host alike
 
     devices: those of the run, on all hosts. Each process counts its own waiting and its own devices' memory. watch: how
     the end of a step is waited for; it raises there what the step raised.
@@ -92,12 +91,17 @@ class Meters:
         self._since, self._waited, self._compiling, self._work, self._videos = self._clock(), 0.0, 0.0, 0.0, 0
         self._seconds: dict[str, list[float]] = collections.defaultdict(list)
 
-    @contextlib.contextmanager
-    def data(self) -> Iterator[None]:
-        """Around what waits for the next batch."""
-        began = self._clock()
-        yield
-        self._waited += self._clock() - began
+    def timed(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches, with the time that each was waited for."""
+        source = iter(batches)
+        while True:
+            began = self._clock()
+            try:
+                batch = next(source)
+            except StopIteration:
+                return
+            self._waited += self._clock() - began
+            yield batch
 
     def begin(self, kind: str) -> bool:
         """Just before the call of a step; gives whether it is the first of its kind, and compiles."""

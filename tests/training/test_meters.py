@@ -49,9 +49,13 @@ class Machine:
 def loop(machine, config, steps, data=0.0, save_at=()):
     """The run's records, one an interval of `log_every` steps."""
     meters, records = Meters(config, [machine, machine], machine.clock, machine.watch), []
-    for step in range(steps):
-        with meters.data():
+
+    def batches():
+        for step in range(steps):
             machine.now += data
+            yield step
+
+    for step in meters.timed(batches()):
         kind = step_name(config.method, step)
         meters.begin(kind)
         metrics = machine.step(kind)
