@@ -6,6 +6,7 @@ of the machine: a record for every log interval, none taken back by a resume.
 
 import json
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ import jax
 
 from rcm_jax.outputs import unfinished
 from rcm_jax.types import Metrics
+
+PATIENCE = 60.0  # seconds, with wandb at the end of a run
 
 Rows = Sequence[tuple[int, dict[str, float]]]  # a step, and numbers by their names
 
@@ -176,4 +179,19 @@ class _Wandb:
             self._run.log(numbers, step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        """Sends what is left; where nobody answers, it would try for good."""
+        errors: list[Exception] = []
+
+        def finish() -> None:
+            try:
+                self._run.finish()
+            except Exception as error:
+                errors.append(error)
+
+        sender = threading.Thread(target=finish, daemon=True)
+        sender.start()
+        sender.join(PATIENCE)
+        if sender.is_alive():
+            raise TimeoutError(f"the last numbers were not sent within {PATIENCE:g} seconds")
+        for error in errors:
+            raise error

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 import types
 import warnings
 
@@ -150,6 +151,17 @@ def test_wandb_that_fails_is_a_warning(tmp_path, monkeypatch, fails):
         write(tmp_path, wandb="toy")
     assert read_metrics(tmp_path) == STEPS
     assert len(client.logged) == (4 if fails == "finish" else 0)
+
+
+def test_wandb_that_does_not_answer_at_the_end_is_left(tmp_path, monkeypatch):
+    client, answer = Client(""), threading.Event()
+    client.finish = answer.wait
+    monkeypatch.setitem(sys.modules, "wandb", client)
+    monkeypatch.setattr(metrics, "PATIENCE", 0.05)
+    with pytest.warns(UserWarning, match="TimeoutError: the last numbers were not sent within 0.05 seconds"):
+        write(tmp_path, wandb="toy")
+    answer.set()
+    assert len(client.logged) == 4
 
 
 def test_wandb_that_is_not_installed_is_an_error(tmp_path, monkeypatch):
