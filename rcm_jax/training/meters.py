@@ -82,6 +82,7 @@ class Meters:
         self._tokens = math.prod(config.model.grid(config.data.latent_shape))
         o = config.optimizer
         self._rates = {"lr": learning_rate(o, o.lr), "lr_fake": learning_rate(o, o.lr_fake)}
+        self._here = jax.make_mesh((1,), ("here",), (jax.sharding.AxisType.Auto,), devices=jax.local_devices()[:1])
         self._compiled: set[str] = set()
         self._pending: _Pending | None = None
         self._ended = self._call = self._began
@@ -172,7 +173,8 @@ class Meters:
         updates = {"lr": student_updates(method, step)}
         if method.uses_dmd:
             updates["lr_fake"] = critic_updates(method, step)
-        return {name: float(self._rates[name](count)) for name, count in updates.items()}
+        with jax.set_mesh(self._here):  # on the run's, all hosts would have to ask at once
+            return {name: float(self._rates[name](count)) for name, count in updates.items()}
 
 
 def short(record: Record) -> dict[str, str]:

@@ -7,6 +7,7 @@ import types
 import jax
 import pytest
 
+from rcm_jax.parallel import make_mesh
 from rcm_jax.training.flops import step_flops
 from rcm_jax.training.meters import Meters, short
 from rcm_jax.training.optimizer import learning_rate
@@ -131,6 +132,17 @@ def test_learning_rates_follow_the_updates_of_each_network():
     assert records[-1]["lr_fake"] == pytest.approx(float(learning_rate(o, o.lr_fake)(4)))
     alone = tiny_run(method={"dmd_scale": 0.0}, log_every=1)
     assert "lr_fake" not in loop(Machine(), alone, 2)[-1]
+
+
+def test_a_host_may_ask_alone():
+    """Under the run's mesh an eager sum is a program of all hosts: those that did not ask would be waited for."""
+    config, seen = run(), []
+    with jax.set_mesh(make_mesh(2, 4)):
+        meters = Meters(config, jax.devices())
+        schedule = meters._rates["lr"]
+        meters._rates["lr"] = lambda count: seen.append(schedule(count)) or seen[0]
+        meters.read(1)
+    assert seen[0].sharding.device_set == {jax.local_devices()[0]}
 
 
 def test_the_clock_of_the_wall_may_jump(monkeypatch):
