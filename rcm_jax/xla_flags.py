@@ -13,7 +13,7 @@ from rcm_jax.errors import ArgumentError
 
 SETS = {
     "none": "",
-    # a layer's weights and gradients travel one by one, and not in bundles that all of a layer waits for
+    # a layer's weights and gradients travel one by one, not in bundles that wait for their last part (docs/training.md)
     "overlap": "--xla_gpu_all_gather_combine_threshold_bytes=1 --xla_gpu_reduce_scatter_combine_threshold_bytes=1",
 }
 TRY = "from jaxlib import xla_client; xla_client.make_cpu_client()"
