@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rcm_jax import xla_flags
 from rcm_jax.aot.compile import no_gpus
 from rcm_jax.cli import command_parser, number, one_line_errors
 from rcm_jax.ranges import at_least
@@ -34,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--step", help="student, student_dmd, critic or diffusion (default: all that the run has)")
     p.add_argument("--fit", action="store_true", help="search for the cheapest way that fits, and print a table")
     p.add_argument("--json", type=Path, help="write everything here too")
+    xla_flags.add_flag(p)
     return p
 
 
@@ -46,6 +48,7 @@ def run(args: argparse.Namespace, changes: Sequence[str]) -> int:
     from rcm_jax.training import planning
 
     gpu, mesh = find_gpu(args.gpu), planning.parse_mesh(args.mesh)
+    xla_flags.apply(args.xla_flags)
     if args.json:
         check_output(args.json, "json", (".json",))
     changes = [*changes, *(f"--config.mesh.{axis}={size}" for axis, size in mesh.items())]

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rcm_jax import xla_flags
 from rcm_jax.cli import command_parser, one_line_errors
 from rcm_jax.options import add_options, taken
 from rcm_jax.recipes import read_config, recipes
@@ -34,6 +35,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dry_run", action="store_true", help="print what the run would take, allocate and write nothing")
     p.add_argument("--devices", type=int, default=0, help="with --dry_run: how many to plan for (default: those here)")
     p.add_argument("--gpu", help="with --dry_run: compile for this GPU: h100, h200, a100, b200 or rtx_4090")
+    p.add_argument("--profile_steps", metavar="START:STOP", help="trace these steps into WORKDIR/profile; STOP is not")
+    xla_flags.add_flag(p)
     return p
 
 
@@ -46,6 +49,7 @@ def run(args: argparse.Namespace, changes: Sequence[str]) -> str:
         raise ValueError(f"--gpu={args.gpu} is a GPU to plan for, with --dry_run")
     if not args.dry_run and args.workdir is None:
         raise ValueError("--workdir is missing: say where the run lives, e.g. --workdir=runs/mine")
+    xla_flags.apply(args.xla_flags)
 
     from rcm_jax.configs.base import run_config
     from rcm_jax.outputs import check_folder
@@ -53,18 +57,23 @@ def run(args: argparse.Namespace, changes: Sequence[str]) -> str:
     from rcm_jax.training import runs
     from rcm_jax.training.hosts import hosts_of_a_run
     from rcm_jax.training.loop import parse_resume
+    from rcm_jax.training.profiling import parse_steps
 
     config = run_config(config)
-    options = HostOptions(**taken(vars(args), HostOptions))
+    hosts = HostOptions(**taken(vars(args), HostOptions))
     resume = parse_resume(args.resume)
+    traced = parse_steps(args.profile_steps, config.steps) if args.profile_steps else None
     if args.dry_run and args.gpu:
         return _compiled(config, args.gpu, args.devices)
     if args.dry_run:
         return runs.plan(config, args.devices)
     check_folder(args.workdir, "workdir")
     preview = functools.partial(write_preview, seed=config.seed)
-    with hosts_of_a_run(options):
-        return f"weights: {runs.train_recipe(config, args.workdir, on_samples=preview, resume=resume)}"
+    with hosts_of_a_run(hosts):
+        saved = runs.train_recipe(
+            config, args.workdir, on_samples=preview, resume=resume, profile_steps=traced
+        )
+        return f"weights: {saved}"
 
 
 def _compiled(config: "RunConfig", gpu: str, devices: int) -> str:

@@ -112,18 +112,32 @@ def _meanwhile(module: Module, where: Computation, start: Instruction, gpu: Gpu)
 
 def replica_groups(attributes: str, count: int) -> np.ndarray:
     """Devices of each group, [groups, size], from any of the forms that HLO writes."""
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
-        return _named_groups(found[1], found[2])
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))?\s*\{([^}]*)\}", attributes):
+        return _device_ids(found[2], count)[_named_groups(found[1], found[3])]
     if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-        shape, of, order = ([int(n) for n in (x or "").split(",") if n] for x in found.groups())
-        ids = np.arange(count).reshape(of)
-        return (ids.transpose(order) if order else ids).reshape(shape)
+        shape = [int(n) for n in found[1].split(",")]
+        return _device_ids(f"[{found[2]}]" + (f"T({found[3]})" if found[3] else ""), count).reshape(shape)
     if found := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", attributes):
         return np.array([[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", found[1])])
     if found := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
         pairs = re.findall(r"\{?(\d+),(\d+)", found[1])
         return np.array([[int(a), int(b)] for a, b in pairs])
+    if (said := re.search(r"replica_groups=\S*", attributes)) and said[0].rstrip(",") != "replica_groups={}":
+        raise ValueError(f"the devices of a collective are not understood: {said[0]}")
     return np.arange(count)[None]
+
+
+def _device_ids(said: str | None, count: int) -> np.ndarray:
+    """Devices in the order of a mesh: [2,8]T(1,0) are 0 to 15 as 2 rows, read by columns. Without a word, as they are
+    counted."""
+    if not said:
+        return np.arange(count)
+    found = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", said)
+    if not found:
+        raise ValueError(f"the devices of a collective are not understood: {said}")
+    of, order = ([int(n) for n in (x or "").split(",") if n] for x in found.groups())
+    ids = np.arange(count).reshape(of)
+    return (ids.transpose(order) if order else ids).reshape(-1)
 
 
 def _named_groups(mesh: str, axes: str) -> np.ndarray:

@@ -104,6 +104,9 @@ def test_between_hosts_the_network_is_the_rate(module):
         ("mesh['a'=2,'b'=3] {'a'}", [[0, 3], [1, 4], [2, 5]]),
         ("mesh['a'=2,'b'=3] {'a','b'}", [[0, 1, 2, 3, 4, 5]]),
         ("mesh['a'=6] {'a':(1)2}", [[0, 3], [1, 4], [2, 5]]),
+        ("mesh['a'=3,'b'=1,'c'=2], device_ids=([2,3]T(1,0)) {'a'}", [[0, 1, 2], [3, 4, 5]]),
+        ("mesh['a'=3,'b'=1,'c'=2], device_ids=([2,3]T(1,0)) {'c'}", [[0, 3], [1, 4], [2, 5]]),
+        ("{}", [[0, 1, 2, 3, 4, 5]]),
         ("[2,3]<=[6]", [[0, 1, 2], [3, 4, 5]]),
         ("[3,2]<=[2,3]T(1,0)", [[0, 3], [1, 4], [2, 5]]),
         ("{{0,1,2},{3,4,5}}", [[0, 1, 2], [3, 4, 5]]),
@@ -111,6 +114,12 @@ def test_between_hosts_the_network_is_the_rate(module):
 )
 def test_groups_of_devices(words, groups):
     np.testing.assert_array_equal(collectives.replica_groups(f"x, replica_groups={words}, y", 6), groups)
+
+
+@pytest.mark.parametrize("words", ["mesh['a'=6] device_ids=(new) {'a'}", "mesh['a'=6], device_ids=(0,1) {'a'}", "@all"])
+def test_groups_in_a_form_that_is_not_known_are_not_taken_for_all_devices(words):
+    with pytest.raises(ValueError, match="the devices of a collective are not understood"):
+        collectives.replica_groups(f"x, replica_groups={words}, y", 6)
 
 
 def test_activations_of_the_whole_batch_are_noticed():

@@ -1,7 +1,7 @@
 """Stage 5: student and critic steps of the 1.3B's rCM recipe on one GPU, one video a step, random weights.
 
 The simulated sampler has 1 to 4 steps in turn (`schedule.simulation_steps`); each is timed, the means are what a run
-would see. MFU is by the formula of flops.py, over the data sheet's peak.
+would see. MFU is by the formula of rcm_jax/training/flops.py, over the data sheet's peak.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ from rcm_jax.configs import wan_1_3b_rcm as recipe
 from rcm_jax.configs.base import run_config
 from rcm_jax.objectives.networks import Networks
 from rcm_jax.parallel import batch_sharding, shard, sharded_attention, state_shardings
+from rcm_jax.training import flops
 from rcm_jax.training.config import MeshConfig, RunConfig
 from rcm_jax.training.loop import open_mesh
 from rcm_jax.training.schedule import critic_updates, simulation_steps, step_name, student_updates
 from rcm_jax.training.state import TrainState, abstract_state, init_state
 from rcm_jax.training.step import make_steps
-from tests.gpu import flops
 from tests.gpu.parts import Context, Part, peak_gib
 from tests.gpu.wan import TINY, random_weights
 from tests.tiny import RandomSource
@@ -71,9 +71,8 @@ def at_step(run: RunConfig, state: TrainState, name: str, num_steps: int) -> Tra
 
 
 def report(run: RunConfig, name: str, seconds: dict[int, float], metrics: dict) -> dict:
-    forward = flops.forward(run.model, run.data.latent_shape)
-    count = flops.critic_step if name == "critic" else flops.student_step
-    work, mean = (sum(values) / len(seconds) for values in ([count(forward, n) for n in seconds], seconds.values()))
+    counts = [flops.kind_flops(run, name, n) for n in seconds]
+    work, mean = (sum(values) / len(seconds) for values in (counts, seconds.values()))
     peak = flops.peak(jax.devices()[0].device_kind)
     return {
         "ok": all(bool(jnp.isfinite(value).all()) for value in metrics.values()), "step s": mean,
