@@ -17,14 +17,13 @@ from tqdm import tqdm
 
 from rcm_jax.data.source import Source, batches
 from rcm_jax.errors import Interrupted
-from rcm_jax.objectives.networks import Networks
-from rcm_jax.parallel import batch_sharding, make_mesh, shard, sharded_attention, state_shardings
+from rcm_jax.parallel import batch_sharding, make_mesh, sharded_attention, state_shardings
 from rcm_jax.progress import waiting
 from rcm_jax.training.checkpoint import Checkpoints, abstract_like, claim_workdir
 from rcm_jax.training.config import RunConfig
 from rcm_jax.training.metrics import MetricsWriter
 from rcm_jax.training.schedule import step_name
-from rcm_jax.training.state import TrainState, Weights, abstract_state, init_state
+from rcm_jax.training.state import Start, TrainState, Weights, abstract_state, first_state
 from rcm_jax.training.step import make_steps
 
 
@@ -64,17 +63,13 @@ def check_batch(config: RunConfig, devices: int) -> None:
         )
 
 
-def open_state(config: RunConfig, weights: Weights, mesh: Mesh, checkpoints: Checkpoints | None) -> TrainState:
+def open_state(config: RunConfig, weights: Start, mesh: Mesh, checkpoints: Checkpoints | None) -> TrainState:
     """The newest checkpoint's state, or the first one, sharded over the mesh."""
-    shardings = state_shardings(mesh, abstract_state(config))
     latest = checkpoints.latest() if checkpoints else None
     if latest is None:
-        start = weights.teacher if weights.init is None else weights.init
-        own, _, score = config.models
-        fake = weights.teacher if weights.score_teacher is None and score != own else weights.score_teacher
-        first = jax.jit(lambda start, fake: init_state(config, start, fake), out_shardings=shardings)
-        return first(start, fake)
-    return checkpoints.restore(latest, abstract_like(abstract_state(config), shardings))
+        return first_state(config, weights, mesh)
+    state = abstract_state(config)
+    return checkpoints.restore(latest, abstract_like(state, state_shardings(mesh, state)))
 
 
 def train(
@@ -82,15 +77,17 @@ def train(
     source: Source,
     workdir: str | Path | None = None,
     *,
-    weights: Weights | None = None,
+    weights: Start | None = None,
     devices: list | None = None,
     on_samples: Callable[[int, TrainState], None] | None = None,
+    on_weights: Callable[[int, TrainState], None] | None = None,
     progress: str = "train",
 ) -> TrainState:
     """Trains from the newest checkpoint of `workdir`, or from the start, to `config.steps`; returns the last state.
 
     workdir: metrics and checkpoints go here; None keeps nothing on disk.
     on_samples: called as (step, state) every `config.sample_every` steps.
+    on_weights: the same every `config.weights_every` steps, but for the last.
     Raises Interrupted after SIGTERM or SIGINT, with the state saved; ValueError where the workdir is another run's.
     """
     checkpoints = writer = None
@@ -103,7 +100,7 @@ def train(
         with waiting(progress and f"{progress}: preparing the state"):
             state = open_state(config, weights, mesh, checkpoints)
         start = int(state.step)
-        networks = shard(Networks(teacher=weights.teacher, score_teacher=weights.score_teacher), mesh)
+        networks = weights.networks(config, mesh)
         steps = make_steps(config, jnp.asarray(source.null_text), sharded_attention(mesh))
         sharding = batch_sharding(mesh)
         if workdir is not None:
@@ -125,6 +122,8 @@ def train(
                         bar.set_postfix({k: f"{v:.3g}" for k, v in writer.flush().items() if k.startswith("loss")})
                 if on_samples and config.sample_every and (done % config.sample_every == 0 or last):
                     on_samples(done, state)
+                if on_weights and config.weights_every and done % config.weights_every == 0 and not last:
+                    on_weights(done, state)
                 if checkpoints and (done % config.checkpoint_every == 0 or last or stop.asked):
                     checkpoints.save(done, state)
                 if stop.asked and not last:
