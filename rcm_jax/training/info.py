@@ -20,7 +20,7 @@ def model_info(config: RunConfig, note: str = "") -> ModelInfo:
 
 
 def fake_info(config: RunConfig) -> ModelInfo | None:
-    """Of the fake score, a bidirectional network of the student's videos that is sampled as an ODE; None without one."""
+    """Of the fake score, which is sampled as an ODE and makes videos as the student does; None without one."""
     if not config.method.uses_dmd:
         return None
     _, _, score = config.models
