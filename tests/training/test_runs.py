@@ -2,9 +2,7 @@
 
 import dataclasses
 import importlib
-import os
 import pickle
-import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +19,7 @@ from rcm_jax.training.abstract import abstract_networks
 from rcm_jax.training.info import fake_info, model_info
 from rcm_jax.training.runs import WeightFiles, train_recipe
 from rcm_jax.training.state import Weights, first_state
+from tests.convert.test_torch_io import Evil, zip_with
 from tests.convert.tiny import T2V, random_params, save
 from tests.tiny import MODEL, perturbed_params, tiny_run
 
@@ -138,18 +137,12 @@ def refused(argv):
 
 
 def test_a_malicious_pickle_is_not_run(tmp_path):
-    class Attack:
-        def __reduce__(self):
-            return os.system, (f"touch {tmp_path}/run_it_did",)
-
-    with zipfile.ZipFile(tmp_path / "evil.pt", "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps({"w": Attack()}, protocol=2))
-        archive.writestr("archive/version", "3\n")
+    zip_with(tmp_path / "evil.pt", pickle.dumps({"w": Evil(tmp_path / "canary")}, protocol=2))
     flags = ["--config=toy_rcm", f"--workdir={tmp_path}/run", f"--config.teacher={tmp_path}/evil.pt"]
     said = refused(flags)
     assert "config.teacher" in said
     assert "is refused: its pickle asks for posix.system" in said
-    assert not (tmp_path / "run_it_did").exists()
+    assert not (tmp_path / "canary").exists()
     assert not (tmp_path / "run").exists()
 
 
