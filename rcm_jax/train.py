@@ -10,7 +10,6 @@ with --gpu h100 it compiles the steps for --devices such GPUs, which need not be
 """
 
 import argparse
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace, changes: Sequence[str]) -> str:
 
     from rcm_jax.configs.base import run_config
     from rcm_jax.outputs import check_folder
-    from rcm_jax.pipelines.preview import write_preview
+    from rcm_jax.pipelines.preview import open_previews
     from rcm_jax.training import runs
 
     config = run_config(config)
@@ -53,8 +52,8 @@ def run(args: argparse.Namespace, changes: Sequence[str]) -> str:
     if args.dry_run:
         return runs.plan(config, args.devices)
     check_folder(args.workdir, "workdir")
-    preview = functools.partial(write_preview, seed=config.seed)
-    return f"weights: {runs.train_recipe(config, args.workdir, on_samples=preview)}"
+    previews = open_previews(config) if config.sample_every else None
+    return f"weights: {runs.train_recipe(config, args.workdir, on_samples=previews)}"
 
 
 def _compiled(config: "RunConfig", gpu: str, devices: int) -> str:
