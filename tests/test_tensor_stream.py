@@ -149,11 +149,20 @@ try:
     save_model(sys.argv[3] + "/file/x.safetensors", params, INFO)
 except OSError as error:
     print("refused", error)
+
+from pathlib import Path
+from rcm_jax.pipelines.preview import open_previews
+from rcm_jax.training.config import PreviewConfig
+from tests.tiny import tiny_run
+
+previews = open_previews(tiny_run(previews=PreviewConfig(num_steps=1)))
+with jax.set_mesh(mesh):
+    previews(1, params, INFO, Path(sys.argv[3]) / f"run{sys.argv[2]}")
 """
 
 
 @pytest.mark.long
-def test_two_processes_write_one_file(tmp_path):
+def test_two_processes_write_one_file_and_one_preview(tmp_path):
     import socket
 
     with socket.socket() as free:
@@ -171,3 +180,5 @@ def test_two_processes_write_one_file(tmp_path):
     assert (tmp_path / "together.safetensors").read_bytes() == alone.read_bytes()
     assert "Not a directory" in told[0][0] or "File exists" in told[0][0]
     assert "the first process says why" in told[1][0]
+    assert (tmp_path / "run0" / "samples" / "0000001.mp4").stat().st_size > 0
+    assert not (tmp_path / "run1").exists()
