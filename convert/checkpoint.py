@@ -143,7 +143,7 @@ def open_checkpoint(
     """
     weights = open_weights(path)
     wanted = MODELS[model] if model else None
-    found = _ours(weights) if weights.metadata.get("format") == FORMAT else None
+    found = ours_of(weights) if weights.metadata.get("format") == FORMAT else None
     if found is None:
         found = _foreign(weights, entry, wanted and wanted[0], num_heads)
     if wanted and wanted[0] is not found.network:
@@ -153,7 +153,8 @@ def open_checkpoint(
     return found
 
 
-def _ours(weights: Weights) -> Checkpoint:
+def ours_of(weights: Weights) -> Checkpoint:
+    """The network of a file or folder in our form."""
     info = info_from_json(weights.metadata["info"])
     network = next(n for n in NETWORKS if n.name == info.network)
     config = info.model

@@ -4,11 +4,13 @@
   python -m rcm_jax.convert export SOURCE OUT --to wan      back: wan, rcm, diffusers or transformers
   python -m rcm_jax.convert merge BASE OUT --student S --reference R     base + scale · (student - reference)
   python -m rcm_jax.convert merge BASE OUT --lora FILE                   base + scale · LoRA
+  python -m rcm_jax.convert checkpoint STEP OUT             a network of a training run, from WORKDIR/checkpoints/STEP
 
 SOURCE is a .safetensors, .pt or .pth file or a folder of them (sharded, diffusers', ours), here or on the Hugging Face
 hub (org/name, hf://org/name@revision/file). What is in it is recognised and said in one line. Of several copies of a
 network, averaged weights come first: {preferred}; --entry chooses.
 Pickles are read without being run, and without PyTorch. Memory holds one layer at a time.
+`checkpoint` takes the average of the student, or --which student or fake_score.
 """
 
 from __future__ import annotations
@@ -30,16 +32,28 @@ if TYPE_CHECKING:
 
 
 def _common(p: argparse.ArgumentParser) -> None:
-    from rcm_jax.convert.networks import DTYPES, MODELS
+    from rcm_jax.convert.networks import DTYPES
 
-    p.add_argument("source", metavar="SOURCE", help="file or folder to read, here or on the Hugging Face hub")
     p.add_argument("out", metavar="OUT", type=Path, help="what to write")
     p.add_argument("--dtype", choices=DTYPES, default="keep", help="of the weights written; with bfloat16, parts that "
                    "are computed with in float32 stay float32 (default: as they are)")  # fmt: skip
-    p.add_argument("--entry", help="which copy of the network, e.g. generator or net_ema, where there are several")
-    p.add_argument("--model", choices=MODELS, help="fail unless SOURCE is this network in this size")
     p.add_argument("--dry_run", action="store_true", help="print what would go where, and write nothing")
     p.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
+
+
+def _anybodys(p: argparse.ArgumentParser) -> None:
+    from rcm_jax.convert.networks import MODELS
+
+    p.add_argument("source", metavar="SOURCE", help="file or folder to read, here or on the Hugging Face hub")
+    p.add_argument("--entry", help="which copy of the network, e.g. generator or net_ema, where there are several")
+    p.add_argument("--model", choices=MODELS, help="fail unless SOURCE is this network in this size")
+
+
+def _checkpoints(p: argparse.ArgumentParser) -> None:
+    from rcm_jax.convert.training import WHICH
+
+    p.add_argument("source", metavar="STEP", help="folder of a run's checkpoint, WORKDIR/checkpoints/STEP")
+    p.add_argument("--which", choices=WHICH, default="average", help="network of the run (default: %(default)s)")
 
 
 def parser(command: str) -> argparse.ArgumentParser:
@@ -48,10 +62,12 @@ def parser(command: str) -> argparse.ArgumentParser:
 
     words = "convert" if command == "convert" else f"convert {command}"
     p = command_parser(words, __doc__.format(preferred=", ".join(PREFERRED)))
+    _checkpoints(p) if command == "checkpoint" else _anybodys(p)
     _common(p)
-    add_options(p, NetworkOptions, names=["num_heads"] if command == "export" else None)
+    if command != "checkpoint":  # it says how it is sampled
+        add_options(p, NetworkOptions, names=["num_heads"] if command == "export" else None)
     formats = ("safetensors", "orbax")
-    if command == "convert":
+    if command in ("convert", "checkpoint"):
         p.add_argument("--format", dest="to", choices=formats, default="safetensors", help="default: %(default)s")
     else:
         targets, default = (TARGETS, "wan") if command == "export" else ((*formats, *TARGETS), "safetensors")
@@ -66,7 +82,9 @@ def parser(command: str) -> argparse.ArgumentParser:
 
 
 def sources(command: str, args: argparse.Namespace) -> list[str]:
-    """All that is read."""
+    """All that is read and could be written over."""
+    if command == "checkpoint":
+        return []
     added = [args.student, args.reference, *args.lora] if command == "merge" else []
     return [args.source, *filter(None, added)]
 
@@ -95,13 +113,19 @@ def run(command: str, args: argparse.Namespace) -> None:
     from rcm_jax.convert.export import export, their_tensors
     from rcm_jax.convert.networks import with_dtype
     from rcm_jax.convert.output import check_apart, check_form, check_place, write_model
+    from rcm_jax.convert.training import open_step
 
     check_form(args.out, args.to)
     if not args.dry_run:
         check_apart(args.out, [Path(source) for source in sources(command, args)])
         check_place(args.out, overwrite=args.overwrite)
     options = NetworkOptions(**taken(vars(args), NetworkOptions))
-    source = open_checkpoint(args.source, entry=args.entry, model=args.model, num_heads=options.num_heads)
+    if command == "checkpoint":
+        if Path(args.source).resolve() in args.out.resolve().parents:
+            raise FileExistsError(f"{args.out} is in the checkpoint that is read: give another name")
+        source = open_step(Path(args.source), args.which)
+    else:
+        source = open_checkpoint(args.source, entry=args.entry, model=args.model, num_heads=options.num_heads)
     print(source)
     source, like = merge(args, options, source) if command == "merge" else (source, source)
     ours = args.to in ("safetensors", "orbax")
@@ -138,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
 
     logging.set_verbosity(logging.ERROR)  # Orbax tells of its own plans
     argv = sys.argv[1:] if argv is None else argv
-    command = argv[0] if argv and argv[0] in ("export", "merge") else "convert"
+    command = argv[0] if argv and argv[0] in ("export", "merge", "checkpoint") else "convert"
     args = parser(command).parse_args(argv[command != "convert" :])
     with one_line_errors(), tidy_when_stopped():
         run(command, args)

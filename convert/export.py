@@ -7,10 +7,10 @@ from einops import rearrange
 
 from rcm_jax.convert.checkpoint import Checkpoint
 from rcm_jax.convert.output import FORMS, check_form, unfinished
-from rcm_jax.convert.safetensors_io import write_safetensors
 from rcm_jax.convert.tensors import Tensor, total_bytes
 from rcm_jax.convert.torch_io import write_torch
 from rcm_jax.progress import byte_bar
+from rcm_jax.tensor_stream import write_safetensors
 
 TARGETS = ("wan", "rcm", "diffusers", "transformers")
 

@@ -59,6 +59,24 @@ def open_weights(path: str | Path | Published) -> Weights:
     return Weights(path, groups, metadata, _json(beside) if beside.is_file() else {})
 
 
+def read_tensor(path: Place) -> Tensor:
+    """The one tensor of a .pt, .safetensors or .npy file, unread but for .npy. Raises ValueError for anything else."""
+    path = fetched(path)
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if head.startswith(b"\x93NUMPY"):
+        return Tensor.of(np.load(path, allow_pickle=False), path.name)
+    if head.startswith((b"PK\x03\x04", b"\x80")) and head[8:9] != b"{":
+        whole = read_torch(path)
+        found = [whole] if isinstance(whole, Tensor) else [*whole.values()] if isinstance(whole, dict) else []
+    else:
+        groups, _ = _file(path, lambda: path.parent)
+        found = [tensor for tensors in groups.values() for tensor in tensors.values()]
+    if len(found) != 1 or not isinstance(found[0], Tensor):
+        raise ValueError(f"{path} is not one tensor alone; it holds {len(found)} things")
+    return found[0]
+
+
 def files_of(path: Place) -> list[Place]:
     """The files that make up the network at a path; an Orbax checkpoint is one whole."""
     if not path.is_dir() or (path / ORBAX_INFO).is_file():

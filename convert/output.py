@@ -8,12 +8,12 @@ from pathlib import Path
 
 from rcm_jax.convert.files import files_of
 from rcm_jax.convert.orbax_io import write_orbax
-from rcm_jax.convert.safetensors_io import write_safetensors
 from rcm_jax.convert.tensors import Tensor, total_bytes
 from rcm_jax.hub import OF_FILES
 from rcm_jax.model_file import FORMAT, ORBAX_INFO, ORBAX_PARAMS, ModelInfo
-from rcm_jax.outputs import check_folder
+from rcm_jax.outputs import check_folder, check_room
 from rcm_jax.progress import byte_bar
+from rcm_jax.tensor_stream import write_safetensors
 
 TORCH = (".safetensors", ".pt", ".pth")
 FORMS: dict[str, tuple[str, ...]] = {  # endings of each form of a network; none: a folder
@@ -76,9 +76,7 @@ def unfinished(path: Path, size: int, *, overwrite: bool) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(new)
-        free = shutil.disk_usage(path.parent).free
-        if free < size:
-            raise OSError(f"{path.parent} has {free / 1e9:.2f} GB left, and {path.name} takes {size / 1e9:.2f} GB")
+        check_room(path, size)
         yield new
         if path.exists() and (path.is_dir() or new.is_dir()):
             old = path.with_name(path.name + ".old")

@@ -1,21 +1,13 @@
-"""Safetensors files, read lazily and written in a stream. Memory holds one piece of one tensor at a time."""
+"""Safetensors files, read lazily. Memory holds what is looked at."""
 
 import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from rcm_jax.convert.tensors import Tensor
-
-DTYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
-    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
-}  # fmt: skip
-NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+from rcm_jax.tensor_stream import DTYPES
 
 
 def mapped(path: Path, offset: int, count: int, dtype: np.dtype) -> np.ndarray:
@@ -44,23 +36,3 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     return {n: tensor(n, tuple(e["shape"]), e["dtype"], e["data_offsets"][0]) for n, e in entries.items()}, metadata
-
-
-def write_safetensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], advance: Callable[[int], object]
-) -> None:
-    """Header first, then the bytes of one tensor after another. `advance` is told the bytes of each piece."""
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
-    for name, tensor in tensors.items():
-        header[name] = {
-            "dtype": NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": (end, end := end + tensor.nbytes)
-        }  # fmt: skip
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            for block in tensor.blocks():
-                file.write(block.reshape(-1).view(np.uint8).data)
-                advance(block.nbytes)

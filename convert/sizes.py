@@ -40,7 +40,10 @@ def dit_config(shapes: Shapes, config: Mapping[str, Any], num_heads: int | None)
     patch_size = patch[2:] if len(patch) == 5 else (1, 2, 2)
     numbers = math.prod(patch_size)
     if str(config.get("_class_name")).startswith("Wan"):  # WanModel or WanTransformer3DModel
-        num_heads = num_heads or config.get("num_heads") or config.get("num_attention_heads")
+        told = config.get("num_heads") or config.get("num_attention_heads")
+        if num_heads and told and num_heads != told:
+            raise ValueError(f"num_heads={num_heads} is asked for, and the config.json beside the file says {told}")
+        num_heads = num_heads or told
     return DiTConfig(
         dim=patch[0],
         ffn_dim=need(shapes, "blocks.0.ffn.0.weight")[0],

@@ -4,22 +4,25 @@ The file opens with any safetensors reader; `convert` takes its weights to Wan2.
 same as a checkpoint folder of Orbax, which is read here too.
 """
 
+import collections
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from rcm_jax.finite import check_finite
 from rcm_jax.hub import Place, Published, find
-from rcm_jax.outputs import unfinished
+from rcm_jax.outputs import check_room, unfinished
+from rcm_jax.tensor_stream import Leaf, first_agrees, leaves, write_safetensors
 from rcm_jax.types import Params
 from rcm_jax.wan.networks import NETWORKS, abstract_network
 
@@ -64,14 +67,34 @@ def info_from_json(text: str) -> ModelInfo:
 
 
 def save_model(path: str | Path, params: Params, info: ModelInfo, *, dtype: str = "float32") -> Path:
-    """Writes the file under a temporary name and renames it when it is whole. Makes the folder."""
-    flat = {k: np.asarray(v).astype(dtype) for k, v in flatten_dict(params, sep="/").items()}
+    """Writes the file under a temporary name and renames it when it is whole. Makes the folder.
+
+    params: in memory or on devices, of several processes too: then all of them call it, and the first one writes. Each
+    holds a layer of the network at a time. Raises OSError, in all of them, where the file cannot be written; what was
+    there stays as it was.
+    """
+    path, tensors = Path(path), leaves(params, dtype)
+    problem: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            _write(path, tensors, info)
+        except OSError as error:
+            problem = OSError(f"cannot write {path}: {error.strerror or error}")
+            problem.__cause__ = error
+        except Exception as error:
+            problem = error
+    if jax.process_count() > 1:  # what the writer did not come to, the others wait for
+        collections.deque(itertools.chain.from_iterable(leaf.blocks() for leaf in tensors.values()), maxlen=0)
+    if not first_agrees(problem is None):
+        raise problem or OSError(f"cannot write {path}: the first process says why")
+    return path
+
+
+def _write(path: Path, tensors: Mapping[str, Leaf], info: ModelInfo) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_room(path, sum(leaf.nbytes for leaf in tensors.values()))
     with unfinished(path) as new:
-        new.touch()
-        mode = new.stat().st_mode  # what the user's umask gives; safetensors would leave it to the owner alone
-        save_file(flat, new, {"format": FORMAT, "info": info.to_json()})
-        new.chmod(mode)
-    return Path(path)
+        write_safetensors(new, tensors, {"format": FORMAT, "info": info.to_json()}, lambda _: None)
 
 
 def _local(path: str | Place) -> Path:

@@ -3,6 +3,7 @@ whole or not at all."""
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,6 +42,14 @@ def check_folder(path: str | Path, name: str) -> Path:
     Raises ArgumentError that names the argument `name`."""
     _try(Path(path), Path(path), name)
     return Path(path)
+
+
+def check_room(path: str | Path, size: int) -> None:
+    """Raises OSError where the disk of the path's folder, which is there, has less than `size` bytes left."""
+    path = Path(path)
+    free = shutil.disk_usage(path.parent).free
+    if free < size:
+        raise OSError(f"{path.parent} has {free / 1e9:.2f} GB left, and {path.name} takes {size / 1e9:.2f} GB")
 
 
 @contextlib.contextmanager

@@ -3,14 +3,14 @@
 A recipe is one of the package's, by its name, or a file of your own, --config=my/recipe.py; NAME:ARGUMENT where it
 takes one. Every setting can be changed from here, e.g. --config.optimizer.lr=1e-4 --config.method.consistency=dcm
 --config.seed=1. The workdir gets config.json, metrics.jsonl, tensorboard/, checkpoints/, samples/ (with
---config.sample_every=N) and, at the end, the averaged weights as student.safetensors (teacher.safetensors for method
-"diffusion"). The same command again resumes from the newest checkpoint and gives the same numbers as a run that was
-never stopped; SIGTERM saves and exits with code 143. --dry_run prints parameters and bytes per device and stops;
-with --gpu h100 it compiles the steps for --devices such GPUs, which need not be here, as rcm_jax.plan does.
+--config.sample_every=N, of --config.previews.prompts) and, at the end, the averaged weights as student.safetensors
+(teacher.safetensors for method "diffusion"); weights/STEP/ has them on the way with --config.weights_every=N. The same
+command again resumes from the newest checkpoint and gives the same numbers as a run that was never stopped; SIGTERM
+saves and exits with code 143. --dry_run prints parameters and bytes per device and stops; with --gpu h100 it compiles
+the steps for --devices such GPUs, which need not be here, as rcm_jax.plan does.
 """
 
 import argparse
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,11 +53,11 @@ def run(args: argparse.Namespace, changes: Sequence[str]) -> str:
 
     from rcm_jax.configs.base import run_config
     from rcm_jax.outputs import check_folder
-    from rcm_jax.pipelines.preview import write_preview
+    from rcm_jax.pipelines.preview import open_previews
     from rcm_jax.training import runs
     from rcm_jax.training.hosts import hosts_of_a_run
-    from rcm_jax.training.loop import parse_resume
     from rcm_jax.training.profiling import parse_steps
+    from rcm_jax.training.resume import parse_resume
 
     config = run_config(config)
     hosts = HostOptions(**taken(vars(args), HostOptions))
@@ -68,11 +68,9 @@ def run(args: argparse.Namespace, changes: Sequence[str]) -> str:
     if args.dry_run:
         return runs.plan(config, args.devices)
     check_folder(args.workdir, "workdir")
-    preview = functools.partial(write_preview, seed=config.seed)
     with hosts_of_a_run(hosts):
-        saved = runs.train_recipe(
-            config, args.workdir, on_samples=preview, resume=resume, profile_steps=traced
-        )
+        previews = open_previews(config) if config.sample_every else None
+        saved = runs.train_recipe(config, args.workdir, on_samples=previews, resume=resume, profile_steps=traced)
         return f"weights: {saved}"
 
 

@@ -80,10 +80,11 @@ def test_an_unfinished_file_does_not_replace_a_whole_one(tmp_path, params, monke
     path = save_model(tmp_path / "m.safetensors", params, INFO)
     before = path.read_bytes()
 
-    def full_disk(*_):
+    def full_disk(path, *_):
+        path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rcm_jax.model_file.save_file", full_disk)
+    monkeypatch.setattr("rcm_jax.model_file.write_safetensors", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_model(path, params, INFO)
     assert path.read_bytes() == before

@@ -24,6 +24,7 @@ from rcm_jax.pipelines.watch import Watch
 from rcm_jax.progress import Progress
 from rcm_jax.sampling.noise import draw_noise
 from rcm_jax.sampling.sampler import SamplerConfig, run_sampler
+from rcm_jax.tensor_stream import on_host
 from rcm_jax.types import Latents, Params, Text, Velocity
 from rcm_jax.wan.dit import DiT, velocity
 
@@ -119,10 +120,10 @@ def sample_batches(
             batch = Conditions(*map(put, given))
             noise = jax.device_put(draw_noise(seed, np.asarray(indices)[rows], shape), sharding)
             if whole:
-                latents = np.asarray(all_steps(experts.dit, sampler, experts.params(), batch, noise))
+                latents = on_host(all_steps(experts.dit, sampler, experts.params(), batch, noise))
                 progress.update()
             else:
-                latents = np.asarray(_step_by_step(experts, sampler, batch, noise, advance))
+                latents = on_host(_step_by_step(experts, sampler, batch, noise, advance))
             yield latents[: count - rows[0]]
 
 

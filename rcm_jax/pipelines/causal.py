@@ -21,6 +21,7 @@ from rcm_jax.sampling.noise import video_noises
 from rcm_jax.sampling.rollout import rollout
 from rcm_jax.sampling.schedules import RolloutSchedule
 from rcm_jax.sampling.stream import Decode, stream
+from rcm_jax.tensor_stream import on_host
 from rcm_jax.types import Latents, Params, Text
 from rcm_jax.wan.causal import CausalDiT
 
@@ -90,7 +91,7 @@ def roll_out_request(opened: Opened, start: Start, watch: Watch) -> Iterator[Flo
         parts = []
         with Progress(watch.progress, start.chunks, "chunk", limit=watch.time_limit, delay=2) as progress:
             for part in _chunks(params, start, lambda latents, state: (latents, state), mesh):
-                parts.append(part)
+                parts.append(on_host(part))
                 progress.update()
                 watch.step(np.concatenate(parts, axis=1), progress.done, start.chunks)
         yield np.concatenate(parts, axis=1)
@@ -105,7 +106,7 @@ def roll_out_request(opened: Opened, start: Start, watch: Watch) -> Iterator[Flo
                     start.network, start.schedule, start.frames, params, batch.text, batch.null_text, batch.image,
                     np.uint32(start.seed), np.asarray(batch.indices),
                 )  # fmt: skip
-            latents = np.asarray(latents)
+            latents = on_host(latents)
             progress.update()
             yield latents[: count - rows[0]]
 

@@ -2,15 +2,23 @@
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from rcm_jax.convert.checkpoint import Checkpoint
 from rcm_jax.convert.load import load_params
-from rcm_jax.parallel import sharded_attention
+from rcm_jax.parallel import MESH_AXES, sharded_attention
 from rcm_jax.types import Params
 from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.dit import DiT
+
+
+def mesh_of(params: Params) -> Mesh | None:
+    """The mesh of ours over which weights are sharded; None of weights that lie on no mesh."""
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    return mesh if mesh is not None and set(MESH_AXES) <= set(mesh.axis_names) else None
 
 
 class Experts:

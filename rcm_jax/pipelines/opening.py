@@ -37,6 +37,13 @@ class Opened(NamedTuple):
     files: WanFiles | None = None
 
 
+class Surroundings(NamedTuple):
+    """What is around a network that is in memory. files: of Wan's worlds."""
+
+    world: World
+    files: WanFiles | None = None
+
+
 def open_pipeline(options: FileOptions, devices: Sequence[jax.Device] | None = None) -> Opened:
     """Raises FileNotFoundError, ArgumentError for options that do not apply, and ValueError for files that are not what
     they should be or do not go together."""

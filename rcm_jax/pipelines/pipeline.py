@@ -21,13 +21,13 @@ from rcm_jax.finite import check_finite
 from rcm_jax.hub import Place
 from rcm_jax.media.pictures import to_uint8
 from rcm_jax.model_file import ModelInfo
-from rcm_jax.parallel import make_mesh, shard
+from rcm_jax.parallel import SEQUENCE_AXIS, make_mesh, shard
 from rcm_jax.pipelines.about import describe, join
 from rcm_jax.pipelines.bidirectional import sample_request
 from rcm_jax.pipelines.causal import Stream, roll_out_request, start_from
 from rcm_jax.pipelines.colours import apply_colours, fit_colours
-from rcm_jax.pipelines.networks import Experts
-from rcm_jax.pipelines.opening import Opened, open_pipeline, unknown_chunks
+from rcm_jax.pipelines.networks import Experts, mesh_of
+from rcm_jax.pipelines.opening import Opened, Surroundings, open_pipeline, unknown_chunks
 from rcm_jax.pipelines.options import FileOptions, SamplingOptions
 from rcm_jax.pipelines.request import Prompts, Request, read_request
 from rcm_jax.pipelines.settings import sampler_from, schedule_from
@@ -64,14 +64,19 @@ class Pipeline:
         self._colours = None
 
     @classmethod
-    def of(cls, params: Params, info: ModelInfo) -> "Pipeline":
-        """Of weights of the built-in world that are in memory, e.g. of a training run; they go to the first device."""
-        if info.world != "toy":
+    def of(cls, params: Params, info: ModelInfo, around: Surroundings | None = None) -> "Pipeline":
+        """Of weights that are in memory, e.g. of a training run, on the mesh over which they are sharded; others go to
+        the first device. around: what surrounds them, where that is not the built-in world."""
+        if around is None and info.world != "toy":
             raise ValueError(
                 f"weights of the world {info.world!r} need files around them: save them, and `load` the file"
             )
-        mesh = make_mesh(devices=jax.devices()[:1])
-        return cls(Opened(FileOptions(), info, ToyWorld(), Experts.of(shard(params, mesh), info.model, mesh)))
+        around, mesh = around or Surroundings(ToyWorld()), mesh_of(params)
+        if mesh is None:
+            mesh = make_mesh(devices=jax.devices()[:1])
+            params = shard(params, mesh)
+        options = FileOptions(fsdp=mesh.size // mesh.shape[SEQUENCE_AXIS], sequence=mesh.shape[SEQUENCE_AXIS])
+        return cls(Opened(options, info, around.world, Experts.of(params, info.model, mesh), around.files))
 
     @property
     def causal(self) -> bool:

@@ -3,26 +3,36 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
+from rcm_jax.convert.networks import NETWORKS, with_dtype
+from rcm_jax.convert.tensors import Tensor
 from rcm_jax.data.batch import Batch
 from rcm_jax.objectives.networks import Networks
 from rcm_jax.parallel import batch_sharding, sharded_attention, state_shardings
 from rcm_jax.training.config import RunConfig
 from rcm_jax.training.schedule import step_names
-from rcm_jax.training.state import TrainState, abstract_state
+from rcm_jax.training.state import TrainState, abstract_state, standing
 from rcm_jax.training.step import Step, make_steps
-from rcm_jax.wan.config import CLIP_VIT_H
+from rcm_jax.types import Params
+from rcm_jax.wan.config import CLIP_VIT_H, DiTConfig
 from rcm_jax.wan.networks import abstract_network
 
 
 def abstract_networks(config: RunConfig) -> Networks:
-    """Shapes of the networks that stand still, as the config names them."""
+    """Shapes and dtypes of the networks that stand still: those that a loss reads, as their files are read."""
     _, teacher, score = config.models
-    return Networks(
-        teacher=abstract_network(teacher) if config.teacher else None,
-        score_teacher=abstract_network(score) if config.score_teacher else None,
-    )
+    models = {"teacher": teacher, "score_teacher": score}
+    names = standing(config, score_teacher=bool(config.score_teacher))
+    return Networks(**{name: _as_read(models[name], config.teacher_dtype) for name in names})
+
+
+def _as_read(model: DiTConfig, dtype: str) -> Params:
+    flat = flatten_dict(abstract_network(model), sep="/")
+    dit = next(network for network in NETWORKS if network.name == "dit")
+    lazy = with_dtype({name: Tensor(x.shape, x.dtype, None) for name, x in flat.items()}, dtype or model.dtype, dit)
+    return unflatten_dict({name: jax.ShapeDtypeStruct(t.shape, t.dtype) for name, t in lazy.items()}, sep="/")
 
 
 def abstract_batch(config: RunConfig) -> Batch:

@@ -55,6 +55,27 @@ class MeshConfig:
             check_settings(self, "mesh.", data=at_least(1))
 
 
+@dataclasses.dataclass(frozen=True)
+class PreviewConfig:
+    """Videos of the averaged weights, made every `sample_every` steps.
+
+    prompts: without any, examples of the world's. num_steps: 0 is as the weights' file would be sampled. vae,
+    text_encoder, tokenizer: files around a network of Wan's; what is not named is looked for beside its start.
+    """
+
+    prompts: tuple[str, ...] = ()
+    num_steps: int = 0
+    vae: str = ""
+    text_encoder: str = ""
+    tokenizer: str = ""
+
+    def __post_init__(self):
+        prompts = (self.prompts,) if isinstance(self.prompts, str) else tuple(self.prompts)
+        object.__setattr__(self, "prompts", prompts)
+        check_settings(self, "previews.", num_steps=at_least(0))
+
+
+DTYPES = ("", "bfloat16", "float32")
 SHARED_SIZES = ("in_channels", "out_channels", "patch_size", "text_dim", "text_len", "image_dim")
 
 
@@ -66,10 +87,12 @@ class RunConfig:
     from others, `init`; and self forcing takes its scores, and starts the fake score, from `score_teacher`.
     teacher_model, score_model: their sizes, where they are not the student's; the fake score is as large as the network
     that it is compared with.
+    teacher_dtype: of the weights of networks that stand still, read from files; "" is what each computes in.
     microbatches: into how many cuts of the batch a step is divided, one after another, to save memory.
     keep, keep_every: the newest so many checkpoints stay, and those of every so many steps besides (0: none).
     stop_after: a run ends that left out so many updates in a row, for losses or gradients that are not finite, for
     batches without a sample that is, or for spikes (0: never).
+    weights_every: after how many steps the average is also left as a model file, weights/STEP/; 0 is at the end alone.
     """
 
     model: DiTConfig
@@ -84,6 +107,7 @@ class RunConfig:
     init: str = ""
     score_teacher: str = ""
     score_model: DiTConfig | None = None
+    teacher_dtype: str = ""
     seed: int = 0
     steps: int = 1000
     microbatches: int = 1
@@ -94,30 +118,27 @@ class RunConfig:
     keep: int = 3
     keep_every: int = 0
     sample_every: int = 0
+    previews: PreviewConfig = dataclasses.field(default_factory=PreviewConfig)
+    weights_every: int = 0
     tensorboard: bool = True
     wandb: str = ""
     stop_after: int = 20
 
     # May differ between a run and its resumption: they change what is written, not what is computed.
     CADENCE = (
-        "steps",
-        "log_every",
-        "checkpoint_every",
-        "keep",
-        "keep_every",
-        "sample_every",
-        "tensorboard",
-        "wandb",
-        "stop_after",
-    )
+        "steps", "log_every", "checkpoint_every", "keep", "keep_every", "sample_every", "weights_every", "tensorboard",
+        "wandb", "stop_after", *(f"previews.{field.name}" for field in dataclasses.fields(PreviewConfig)),
+    )  # fmt: skip
 
     def __post_init__(self):
         once = at_least(1)
         check_settings(
             self, seed=between(0, 2**32 - 1), steps=once, microbatches=once, ema_rate=POSITIVE, sigma_max=POSITIVE,
             log_every=once, checkpoint_every=once, keep=once, keep_every=at_least(0), sample_every=at_least(0),
-            stop_after=at_least(0),
+            weights_every=at_least(0), stop_after=at_least(0),
         )  # fmt: skip
+        if self.teacher_dtype not in DTYPES:
+            raise ValueError(f"teacher_dtype={self.teacher_dtype!r} must be one of {', '.join(map(repr, DTYPES))}")
         if self.data.batch_size % self.microbatches:
             raise ValueError(
                 f"data.batch_size={self.data.batch_size} must be divisible by microbatches={self.microbatches}"
@@ -188,6 +209,7 @@ class RunConfig:
             "optimizer": OptimizerConfig,
             "data": DataConfig,
             "mesh": MeshConfig,
+            "previews": PreviewConfig,
         }
         built = {key: part(**values[key]) for key, part in parts.items() if values.get(key) is not None}
         return cls(**(values | built | {"method": MethodConfig(**method)}))

@@ -9,7 +9,6 @@ decides how it goes on (metrics, the wish to stop) all of them know alike.
 import contextlib
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,22 +20,25 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from rcm_jax.data.source import Source, batches
-from rcm_jax.errors import ArgumentError, Interrupted
+from rcm_jax.errors import Interrupted
 from rcm_jax.objectives.objective import BAD
-from rcm_jax.parallel import batch_sharding, local_rows, make_mesh, place_batch, sharded_attention, state_shardings
+from rcm_jax.parallel import batch_sharding, local_rows, make_mesh, place_batch, sharded_attention
 from rcm_jax.progress import waiting
-from rcm_jax.training.checkpoint import Checkpoints, DamagedError, abstract_like
+from rcm_jax.training.checkpoint import Checkpoints
 from rcm_jax.training.config import RunConfig
 from rcm_jax.training.guard import Guard, StoppedLearningError
 from rcm_jax.training.hosts import Agreement, check_same, on_first
+from rcm_jax.training.meters import Meters, short
 from rcm_jax.training.metrics import MetricsWriter
+from rcm_jax.training.profiling import Profile
+from rcm_jax.training.resume import open_state, parse_resume
 from rcm_jax.training.schedule import step_name
-from rcm_jax.training.state import TrainState, Weights, abstract_state, first_state
+from rcm_jax.training.state import Start, TrainState, Weights
 from rcm_jax.training.step import make_steps
 from rcm_jax.training.workdir import as_json, differences, open_workdir
 from rcm_jax.version import code_version
 
-OnSamples = Callable[[int, TrainState], None]
+OnState = Callable[[int, TrainState], None]
 
 
 class StopSignal:
@@ -75,73 +77,28 @@ def check_batch(config: RunConfig, devices: int) -> None:
         )
 
 
-# --- where a run begins ----------------------------------------------------------------------------------------------
-
-
-def parse_resume(resume: str | int) -> str | int:
-    """ "auto", "no" or a step. Raises ArgumentError for anything else."""
-    if resume in ("auto", "no"):
-        return resume
-    if not str(resume).isdigit():
-        raise ArgumentError("{resume} must be auto, no, or the step of a checkpoint", resume=resume)
-    return int(resume)
-
-
-def open_state(
-    config: RunConfig, weights: Weights, mesh: Mesh, checkpoints: Checkpoints | None, resume: str | int = "auto"
-) -> TrainState:
-    """The state that a run goes on from, sharded over the mesh: the newest checkpoint's, or that of step `resume`, or
-    the first one.
-
-    Raises DamagedError that names the newest checkpoint that is whole; ArgumentError for a step that is not there, and
-    for resume "no" where there are checkpoints.
-    """
-    steps, resume = checkpoints.steps() if checkpoints else [], parse_resume(resume)
-    if resume == "no" and steps:
-        raise ArgumentError(
-            f"{{resume}}: {checkpoints.folder} has checkpoints up to step {steps[-1]}; use a new workdir", resume=resume
-        )
-    if isinstance(resume, int) and resume not in steps:
-        there = ", ".join(map(str, steps)) or "none"
-        raise ArgumentError(f"{{resume}}: there is no such checkpoint; the workdir has {there}", resume=resume)
-    if not steps:
-        return first_state(config, weights, mesh)
-    like = abstract_like(abstract_state(config), state_shardings(mesh, abstract_state(config)))
-    step = resume if isinstance(resume, int) else steps[-1]
-    try:
-        state, about = checkpoints.restore(step, like)
-    except DamagedError as error:
-        whole = checkpoints.whole_before(step, like)
-        way = "no older one is whole" if whole is None else f"step {whole} is whole: --resume={whole} goes on from it"
-        raise DamagedError(f"{error}; {way}") from error
-    if about["code"] != code_version():
-        warnings.warn(f"step {step} was saved by other code, {about['code']}; this is {code_version()}", stacklevel=2)
-    for place in checkpoints.set_aside(after=step):
-        warnings.warn(f"a checkpoint beyond step {step} was moved to {place}", stacklevel=2)
-    return state
-
-
-# --- the run ---------------------------------------------------------------------------------------------------------
-
-
 def train(
     config: RunConfig,
     source: Source,
     workdir: str | Path | None = None,
     *,
-    weights: Weights | None = None,
+    weights: Start | None = None,
     devices: list | None = None,
-    on_samples: OnSamples | None = None,
+    on_samples: OnState | None = None,
+    on_weights: OnState | None = None,
     resume: str | int = "auto",
+    profile_steps: range | None = None,
     about: dict[str, Any] | None = None,
     progress: str = "train",
 ) -> TrainState:
     """Trains to `config.steps` and returns the last state.
 
     workdir: metrics and checkpoints go here; None keeps nothing on disk.
-    on_samples: called as (step, state) every `config.sample_every` steps, on every host.
+    on_samples: called as (step, state) every `config.sample_every` steps and at the end, on every host.
+    on_weights: the same every `config.weights_every` steps, but for the last.
     resume: "auto" goes on from the newest checkpoint, if there is one; a step from that one, and what is newer is set
         aside; "no" wants a workdir without any.
+    profile_steps: these are traced, into the workdir.
     about: JSON that checkpoints carry besides step, config and code.
     Raises Interrupted after SIGTERM or SIGINT, with the state saved; StoppedLearningError as `config.stop_after` says,
     with a report; ValueError where the workdir is another run's, or hosts disagree; RuntimeError where another job
@@ -163,7 +120,7 @@ def train(
         with waiting(progress and f"{progress}: preparing the state"):
             state = open_state(config, weights, mesh, checkpoints, resume)
         run = _Run(config, source, mesh, workdir, checkpoints, about or {}, progress)
-        return run.steps(state, weights, on_samples)
+        return run.steps(state, weights, on_samples, on_weights, profile_steps)
 
 
 class _Run:
@@ -179,38 +136,46 @@ class _Run:
         self.first = jax.process_index() == 0
         self.writer: MetricsWriter | None = None
         self.guard = Guard(config.stop_after, source.keys)
+        self.meters = Meters(config, list(mesh.devices.flat))
         self.pending: list[tuple[int, str, dict]] = []
 
-    def steps(self, state: TrainState, weights: Weights, on_samples: OnSamples | None) -> TrainState:
+    def steps(
+        self, state: TrainState, weights: Start, on_samples: OnState | None, on_weights: OnState | None,
+        profile_steps: range | None,
+    ) -> TrainState:  # fmt: skip
         config, start = self.config, int(state.step)
         networks = weights.networks(config, self.mesh)
         steps = make_steps(config, jnp.asarray(self.source.null_text), sharded_attention(self.mesh))
         if self.workdir is not None and self.first:
             self.writer = MetricsWriter(self.workdir, start, tensorboard=config.tensorboard, wandb=config.wandb)
-        agreed, stopping, compiled = Agreement(self.mesh), False, set()
-        bar = tqdm(
-            total=config.steps,
-            initial=start,
-            desc=self.progress,
-            unit="step",
-            disable=not (self.progress and self.first),
-        )
-        with StopSignal() as stop, bar, contextlib.closing(self):
-            for step, batch in self._batches(start):
+        profile = Profile(profile_steps or range(0), (self.workdir or Path()) / "profile")
+        agreed, stopping = Agreement(self.mesh), False
+        shown = bool(self.progress) and self.first
+        bar = tqdm(total=config.steps, initial=start, desc=self.progress, unit="step", disable=not shown)
+        with StopSignal() as stop, bar, contextlib.closing(self), contextlib.closing(profile):
+            for step, batch in self.meters.timed(self._batches(start)):
                 name = step_name(config.method, step)
-                new = self.progress and self.first and name not in compiled
+                profile.before(step)
+                new = self.meters.begin(name) and shown
                 with waiting(f"{self.progress}: compiling the {name} step" if new else ""):
                     state, metrics = steps[name](state, networks, batch)
-                compiled.add(name)
+                self.meters.end(step, name, metrics)
+                profile.after(step, metrics)
                 self.pending.append((step, name, metrics))
                 bar.update()
                 done, last = step + 1, step + 1 == config.steps
                 stopping = agreed(stop.asked) and not last
-                if done % config.log_every == 0 or last or stopping:
-                    bar.set_postfix(self._flush(state))
-                if on_samples and config.sample_every and (done % config.sample_every == 0 or last):
+
+                def now(every: int, done: int = done) -> bool:
+                    return every > 0 and done % every == 0
+
+                if now(config.log_every) or last or stopping:
+                    bar.set_postfix(self._flush(state, done))
+                if on_samples and config.sample_every and (now(config.sample_every) or last):
                     on_samples(done, state)
-                if self.checkpoints and (done % config.checkpoint_every == 0 or last or stopping):
+                if on_weights and now(config.weights_every) and not last:
+                    on_weights(done, state)
+                if self.checkpoints and (now(config.checkpoint_every) or last or stopping):
                     self.checkpoints.save(done, state, self._about(done))
                 if stopping:
                     break
@@ -228,8 +193,8 @@ class _Run:
     def _about(self, step: int) -> dict[str, Any]:
         return self.about | {"data": {"position": step * self.config.data.batch_size}}
 
-    def _flush(self, state: TrainState) -> dict[str, str]:
-        """Writes what is waiting, and ends a run that learns nothing; the newest losses."""
+    def _flush(self, state: TrainState, done: int) -> dict[str, str]:
+        """Writes what is waiting, and ends a run that learns nothing; the newest losses, and how fast it goes."""
         record: dict[str, np.ndarray] = {}
         trouble = None
         for step, name, metrics in jax.device_get(self.pending):
@@ -241,13 +206,15 @@ class _Run:
             except StoppedLearningError as error:
                 trouble = trouble or error
         self.pending.clear()
+        speed = self.meters.read(done)
         if self.writer:
             self.writer.flush()
+            self.writer.speed(speed)
         if trouble:
             self._stop(trouble, state)
         if self.checkpoints:
             self.checkpoints.check()
-        return {key: f"{value:.3g}" for key, value in record.items() if key.startswith("loss")}
+        return {key: f"{value:.3g}" for key, value in record.items() if key.startswith("loss")} | short(speed)
 
     def _stop(self, trouble: StoppedLearningError, state: TrainState) -> None:
         """Saves the state, which the updates left out have not touched, and leaves a report."""

@@ -1,4 +1,7 @@
-"""The training state: one pytree that holds all a resumed run needs besides its config."""
+"""The training state: one pytree that holds all a resumed run needs besides its config; and what it starts from."""
+
+import functools
+from typing import Protocol
 
 import flax.struct
 import jax
@@ -15,9 +18,37 @@ from rcm_jax.types import Params
 from rcm_jax.wan.networks import init_params
 
 
+class Start(Protocol):
+    """What a run starts from: networks in memory (`Weights`) or in files (`runs.WeightFiles`)."""
+
+    def networks(self, config: RunConfig, mesh: Mesh) -> Networks:
+        """Those that stand still and that a loss of the run reads, sharded over the mesh."""
+        ...
+
+    def start(self, config: RunConfig, mesh: Mesh) -> tuple[Params | None, Params | None]:
+        """What student and fake score start from, float32, sharded, in buffers of their own. None: the student from
+        random weights, the fake score as the student, or where it has another size from random weights too."""
+        ...
+
+
+def standing(config: RunConfig, *, score_teacher: bool) -> tuple[str, ...]:
+    """Names in `Networks` of those that a loss reads. score_teacher: whether the run has one."""
+    scoring = "score_teacher" if score_teacher else "teacher"
+    names = ["teacher"] * config.method.uses_consistency + [scoring] * config.method.uses_dmd
+    return tuple(dict.fromkeys(names))
+
+
+def starts(config: RunConfig, *, init: bool, score_teacher: bool) -> tuple[str, str | None]:
+    """Which network student and fake score start from; None where the fake score has no other start than the
+    student's. init, score_teacher: whether the run has them."""
+    own, _, score = config.models
+    fake = "score_teacher" if score_teacher else "teacher" if score != own else None
+    return "init" if init else "teacher", fake if config.method.uses_dmd else None
+
+
 @flax.struct.dataclass
 class Weights:
-    """What a run starts from, as its config names the files.
+    """What a run starts from, in memory. The networks that stand still stay in the dtype that they have.
 
     teacher: of student and fake score, too, where nothing else is given; None starts from random weights, which only
         method "diffusion" can.
@@ -29,14 +60,24 @@ class Weights:
     score_teacher: Params | None = None
 
     def networks(self, config: RunConfig, mesh: Mesh) -> Networks:
-        """Those that stand still and that a loss of the run reads, sharded over the mesh."""
-        return shard(Networks(teacher=self.teacher, score_teacher=self.score_teacher), mesh)
+        names = standing(config, score_teacher=self.score_teacher is not None)
+        return shard(Networks(**{name: getattr(self, name) for name in names}), mesh)
 
     def start(self, config: RunConfig, mesh: Mesh) -> tuple[Params | None, Params | None]:
-        """What student and fake score start from."""
-        own, _, score = config.models
-        fake = self.teacher if self.score_teacher is None and score != own else self.score_teacher
-        return self.teacher if self.init is None else self.init, fake
+        names = starts(config, init=self.init is not None, score_teacher=self.score_teacher is not None)
+        return tuple(None if name is None else _copied(getattr(self, name), mesh) for name in names)
+
+
+def _copied(params: Params | None, mesh: Mesh) -> Params | None:
+    """Float32, sharded, and in new buffers: the step gives its own away."""
+    if params is None:
+        return None
+    copy = jax.jit(copied, out_shardings=state_shardings(mesh, params))
+    return copy(shard(params, mesh))
+
+
+def copied(params: Params) -> Params:
+    return jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
 
 
 SETTLED = 20  # updates before a norm can be called a spike
@@ -93,21 +134,16 @@ def init_state(config: RunConfig, start: Params | None, fake: Params | None = No
     """The state before step 0: the student and its average start as `start`, or from random weights; the fake score
     as `fake`; or as the student, where it has its size, else from random weights too."""
     own, _, score = config.models
-    student = init_params(own, jax.random.key(config.seed)) if start is None else start
+    student = copied(init_params(own, jax.random.key(config.seed)) if start is None else start)
     if fake is None and score != own:
         fake = init_params(score, jax.random.key(config.seed))
-
-    def copy(params: Params) -> Params:  # buffers are donated, so no two may be the same
-        return jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
-
-    student = copy(student)
-    fake = copy(student if fake is None else fake) if config.method.uses_dmd else None
+    fake = copied(student if fake is None else fake) if config.method.uses_dmd else None
     o = config.optimizer
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         seed=jnp.asarray(config.seed, jnp.int32),
         student=student,
-        ema=copy(student),
+        ema=copied(student),
         student_opt=adamw(o, o.lr, o.frozen).init(student),
         student_norms=NormRecord.empty(),
         fake_score=fake,
@@ -116,11 +152,14 @@ def init_state(config: RunConfig, start: Params | None, fake: Params | None = No
     )
 
 
-def first_state(config: RunConfig, weights: Weights, mesh: Mesh) -> TrainState:
-    """The state before step 0, sharded over the mesh."""
-    shardings = state_shardings(mesh, abstract_state(config))
-    start, fake = weights.start(config, mesh)
-    return jax.jit(lambda start, fake: init_state(config, start, fake), out_shardings=shardings)(start, fake)
+def first_state(config: RunConfig, weights: Start, mesh: Mesh) -> TrainState:
+    """`init_state` over the mesh. What it starts from becomes part of it: nothing is there twice."""
+    student, fake = weights.start(config, mesh)
+    make = jax.jit(
+        functools.partial(init_state, config), out_shardings=state_shardings(mesh, abstract_state(config)),
+        donate_argnums=(0, 1),
+    )  # fmt: skip
+    return make(student, fake)
 
 
 def abstract_state(config: RunConfig) -> TrainState:

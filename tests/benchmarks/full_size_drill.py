@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 from rcm_jax.convert.files import open_weights
 from rcm_jax.convert.networks import MODELS
-from rcm_jax.convert.safetensors_io import write_safetensors
 from rcm_jax.convert.table import lazy_to_theirs
 from rcm_jax.convert.tensors import Tensor, total_bytes
 from rcm_jax.convert.torch_io import write_torch
+from rcm_jax.tensor_stream import write_safetensors
 from tests.benchmarks import machine, write_json
 from tests.wan.tiny import NAMES, write_tokenizer
 

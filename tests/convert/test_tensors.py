@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from rcm_jax.convert import tensors
-from rcm_jax.convert.safetensors_io import read_safetensors, write_safetensors
+from rcm_jax.convert.safetensors_io import read_safetensors
 from rcm_jax.convert.tensors import Tensor
+from rcm_jax.tensor_stream import write_safetensors
 
 
 def joined(tensor: Tensor) -> np.ndarray:

@@ -16,7 +16,7 @@ from rcm_jax.model_file import ModelInfo, read_info, save_model
 from rcm_jax.objectives.config import CausalConfig
 from rcm_jax.pipelines.opening import open_pipeline
 from rcm_jax.pipelines.options import FileOptions, SamplingOptions
-from rcm_jax.pipelines.preview import PROMPTS, write_preview
+from rcm_jax.pipelines.preview import PROMPTS, open_previews
 from rcm_jax.pipelines.scoring import sample_row
 from rcm_jax.pipelines.settings import sampler_from, schedule_from
 from rcm_jax.sampling.noise import video_noises
@@ -223,6 +223,6 @@ def test_a_run_previews_and_leaves_a_causal_file(tmp_path, params, monkeypatch):
     monkeypatch.setattr("rcm_jax.training.runs.train", trained)
     teacher = save_model(tmp_path / "teacher.safetensors", params, INFO)
     config = dataclasses.replace(RUN, teacher=str(teacher))
-    saved = train_recipe(config, tmp_path, on_samples=write_preview, progress="")
+    saved = train_recipe(config, tmp_path, on_samples=open_previews(config), progress="")
     assert read_info(saved).causal == INFO.causal
     assert (tmp_path / "samples" / "0000001.mp4").stat().st_size > 0

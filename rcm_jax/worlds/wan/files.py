@@ -80,6 +80,14 @@ def open_files(
     return files
 
 
+def open_text(text: str, tokenizer: str | None = None) -> tuple[Checkpoint, Tokenizer]:
+    """A text encoder alone, and its tokenizer, which is looked for beside it unless it is named. Raises as
+    `open_files`."""
+    path = _found("umt5", text, [])
+    places = [find(tokenizer, "tokenizer_path")] if tokenizer else _tokenizer_places(path)
+    return _open("umt5", path), open_tokenizer([_local_tokenizer(place) for place in places])
+
+
 def _found(kind: str, named: str | None, near: Sequence[Place]) -> Place:
     """Where a network is: in what is named for it, a file or a folder that holds it as it is published, or near."""
     if named is None:

@@ -1,0 +1,120 @@
+"""Weights on their way to a file, a piece at a time: from sharded arrays, on several processes too, into safetensors.
+
+A piece is a layer of a stacked leaf, or a small leaf whole. Arrays that other processes have parts of are gathered by
+a collective a piece, so every process walks through all pieces in the same order, and one of them writes.
+"""
+
+import functools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, Sharding
+from jax.sharding import PartitionSpec as P
+
+from rcm_jax.types import Params
+
+WHOLE_BYTES, KEPT_BYTES = 8 << 20, 1 << 20
+DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+
+
+class Streamed(Protocol):
+    """A tensor whose numbers come when they are asked for; `blocks` in C order."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def blocks(self) -> Iterator[np.ndarray]: ...
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Streamed], metadata: Mapping[str, str], advance: Callable[[int], object]
+) -> None:
+    """Header first, then the bytes of one tensor after another. `advance` is told the bytes of each piece."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, tensor in tensors.items():
+        header[name] = {
+            "dtype": NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": (end, end := end + tensor.nbytes)
+        }  # fmt: skip
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            for block in tensor.blocks():
+                file.write(block.reshape(-1).view(np.uint8).data)
+                advance(block.nbytes)
+
+
+class Leaf:
+    """An array, of numpy or on devices, as it will be written. Its blocks come once: asked again, `blocks` goes on."""
+
+    def __init__(self, array: Any, dtype: Any):
+        self.shape, self.dtype = array.shape, jnp.dtype(dtype)
+        self.nbytes = math.prod(self.shape) * self.dtype.itemsize
+        self._blocks = (np.ascontiguousarray(piece, self.dtype) for piece in pieces(array))
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Takes part in the collectives of all processes that have a part of the array."""
+        return self._blocks
+
+
+def pieces(array: Any) -> Iterator[np.ndarray]:
+    """The layers of a large stacked array, or all of another."""
+    if array.ndim < 3 or array.nbytes <= WHOLE_BYTES:
+        yield on_host(array)
+        return
+    for i in range(array.shape[0]):
+        yield on_host(array, i)
+
+
+def leaves(params: Params, dtype: str) -> dict[str, Leaf]:
+    """By our names, ordered by them, so that it is the same order in every process."""
+    flat = flatten_dict(params, sep="/")
+    return {name: Leaf(flat[name], dtype) for name in sorted(flat)}
+
+
+def first_agrees(well: bool) -> bool:
+    """What the first process says, in all of them."""
+    return well if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.asarray(well)))
+
+
+def on_host(array: Any, layer: int | None = None) -> np.ndarray:
+    """The numbers of an array, or of one entry of its first axis, wherever they lie. Where other processes have parts
+    of it, all of them must ask for it."""
+    if not isinstance(array, jax.Array):
+        return np.asarray(array if layer is None else array[layer])
+    if array.is_fully_replicated:
+        array = array.addressable_data(0)
+    if array.is_fully_addressable:
+        # A JAX array keeps what was fetched of it for as long as it lives: all but small ones are fetched from a copy.
+        small = layer is None and array.nbytes <= KEPT_BYTES
+        return np.asarray(array if small else _part(None)(array, layer))
+    return np.asarray(_part(NamedSharding(array.sharding.mesh, P()))(array, layer).addressable_data(0))
+
+
+@functools.cache
+def _part(sharding: Sharding | None) -> Callable[[jax.Array, int | None], jax.Array]:
+    """The whole of an array or one of its layers, in buffers of its own; where the array lies, or as told."""
+
+    def part(array: jax.Array, layer: int | None) -> jax.Array:
+        return jnp.array(array) if layer is None else jax.lax.dynamic_index_in_dim(array, layer, keepdims=False)
+
+    return jax.jit(part) if sharding is None else jax.jit(part, out_shardings=sharding)
