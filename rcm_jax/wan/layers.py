@@ -92,7 +92,8 @@ class KeyValues(NamedTuple):
 class Attention(nn.Module):
     """Multi-head attention, q and k normalised over the full width: `keys` of what is seen, then the call.
 
-    Keys of one sample serve all. Tokens of an `image` have keys and values of their own, and a softmax of their own: its result is added.
+    Keys of one sample serve all. Tokens of an `image` have keys and values of their own, and a softmax of their own:
+    its result is added.
     """
 
     config: DiTConfig
