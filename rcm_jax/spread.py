@@ -9,7 +9,10 @@ from einops import repeat
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from rcm_jax.parallel import SEQUENCE_AXIS, batch_axes, ours
+from rcm_jax.parallel import SEQUENCE_AXIS, batch_axes, leaf_path, ours
+from rcm_jax.types import Params
+
+ROOM = 4 * 2**30  # bytes of a device that weights gathered for long may take: those of the 1.3B are 2.8 GB
 
 
 def gathered_product(x: Array, weights: Array, dimensions: Any, precision: Any = None, **how: Any) -> Array:
@@ -18,6 +21,21 @@ def gathered_product(x: Array, weights: Array, dimensions: Any, precision: Any =
     if ours() is not None and isinstance(weights, jax.core.Tracer):  # under jit
         weights = jax.lax.with_sharding_constraint(weights, P())
     return jax.lax.dot_general(x, weights, dimensions, precision, **how)
+
+
+def gathered_once(params: Params, dtype: str) -> Params:
+    """A network's projections on every device, those of its blocks in the dtype that they are used in: for one that is
+    called many times with the same weights. As they are where that takes more than ROOM: each call then gathers them,
+    a layer at a time. A gradient is to be held by `stay_sharded`."""
+
+    def whole(path: tuple, x: Array) -> Array:
+        name = leaf_path(path)
+        if not name.endswith("/kernel"):
+            return x
+        return jax.lax.with_sharding_constraint(x.astype(dtype) if name.startswith("blocks/") else x, P())
+
+    blocks = sum(x.size for x in jax.tree.leaves(params["blocks"])) * jnp.dtype(dtype).itemsize
+    return params if ours() is None or blocks > ROOM else jax.tree.map_with_path(whole, params)
 
 
 def spread_tokens(x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
