@@ -19,8 +19,19 @@ def gathered_product(x: Array, weights: Array, dimensions: Any, precision: Any =
     """`lax.dot_general` with weights that lie on several devices: every device gathers these, for its own samples.
     Where activations are smaller than weights, the partitioner would gather the activations of the whole batch."""
     if ours() is not None and isinstance(weights, jax.core.Tracer):  # under jit
-        weights = jax.lax.with_sharding_constraint(weights, P())
+        weights = _everywhere(weights)
     return jax.lax.dot_general(x, weights, dimensions, precision, **how)
+
+
+@jax.custom_jvp
+def _everywhere(weights: Array) -> Array:
+    return jax.lax.with_sharding_constraint(weights, P())
+
+
+@_everywhere.defjvp
+def _(weights: tuple[Array], moved: tuple[Array]) -> tuple[Array, Array]:
+    """The tangent as it lies: transposed, a constraint of it would put the whole gradient on every device."""
+    return _everywhere(*weights), moved[0]
 
 
 def gathered_once(params: Params, dtype: str) -> Params:

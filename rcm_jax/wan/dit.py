@@ -57,7 +57,7 @@ class Head(nn.Module):
         shift, scale = jnp.unstack(e[:, :, None, :] + table[None, None], axis=2)
         h = modulate(layer_norm(x, c.eps), 1 + scale, shift)
         init = nn.initializers.truncated_normal(c.dim**-0.5)
-        how = {"dtype": h.dtype, "kernel_init": init, "precision": EXACT, "dot_general": gathered_product}
+        how = {"dtype": h.dtype, "kernel_init": init, "precision": EXACT}
         return dense(c, self.features, "out", **how)(h)
 
 
@@ -73,18 +73,17 @@ class DiT(nn.Module):
     def setup(self):
         c = self.config
         small = nn.initializers.normal(0.02)
-        whole = functools.partial(dense, c, dot_general=gathered_product)
         exact = functools.partial(nn.Dense, precision=EXACT, dot_general=gathered_product)
-        self.patch_embedding = whole(c.dim)
-        self.text_in = whole(c.dim, kernel_init=small)
-        self.text_out = whole(c.dim, kernel_init=small)
+        self.patch_embedding = dense(c, c.dim)
+        self.text_in = dense(c, c.dim, kernel_init=small)
+        self.text_out = dense(c, c.dim, kernel_init=small)
         self.time_in = exact(c.dim, kernel_init=small)
         self.time_out = exact(c.dim, kernel_init=small)
         self.time_projection = exact(6 * c.dim)
         if c.image_dim is not None:
             self.image_norm_in = AffineNorm(IMAGE_EPS)
-            self.image_in = whole(c.image_dim)
-            self.image_out = whole(c.dim)
+            self.image_in = dense(c, c.image_dim)
+            self.image_out = dense(c, c.dim)
             self.image_norm_out = AffineNorm(IMAGE_EPS)
         block = Block
         if c.remat != "none":

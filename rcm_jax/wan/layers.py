@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from rcm_jax.kernels.attention import Past
 from rcm_jax.kernels.masks import KeyRuns
-from rcm_jax.spread import for_every_token, for_every_video
+from rcm_jax.spread import for_every_token, for_every_video, gathered_product, spread_tokens
 from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.rope import apply_rope
 
@@ -70,7 +70,8 @@ class AffineNorm(nn.Module):
 
 def dense(config: DiTConfig, features: int, name: str | None = None, **kwargs) -> nn.Dense:
     """A projection in the network's dtype, as Wan2.1 initialises it."""
-    kwargs = {"dtype": jnp.dtype(config.dtype), "kernel_init": nn.initializers.xavier_uniform()} | kwargs
+    init = nn.initializers.xavier_uniform()
+    kwargs = {"dtype": jnp.dtype(config.dtype), "kernel_init": init, "dot_general": gathered_product} | kwargs
     return nn.Dense(features, name=name, **kwargs)
 
 
@@ -109,8 +110,11 @@ class Attention(nn.Module):
         return rearrange(tokens, "b s (n d) -> b s n d", n=self.config.num_heads)
 
     def keys(self, context: Tokens, rope: tuple[Array, Array] | None = None) -> KeyValues:
-        k = self.heads(self.norm_k(self.k(context)))
-        return KeyValues(k if rope is None else apply_rope(k, rope), self.heads(self.v(context)))
+        k, v = self.k(context), self.v(context)
+        if rope is None:
+            return KeyValues(self.heads(self.norm_k(k)), self.heads(v))
+        k, v = spread_tokens(k), spread_tokens(v)  # or a cache cut by heads would have all tokens gathered before them
+        return KeyValues(apply_rope(self.heads(self.norm_k(k)), rope), self.heads(v))
 
     def __call__(
         self,

@@ -28,12 +28,16 @@ STEPS = {
     ("wan_1_3b_rcm", "student"): (STUDENT, 5.3),
     ("wan_1_3b_rcm", "student_dmd"): (STUDENT, 5.2),
     ("wan_1_3b_rcm", "critic"): (DIFFUSION, 5.2),
-    ("wan_14b_rcm", "student_dmd"): (STUDENT, 19.0),
-    ("wan_14b_rcm", "critic"): (DIFFUSION, 18.3),
+    ("wan_14b_rcm", "student_dmd"): (STUDENT, 7.4),
+    ("wan_14b_rcm", "critic"): (DIFFUSION, 6.2),
     ("wan_1_3b_causal_tf", "diffusion"): (DIFFUSION, 10.0),
     ("wan_1_3b_causal_df", "diffusion"): (DIFFUSION, 5.4),
-    ("wan_1_3b_causal_tf_scm", "student"): (STUDENT, 3.9),
+    ("wan_14b_causal_tf", "diffusion"): (DIFFUSION, 8.2),
+    ("wan_14b_causal_df", "diffusion"): (DIFFUSION, 5.9),
+    ("wan_1_3b_causal_tf_scm", "student"): (STUDENT, 3.0),
+    ("wan_1_3b_causal_tf_scm_14b", "student"): (STUDENT, 3.5),
     ("wan_1_3b_causal_tf_dcm", "student"): (DIFFUSION, 3.9),
+    ("wan_1_3b_causal_tf_dcm_14b", "student"): (DIFFUSION, 3.9),
     ("wan_1_3b_causal_sf_dmd", "student_dmd"): (DIFFUSION, 2.4),
     ("wan_1_3b_causal_sf_dmd_14b", "student_dmd"): (DIFFUSION, 8.9),
     ("wan_1_3b_causal_sf_dmd_14b", "critic"): (DIFFUSION, 10.6),
@@ -42,7 +46,7 @@ STEPS = {
 
 
 def shallow(recipe: str):
-    """The recipe for eight GPUs, a video on each (of the causal ones, on each of its groups)."""
+    """The recipe for eight GPUs, a video on each, or on each group of those that share one."""
     config = run_config(read_config(recipe, []))
     names = ("model", "teacher_model", "score_model")
     models = {name: model for name in names if (model := getattr(config, name)) is not None}
