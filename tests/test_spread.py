@@ -10,8 +10,15 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rcm_jax.parallel import make_mesh, spec
-from rcm_jax.spread import for_every_token, for_every_video, spread_samples, spread_tokens
+from rcm_jax.parallel import make_mesh, shard, spec
+from rcm_jax.spread import (
+    for_every_token,
+    for_every_video,
+    gathered_once,
+    gathered_product,
+    spread_samples,
+    spread_tokens,
+)
 from rcm_jax.wan.dit import DiT, guided_velocity
 from tests.tiny import MODEL, perturbed_params
 
@@ -64,6 +71,22 @@ def test_the_gradient_of_rows_is_summed_where_the_tokens_are(mesh):
     assert exchanged == [("all-reduce", (B // 2, frames, D))]
 
 
+def test_gathered_weights_bring_no_tangent_along(mesh):
+    """One product for the value, one for the tangent of x; a third would be of zeros."""
+    x, w = jnp.ones((B, D)), jnp.ones((D, 8))
+
+    def along_x(x, w):
+        return jax.jvp(lambda x: gathered_product(x, w, (((1,), (0,)), ((), ()))), (x,), (x,))
+
+    with jax.set_mesh(mesh):
+        text = str(jax.make_jaxpr(jax.jit(along_x))(x, w))
+        value, tangent = jax.jit(along_x)(x, w)
+        grad = jax.jit(jax.grad(lambda w: (along_x(x, w)[0] ** 2).sum()))(w)
+    assert text.count("dot_general[") == 2
+    np.testing.assert_array_equal(value, tangent)
+    np.testing.assert_allclose(grad, jnp.full((D, 8), 2.0 * D * B))
+
+
 def test_one_sample_is_spread_to_all_videos_on_its_devices(mesh):
     x = jnp.arange(3.0 * D).reshape(1, 3, D)
     w = jnp.arange(float(B)).reshape(B, 1, 1)
@@ -76,6 +99,22 @@ def test_one_sample_is_spread_to_all_videos_on_its_devices(mesh):
     np.testing.assert_array_equal(out, np.repeat(x, B, axis=0))
     np.testing.assert_array_equal(grad, jnp.full_like(x, w.sum()))
     assert for_every_video(out, B) is out
+
+
+def test_weights_are_gathered_once_where_there_is_room(mesh, monkeypatch):
+    params = perturbed_params(MODEL)
+    whole = jax.jit(lambda p: gathered_once(p, "bfloat16"))
+    with jax.set_mesh(mesh):
+        placed = shard(params, mesh)
+        got = whole(placed)
+        monkeypatch.setattr("rcm_jax.spread.ROOM", 10_000)
+        assert gathered_once(placed, "bfloat16") is placed
+    q, before = got["blocks"]["self_attn"]["q"], placed["blocks"]["self_attn"]["q"]
+    assert not before["kernel"].sharding.is_fully_replicated
+    assert q["kernel"].sharding.is_fully_replicated
+    assert (q["kernel"].dtype, got["time_out"]["kernel"].dtype, q["bias"].dtype) == ("bfloat16", "float32", "float32")
+    assert got["time_out"]["kernel"].sharding.is_fully_replicated
+    assert gathered_once(params, "bfloat16") is params, "without a mesh nothing is cast"
 
 
 def test_what_does_not_divide_lies_as_the_compiler_likes(mesh):

@@ -1,8 +1,8 @@
 """Every published recipe on 8 to 64 GPUs: python -m tests.benchmarks.plan_table --out plans.jsonl [--recipes …]
 
-Compiles every step with the batch cut so that each GPU (of causal recipes each group that shares a video) has one video
-at a time, weights over as many as the recipe says. Prints a row as soon as it is there, and does not make one again that is in --out.
-Nothing is run: peak memory, what is sent, and the part of its least time during which nothing computes.
+Compiles every step with the batch cut so that each GPU, or each group of those that share a video, has one video at a
+time, weights over as many as the recipe says. Prints a row as soon as it is there, and does not make one again that is
+in --out. Nothing is run: peak memory, what is sent, and the part of its least time during which nothing computes.
 """
 
 import argparse
