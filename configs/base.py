@@ -9,7 +9,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from rcm_jax.training.config import RunConfig
-from rcm_jax.wan.config import WAN_1_3B, DiTConfig
+from rcm_jax.wan.config import WAN_1_3B, WAN_14B, DiTConfig
 
 
 def from_model(model: DiTConfig, teacher: str) -> ConfigDict:
@@ -50,8 +50,29 @@ def wan_1_3b_causal(argument: str) -> ConfigDict:
     config.microbatches = 32
     config.method.guidance = 3.0
     config.sigma_max = 1600.0
-    config.steps = 100_000
     config.checkpoint_every = 500
+    return config
+
+
+def on_14b(config: ConfigDict) -> ConfigDict:
+    """A causal recipe of the 1.3B made one of the 14B: on 64 GPUs of 80 GB, of which eight share a video and 32 the
+    weights. Batches are of 64 videos, so eight cuts of one a group; 512 GPUs need none."""
+    config.model.update(dataclasses.asdict(WAN_14B))
+    config.teacher = "wan2.1_t2v_14b.safetensors"
+    config.data.batch_size = 64
+    config.mesh.update({"fsdp": 4, "sequence": 8})
+    config.microbatches = 8
+    config.checkpoint_every = 500
+    return config
+
+
+def from_14b(config: ConfigDict) -> ConfigDict:
+    """A causal consistency recipe of the 1.3B with the 14B as its teacher: on 32 GPUs of 80 GB, of which four share a
+    video and all the weights, as published. The student starts from the causal 1.3B."""
+    config.init, config.teacher = config.teacher, "wan_14b_causal_tf/teacher.safetensors"
+    config.teacher_model = ConfigDict(dataclasses.asdict(WAN_14B))
+    config.mesh.update({"fsdp": 8, "sequence": 4})
+    config.microbatches = 4
     return config
 
 

@@ -221,17 +221,22 @@ def guided(cond: Velocity, uncond: Velocity, guidance: float) -> Velocity:
     return network
 
 
-def one_a_video(null_text: Float[Array, "L D"] | Text, text: Text) -> Text:
-    """The unconditional (or negative) text for every video of `text`, from one for all or one a video.
+def null_rows(null_text: Float[Array, "L D"] | Text, videos: int) -> Text:
+    """The unconditional (or negative) text as a network takes it: one row where it is one for all videos, or theirs.
 
     Raises ValueError for a text that is neither.
     """
-    B = text.shape[0]
     if null_text.ndim == 2:
-        return jnp.broadcast_to(null_text[None], (B, *null_text.shape))
-    if null_text.ndim != 3 or null_text.shape[0] != B:
+        return null_text[None]
+    if null_text.ndim != 3 or null_text.shape[0] != videos:
         raise ValueError(
-            f"the unconditional text has shape {null_text.shape}; give [L, D], one for all videos, or [{B}, L, D], "
-            "one for each"
+            f"the unconditional text has shape {null_text.shape}; give [L, D], one for all videos, or "
+            f"[{videos}, L, D], one for each"
         )
     return null_text
+
+
+def one_a_video(null_text: Float[Array, "L D"] | Text, text: Text) -> Text:
+    """`null_rows`, a row for every video of `text`."""
+    rows = null_rows(null_text, text.shape[0])
+    return jnp.broadcast_to(rows, (text.shape[0], *rows.shape[1:]))

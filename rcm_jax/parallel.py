@@ -7,7 +7,6 @@ shards parameters, EMA, fake score and optimiser moments, since all of them end 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +38,11 @@ AXES: dict[str, tuple[str, ...]] = {
     "ffn_out/kernel": ("mlp", "embed"),
     "out/kernel": ("embed", "patch"),
 }
-# logical axis -> mesh axis; what is not named here is on every device. Biases, norms and modulation tables are small.
-RULES: dict[str, str] = {"embed": "fsdp"}
 BATCH_AXES = ("data", "fsdp")
 SEQUENCE_AXIS = "sequence"
+# logical axis -> mesh axes, over all of which it lies; what is not named here is on every device. Biases, norms and
+# modulation tables are small. Devices that share a video share the weights, too.
+RULES: dict[str, tuple[str, ...]] = {"embed": ("fsdp", SEQUENCE_AXIS)}
 MESH_AXES = (*BATCH_AXES, SEQUENCE_AXIS)
 
 
@@ -95,13 +95,22 @@ def abstract_mesh(data: int, fsdp: int, sequence: int, devices: int) -> Abstract
 
 
 def spec(path: str, shape: tuple[int, ...], axis_sizes: dict[str, int]) -> P:
-    """The sharding of one leaf of the state, from its path. A dimension the mesh axis does not divide is replicated."""
+    """The sharding of one leaf of the state, from its path. A mesh axis that does not divide a dimension, or what the
+    axes before it left of that, is not used: the dimension is replicated along it."""
     axes = AXES.get("/".join(path.split("/")[-2:]), ())
     if not axes or len(shape) < len(axes):
         return P()
     axes = ("layers",) * (len(shape) - len(axes)) + axes
-    names = [RULES.get(axis) for axis in axes]
-    return P(*(n if n and size % axis_sizes[n] == 0 else None for n, size in zip(names, shape, strict=True)))
+    return P(*(_dividing(RULES.get(axis, ()), size, axis_sizes) for axis, size in zip(axes, shape, strict=True)))
+
+
+def _dividing(names: tuple[str, ...], size: int, axis_sizes: dict[str, int]) -> str | tuple[str, ...] | None:
+    """Those of the mesh axes that cut a dimension of that size into equal parts, one after the other."""
+    taken: tuple[str, ...] = ()
+    for name in names:
+        if (count := axis_sizes.get(name, 1)) > 1 and size % count == 0:
+            taken, size = (*taken, name), size // count
+    return taken[0] if len(taken) == 1 else taken or None
 
 
 def leaf_path(path) -> str:
@@ -120,8 +129,7 @@ def state_shardings(mesh: Mesh | AbstractMesh, tree: PyTree) -> PyTree:
 def stay_sharded(tree: PyTree) -> PyTree:
     """Under jit, the tree's leaves held where `state_shardings` has them on the mesh that is set: gradients, which the
     compiler would not always cut. As they are under no mesh of ours."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if not _is_ours(mesh):
+    if (mesh := ours()) is None:
         return tree
     return jax.lax.with_sharding_constraint(tree, jax.tree.map(lambda s: s.spec, state_shardings(mesh, tree)))
 
@@ -130,14 +138,15 @@ def in_cuts(x: Shaped[Array, "B ..."], parts: int) -> Shaped[Array, "parts b ...
     """A batch in equal cuts, each spread over the devices as the batch is: sample i is in cut i % parts, so that every
     device cuts what it has and nothing is sent."""
     cuts = x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
-    mesh = jax.sharding.get_abstract_mesh()
-    if not _is_ours(mesh):
+    if (mesh := ours()) is None:
         return cuts
-    return jax.lax.with_sharding_constraint(cuts, P(None, _batch_axes(mesh, cuts.shape[1])))
+    return jax.lax.with_sharding_constraint(cuts, P(None, batch_axes(mesh, cuts.shape[1])))
 
 
-def _is_ours(mesh: AbstractMesh) -> bool:
-    return mesh.size > 1 and set(MESH_AXES) <= set(mesh.axis_names)
+def ours() -> AbstractMesh | None:
+    """The mesh that is set, if it has our axes and more than one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh if mesh.size > 1 and set(MESH_AXES) <= set(mesh.axis_names) else None
 
 
 def shard(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -145,7 +154,7 @@ def shard(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.device_put(tree, state_shardings(mesh, tree))
 
 
-def _batch_axes(mesh: Mesh | AbstractMesh, batch: int) -> tuple[str, ...] | None:
+def batch_axes(mesh: Mesh | AbstractMesh, batch: int) -> tuple[str, ...] | None:
     """The mesh axes over which so many samples lie: none where these do not divide them."""
     return BATCH_AXES if batch % math.prod(mesh.shape[name] for name in BATCH_AXES) == 0 else None
 
@@ -176,29 +185,19 @@ def place_batch(batch: PyTree, sharding: NamedSharding, rows: range, size: int) 
     return jax.tree.map(place, batch)
 
 
-def gathered_product(x: Array, weights: Array, dimensions: Any, precision: Any = None, **how: Any) -> Array:
-    """`lax.dot_general` with weights that lie on several devices: every device gathers these, for its own samples.
-    Where activations are smaller than weights, the partitioner would gather the activations of the whole batch."""
-    if _is_ours(jax.sharding.get_abstract_mesh()) and isinstance(weights, jax.core.Tracer):  # under jit
-        weights = jax.lax.with_sharding_constraint(weights, P())
-    return jax.lax.dot_general(x, weights, dimensions, precision, **how)
-
-
 def cut_by_heads(cache: PyTree) -> PyTree:
     """Keys and values [layers, B, K, N, D] that stay from chunk to chunk, as `ulysses` wants them on the mesh that is
     set: heads over `sequence`, samples over the other axes, where these divide them. As they are under no mesh of
     ours."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if not _is_ours(mesh):
+    if (mesh := ours()) is None:
         return cache
-
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, cache_spec(mesh, x.shape)), cache)
 
 
 def cache_spec(mesh: Mesh | AbstractMesh, shape: tuple[int, int, int, int, int]) -> P:
     """Where `cut_by_heads` leaves keys or values [layers, B, K, N, D]."""
     heads = SEQUENCE_AXIS if shape[3] % mesh.shape[SEQUENCE_AXIS] == 0 else None
-    return P(None, _batch_axes(mesh, shape[1]), None, heads)
+    return P(None, batch_axes(mesh, shape[1]), None, heads)
 
 
 def bytes_per_device(mesh: Mesh | AbstractMesh, tree: PyTree) -> int:
@@ -266,7 +265,7 @@ def ulysses(mesh: Mesh, attend: Callable = attention) -> Callable:
                 k, v, mask = _longer(k, short), _longer(v, short), _without_padding(mask, S, short)
             if past is not None:
                 past = Past(*(_longer(x, short) for x in past[:2]), _without_padding(past.mask, S, short))
-        batch = _batch_axes(mesh, B)
+        batch = batch_axes(mesh, B)
         cut, keys = P(batch, axis), P(batch, axis if own else None, axis if cached else None)
         specs = (cut, keys, keys, P(), None if past is None else Past(cut, cut, P()))
         run = jax.shard_map(here, mesh=mesh, in_specs=specs, out_specs=cut, check_vma=False)

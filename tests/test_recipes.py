@@ -14,8 +14,11 @@ import rcm_jax
 from rcm_jax.configs.base import run_config
 from rcm_jax.objectives.config import DiffusionConfig
 from rcm_jax.parallel import MESH_AXES, bytes_per_device, mesh_shape, spec, state_shardings
+from rcm_jax.training.loop import check_batch
 from rcm_jax.training.runs import plan
 from rcm_jax.training.state import abstract_state
+from rcm_jax.wan.config import WAN_1_3B, WAN_14B
+from rcm_jax.wan.networks import abstract_network
 
 NAMES = sorted(p.stem for p in (Path(rcm_jax.__file__).parent / "configs").glob("*.py") if p.stem != "base")
 
@@ -37,11 +40,13 @@ def test_recipe_builds_abstractly(name):
     want = {key: bytes_per_device(mesh, tree) / 2**30 for key, tree in parts.items()}
     # of networks that stand still, those that a loss reads; Wan's in bfloat16, but for the few that stay float32
     score = "score teacher" if config.score_teacher else "teacher"
-    still = {"teacher": "student"} if config.method.uses_consistency else {}
-    still |= {score: "fake score"} if config.method.uses_dmd else {}
+    _, teacher, scoring = config.models
+    still = {"teacher": teacher} if config.method.uses_consistency else {}
+    still |= {score: scoring} if config.method.uses_dmd else {}
     part = {"bfloat16": (0.5, 0.52), "float32": (1, 1)}[config.model.dtype]
-    for key, like in still.items():
-        assert part[0] * want[like] - 6e-4 <= float(rows[key]) <= part[1] * want[like] + 6e-4
+    for key, network in still.items():
+        full = bytes_per_device(mesh, abstract_network(network)) / 2**30
+        assert part[0] * full - 6e-4 <= float(rows[key]) <= part[1] * full + 6e-4
         want[key] = float(rows[key])
     want["all"] = sum(want.values())
     assert rows.keys() == want.keys()
@@ -92,6 +97,47 @@ def test_published_causal_defaults(name, want):
     )  # fmt: skip
     assert {key: got[key] for key in want} == want
     assert (c.data.latent_shape, c.sigma_max, c.causal.score_guidance) == ((21, 60, 104), 1600.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "steps", "save", "shards", "sequence", "gpus"),
+    [
+        ("wan_1_3b_rcm", 256, 10_000, 500, 4, 1, 256),
+        ("wan_14b_rcm", 64, 10_000, 250, 32, 8, 512),
+        ("wan_1_3b_causal_tf", 256, 30_000, 1000, 4, 1, 256),
+        ("wan_1_3b_causal_df", 256, 30_000, 1000, 4, 1, 256),
+        ("wan_14b_causal_tf", 64, 30_000, 500, 32, 8, 512),
+        ("wan_14b_causal_df", 64, 30_000, 500, 32, 8, 512),
+        ("wan_1_3b_causal_tf_dcm_14b", 32, 10_000, 500, 32, 4, 128),
+        ("wan_1_3b_causal_tf_scm_14b", 32, 1000, 500, 32, 4, 128),
+        ("wan_1_3b_causal_sf_dmd_14b", 64, 1200, 50, 32, 4, 256),
+    ],
+)
+def test_published_systems_settings(name, batch, steps, save, shards, sequence, gpus):
+    """Of the published table; and a GPU, or a group that shares a video, has one at a time."""
+    c = recipe(name)
+    assert (c.data.batch_size, c.steps, c.checkpoint_every) == (batch, steps, save)
+    assert (c.mesh.data, c.mesh.fsdp * c.mesh.sequence, c.mesh.sequence) == (-1, shards, sequence)
+    assert c.data.batch_size * c.mesh.sequence == gpus, "of which each has one video without cuts"
+    (devices,) = re.findall(r"--dry_run --devices=(\d+)", importlib.import_module(f"rcm_jax.configs.{name}").__doc__)
+    count = int(devices)
+    check_batch(c, count)
+    assert c.data.batch_size // c.microbatches == count // c.mesh.sequence
+
+
+def test_sizes_of_two_networks():
+    for name in ("tf_scm", "tf_dcm"):
+        c = recipe(f"wan_1_3b_causal_{name}_14b")
+        assert c.models == (WAN_1_3B, WAN_14B, WAN_14B)
+        assert c.init == "wan_1_3b_causal_tf/teacher.safetensors"
+    assert recipe("wan_1_3b_causal_sf_dmd_14b").models == (WAN_1_3B, WAN_1_3B, WAN_14B)
+    assert recipe("wan_14b_causal_df").models == (WAN_14B,) * 3
+
+
+def test_self_forcing_lasts_as_long_as_its_sampler_and_chunks_need():
+    module = importlib.import_module("rcm_jax.configs.wan_1_3b_causal_sf_dmd")
+    words = ("", "c3-3", "c1-1,2step", "c3-3,2step", "2step_noisy_ctx", "c3-3,2step_noisy_ctx", "1step", "c3-3,1step")
+    assert [module.get_config(w).steps for w in words] == [1200, 1250, 3000, 2500, 1500, 1750, 3000, 3000]
 
 
 def test_only_teachers_of_the_built_in_world_drop_text_and_raise_times():

@@ -163,9 +163,10 @@ def axes_of(groups: np.ndarray, mesh_shape: dict[str, int]) -> tuple[str, ...]:
     return tuple(name for name, d in zip(mesh_shape, differ, strict=True) if d)
 
 
-def gathered(transfers: Sequence[Transfer], batch: int, tokens: int) -> list[Transfer]:
-    """Transfers that bring the tokens of all the batch's videos onto every device, which no step should."""
+def gathered(transfers: Sequence[Transfer], batch: int, tokens: int, width: int) -> list[Transfer]:
+    """Transfers that bring all tokens of a video, each of that width or more, to devices that have a part of them, or
+    those of all the batch's videos to every device: no step should."""
     return [
         t for t in transfers
-        if t.kind == "all-gather" and {tokens, batch * tokens} & set(t.dims) and np.prod(t.dims) >= batch * tokens
+        if t.kind == "all-gather" and {tokens, batch * tokens} & set(t.dims) and np.prod(t.dims) >= tokens * width
     ]  # fmt: skip

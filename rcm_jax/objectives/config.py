@@ -39,7 +39,8 @@ class MethodConfig:
 
     name "diffusion" trains a teacher by flow matching; "distill" a student from `teacher`. `consistency` is one of
     scm, rf_scm, dcm or "" for none; `dmd_scale` 0 means no distribution matching and no fake score. `p_G` draws the
-    times of the consistency or the diffusion loss, `p_D` those of the scores. `fused_tangent` takes attention's value
+    times of the consistency or the diffusion loss, `p_D` those of the scores. `guidance` is w in uncond + w (cond -
+    uncond); where others write cond + w (cond - uncond), theirs is one less. `fused_tangent` takes attention's value
     and tangent in the consistency loss from one kernel instead of two.
     """
 

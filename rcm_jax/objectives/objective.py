@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rcm_jax.data.batch import Batch
-from rcm_jax.flow import RF, TRIG, one_a_video
+from rcm_jax.flow import RF, TRIG, null_rows
 from rcm_jax.losses.consistency import dcm_loss, dcm_times, rf_scm_loss, scm_loss
 from rcm_jax.losses.diffusion import flow_matching_loss
 from rcm_jax.losses.distribution import critic_loss, dmd_loss
@@ -166,9 +166,8 @@ def drop_text(batch: Batch, null_text: NullText, dropped: Bool[Array, " B"] | No
     """The dropped samples' texts made unconditional."""
     if dropped is None:
         return batch
-    return dataclasses.replace(
-        batch, text=jnp.where(dropped[:, None, None], one_a_video(null_text, batch.text), batch.text)
-    )
+    null = null_rows(null_text, len(dropped))
+    return dataclasses.replace(batch, text=jnp.where(dropped[:, None, None], null, batch.text))
 
 
 def summary(parts: Parts) -> Metrics:

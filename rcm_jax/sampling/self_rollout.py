@@ -6,6 +6,8 @@ chunk's last step alone, context and earlier steps are detached: so `dmd_loss` o
 With `replay`, nothing of the rollout is kept for the backward pass but every chunk's last input and the one cache of
 the end, of which chunk i sees the part before it. The backward pass runs the last steps again, chunk by chunk: the
 same gradient with the memory of one chunk.
+
+On a mesh the weights are gathered once for all chunks and steps, where there is room for them.
 """
 
 from functools import partial
@@ -19,9 +21,11 @@ from jaxtyping import Array, Float, Int
 
 from rcm_jax.chunks import ChunkIndex, Spans
 from rcm_jax.flow import rf_noisy
+from rcm_jax.parallel import stay_sharded
 from rcm_jax.sampling.few_step import next_state
 from rcm_jax.sampling.rollout import Noises, equal_chunks, joined
 from rcm_jax.sampling.schedules import RolloutSchedule
+from rcm_jax.spread import gathered_once
 from rcm_jax.types import Latents, Params
 from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.layers import KeyValues
@@ -74,7 +78,7 @@ def _chunks(
 ) -> tuple[list[tuple[Array, Array, Array]], KeyValues]:  # fmt: skip
     """(clean chunks, inputs of their last steps, times of these) of every group of equal chunks, [chunks, …], and the
     cache of the end. Only the clean chunks carry a gradient, through the last steps."""
-    fixed, fixed_prompt = stop_gradient((params, prompt))
+    fixed, fixed_prompt = stop_gradient((_gathered(network, params), prompt))
     cache, groups = network.init_cache(draws.shape[1]), []
     for start, end in equal_chunks(schedule, spans, 0):
         a, b = spans[start]
@@ -109,24 +113,38 @@ def _chunks(
     return groups, cache
 
 
-def _forward(network, schedule, spans, params, text, draws, num_steps):
-    """((video, inputs), what the backward pass needs to run the last steps again)."""
+def _gathered(network: CausalDiT, params: Params) -> Params:
+    """The weights once for all chunks and steps."""
+    return gathered_once(params, network.dit.config.dtype)
+
+
+def _rolled(network, schedule, spans, params, text, draws, num_steps):
+    """((video, inputs), what the backward pass needs of them to run the last steps again)."""
     prompt = network.prompt(params, text)
     groups, cache = _chunks(network, schedule, spans, params, prompt, draws, num_steps)
     videos, inputs, times = zip(*groups, strict=True)
-    residuals = (params, text, draws, num_steps, cache, inputs, times)
-    return (joined(videos), stop_gradient(joined(inputs))), residuals
+    return (joined(videos), stop_gradient(joined(inputs))), (cache, inputs, times)
 
 
 def _plain(network, schedule, spans, params, text, draws, num_steps) -> tuple[Latents, Latents]:
-    return _forward(network, schedule, spans, params, text, draws, num_steps)[0]
+    return _rolled(network, schedule, spans, params, text, draws, num_steps)[0]
+
+
+def _forward(network, schedule, spans, params, text, draws, num_steps):
+    """As no derivative is taken of it here, the last steps read what the others do."""
+    out, kept = _rolled(network, schedule, spans, _gathered(network, params), text, draws, num_steps)
+    return out, (params, text, draws, num_steps, *kept)
+
+
+def _value(*arguments) -> tuple[Latents, Latents]:
+    return _forward(*arguments)[0]
 
 
 def _backward(network, schedule, spans, residuals, cotangents):
     params, text, draws, num_steps, cache, inputs, times = residuals
     d_video, _ = cotangents
     prompt, prompt_vjp = jax.vjp(network.prompt, params, text)
-    total = jax.tree.map(jnp.zeros_like, (params, prompt))
+    total, whole = jax.tree.map(jnp.zeros_like, (params, prompt)), _gathered(network, params)
     for (start, end), x, t in zip(equal_chunks(schedule, spans, 0), inputs, times, strict=True):
         a, b = spans[start]
         d = d_video[:, a : spans[end - 1][1]]
@@ -134,8 +152,9 @@ def _backward(network, schedule, spans, residuals, cotangents):
 
         def body(total, of_chunk):
             chunk, x, t, d = of_chunk
-            _, vjp = jax.vjp(lambda p, q: _denoise(network, p, q, cache, chunk, x, t), params, prompt)
-            return jax.tree.map(jnp.add, total, vjp(d)), None
+            _, vjp = jax.vjp(lambda p, q: _denoise(network, p, q, cache, chunk, x, t), whole, prompt)
+            d_params, d_prompt = vjp(d)
+            return jax.tree.map(jnp.add, total, (stay_sharded(d_params), d_prompt)), None
 
         total, _ = jax.lax.scan(body, total, (jnp.arange(start, end), x, t, d))
     d_params, d_text = prompt_vjp(total[1])
@@ -143,5 +162,5 @@ def _backward(network, schedule, spans, residuals, cotangents):
     return d_params, d_text, jnp.zeros_like(draws), np.zeros(num_steps.shape, jax.dtypes.float0)
 
 
-_replayed = jax.custom_vjp(_plain, nondiff_argnums=(0, 1, 2))
+_replayed = jax.custom_vjp(_value, nondiff_argnums=(0, 1, 2))
 _replayed.defvjp(_forward, _backward)

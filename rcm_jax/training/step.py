@@ -8,10 +8,13 @@ them. All functions are pure; what is random comes from the state's (seed, step)
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, PyTree
 
 from rcm_jax.data.batch import Batch
@@ -20,12 +23,12 @@ from rcm_jax.objectives.binding import Sizes
 from rcm_jax.objectives.draws import Draws, draw
 from rcm_jax.objectives.networks import Networks
 from rcm_jax.objectives.objective import BAD, Parts, StudentLoss, make_objective, summary
-from rcm_jax.parallel import in_cuts, stay_sharded
+from rcm_jax.parallel import in_cuts, ours, state_shardings, stay_sharded
 from rcm_jax.training.config import OptimizerConfig, RunConfig
 from rcm_jax.training.ema import ema_update, power_ema_beta, power_ema_exponent
 from rcm_jax.training.optimizer import adamw
 from rcm_jax.training.schedule import critic_updates, simulation_steps, student_updates, warmup_ratio
-from rcm_jax.training.state import NormRecord, TrainState
+from rcm_jax.training.state import NormRecord, TrainState, abstract_state
 from rcm_jax.types import Metrics, Params
 from rcm_jax.wan.dit import DiT
 
@@ -115,7 +118,8 @@ def make_steps(config: RunConfig, null_text: Float[Array, "L D"], attend: Callab
     """The jitted steps of a run by the names that `schedule.step_name` gives: `student`, `student_dmd`, `critic` for
     distillation, else `diffusion`.
 
-    Each takes (state, networks, batch) and donates the state. `attend` is the attention of all networks.
+    Each takes (state, networks, batch) and donates the state. `attend` is the attention of all networks. Under
+    `jax.set_mesh` the state comes back where `parallel.state_shardings` has it on that mesh.
     """
     method, o = config.method, config.optimizer
     sizes = Sizes(*(DiT(model, attend) for model in config.models))
@@ -175,4 +179,13 @@ def make_steps(config: RunConfig, null_text: Float[Array, "L D"], attend: Callab
         steps = {"diffusion": diffusion_step}
     else:
         steps = {"student": student_step(False), "student_dmd": student_step(True), "critic": critic_step}
-    return {name: jax.jit(step, donate_argnums=0) for name, step in steps.items()}
+    return {name: jax.jit(step, donate_argnums=0, **_outputs(config)) for name, step in steps.items()}
+
+
+def _outputs(config: RunConfig) -> dict[str, Any]:
+    """Where a step's outputs lie, for `jax.jit`: the state as the table has it, so that the next step finds what this
+    one was compiled for, and the metrics on every device, so that every process can read them."""
+    if ours() is None:
+        return {}
+    mesh = jax.sharding.get_mesh()
+    return {"out_shardings": (state_shardings(mesh, abstract_state(config)), NamedSharding(mesh, P()))}

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from rcm_jax.kernels.attention import Past
 from rcm_jax.kernels.masks import KeyRuns
+from rcm_jax.spread import spread_samples, spread_tokens
 from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.layers import AffineNorm, Attention, KeyValues, Tokens, dense, layer_norm, modulate
 
@@ -56,7 +57,7 @@ class Block(nn.Module):
     def __call__(self, streams: Streams, context: BlockContext) -> tuple[Streams, KeyValues | None]:
         x, beside = streams
         if context.text_keys is None:
-            context = context._replace(text_keys=self.cross_attn.keys(context.text))
+            context = context._replace(text_keys=self.cross_attn.keys(spread_samples(context.text)))
         seen = None
         if beside is not None:  # on its own: in one sequence with x its tangent would be zeros to compute with
             view = context.of_context._replace(text_keys=context.text_keys)
@@ -70,7 +71,7 @@ class Block(nn.Module):
     ) -> tuple[Tokens, KeyValues]:
         """The block for one sequence, and its own keys. `static` is for attention."""
         c = self.config
-        modulation = context.modulation + self.table[None, None]
+        modulation = spread_samples(context.modulation) + self.table[None, None]
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = jnp.unstack(modulation, axis=2)
 
         def gated(x, y, gate):  # residual sums in float32, stored in the network's dtype
@@ -83,4 +84,4 @@ class Block(nn.Module):
         x = x + self.cross_attn(self.norm3(x), context.text_keys, image=context.image, **static)
         h = modulate(layer_norm(x, c.eps), 1 + scale_f, shift_f).astype(x.dtype)
         h = nn.gelu(self.ffn_in(h), approximate=True)
-        return gated(x, self.ffn_out(h), gate_f), own
+        return spread_tokens(gated(x, self.ffn_out(h), gate_f)), own

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from rcm_jax.chunks import ChunkIndex, ChunkPattern, block_causal, check_window, teacher_forcing
-from rcm_jax.flow import guided, one_a_video
+from rcm_jax.flow import guided, null_rows
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.parallel import cut_by_heads
 from rcm_jax.types import Latents, Params, Text, Velocity
@@ -90,7 +90,7 @@ class CausalDiT:
         self, params: Params, text: Text, null_text: Float[Array, "L D"] | Text, guidance: float, context: Latents
     ) -> Velocity:
         """`forced_velocity` on a clean context, under guidance against one text for all videos, or one a video."""
-        texts = text, one_a_video(null_text, text)
+        texts = text, null_rows(null_text, text.shape[0])
         cond, uncond = (self.forced_velocity(params, which, context) for which in texts)
         return guided(cond, uncond, guidance)
 

@@ -3,9 +3,9 @@
     v = DiT(config).apply({"params": params}, x, t, text)               # text to video
     v = DiT(config).apply({"params": params}, x, t, text, image)        # image to video with CLIP tokens
 
-x [B, T, H, W, C] noisy latents, t model time in 0..1000, [B] or one a latent frame [B, T], text [B, <=L, text_dim],
-image [B, tokens, image_dim]. An image-to-video network finds mask and latents of the image in the channels of x behind
-the noise (`velocity` puts them there, `wan.image.image_condition` makes them).
+x [B, T, H, W, C] noisy latents, t model time in 0..1000, [B] or one a latent frame [B, T], text [B, <=L, text_dim] (or
+[1, <=L, text_dim] for all videos alike), image [B, tokens, image_dim]. An image-to-video network finds mask and latents
+of the image in the channels of x behind the noise (`velocity` puts them there, `wan.image.image_condition` makes them).
 Parameters of all blocks are stacked on a leading axis (`nn.scan`), so compile time does not grow with depth.
 """
 
@@ -20,10 +20,10 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from rcm_jax.flow import guided, one_a_video
+from rcm_jax.flow import guided, null_rows
 from rcm_jax.kernels.attention import attention
 from rcm_jax.kernels.masks import KeyRuns
-from rcm_jax.parallel import gathered_product
+from rcm_jax.spread import gathered_product, spread_samples, spread_tokens
 from rcm_jax.types import Latents, Params, Text, Velocity
 from rcm_jax.wan.block import CONTEXT_AXES, Block, BlockContext
 from rcm_jax.wan.config import DiTConfig
@@ -57,7 +57,7 @@ class Head(nn.Module):
         shift, scale = jnp.unstack(e[:, :, None, :] + table[None, None], axis=2)
         h = modulate(layer_norm(x, c.eps), 1 + scale, shift)
         init = nn.initializers.truncated_normal(c.dim**-0.5)
-        how = {"dtype": h.dtype, "kernel_init": init, "precision": EXACT, "dot_general": gathered_product}
+        how = {"dtype": h.dtype, "kernel_init": init, "precision": EXACT}
         return dense(c, self.features, "out", **how)(h)
 
 
@@ -73,18 +73,17 @@ class DiT(nn.Module):
     def setup(self):
         c = self.config
         small = nn.initializers.normal(0.02)
-        whole = functools.partial(dense, c, dot_general=gathered_product)
         exact = functools.partial(nn.Dense, precision=EXACT, dot_general=gathered_product)
-        self.patch_embedding = whole(c.dim)
-        self.text_in = whole(c.dim, kernel_init=small)
-        self.text_out = whole(c.dim, kernel_init=small)
+        self.patch_embedding = dense(c, c.dim)
+        self.text_in = dense(c, c.dim, kernel_init=small)
+        self.text_out = dense(c, c.dim, kernel_init=small)
         self.time_in = exact(c.dim, kernel_init=small)
         self.time_out = exact(c.dim, kernel_init=small)
         self.time_projection = exact(6 * c.dim)
         if c.image_dim is not None:
             self.image_norm_in = AffineNorm(IMAGE_EPS)
-            self.image_in = whole(c.image_dim)
-            self.image_out = whole(c.dim)
+            self.image_in = dense(c, c.image_dim)
+            self.image_out = dense(c, c.dim)
             self.image_norm_out = AffineNorm(IMAGE_EPS)
         block = Block
         if c.remat != "none":
@@ -110,7 +109,7 @@ class DiT(nn.Module):
                 f"text has shape {text.shape}; the network takes [B, at most {c.text_len} tokens, {c.text_dim}]"
             )
         text = jnp.pad(text, ((0, 0), (0, c.text_len - text.shape[1]), (0, 0))).astype(c.dtype)
-        return self.text_out(nn.gelu(self.text_in(text), approximate=True))
+        return spread_samples(self.text_out(nn.gelu(self.text_in(text), approximate=True)))
 
     def embed_image(self, image: Float[Array, "B K I"] | None) -> Tokens | None:
         """CLIP tokens to the network's width; None for a network that takes none."""
@@ -155,7 +154,8 @@ class DiT(nn.Module):
             raise ValueError(
                 f"t has shape {t.shape}; give [B] or one time a latent frame, [B, {c.grid(x.shape[1:4])[0]}]"
             )
-        return self.patch_embedding(self.patchify(x.astype(c.dtype))), *self.embed_time(t)
+        tokens = self.patch_embedding(self.patchify(x.astype(c.dtype)))
+        return spread_tokens(tokens), *self.embed_time(t)
 
     def tokens(
         self,
@@ -250,7 +250,7 @@ def guided_velocity(
     dit: DiT, params: Params, text: Text, null_text: Float[Array, "L D"] | Text, guidance: float, **given: Array | None
 ) -> Velocity:
     """`velocity` under guidance against the unconditional (or negative) text: one for all videos, or one a video."""
-    null = one_a_video(null_text, text)
+    null = null_rows(null_text, text.shape[0])
     return guided(velocity(dit, params, text, **given), velocity(dit, params, null, **given), guidance)
 
 

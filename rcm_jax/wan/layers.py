@@ -7,11 +7,12 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from rcm_jax.kernels.attention import Past
 from rcm_jax.kernels.masks import KeyRuns
+from rcm_jax.spread import for_every_token, for_every_video, gathered_product, spread_tokens
 from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.rope import apply_rope
 
@@ -39,9 +40,7 @@ def modulate(x: Tokens, scale: Float[Array, "B t D"], shift: Float[Array, "B t D
 def _of_tokens(rows: Float[Array, "B t D"] | None, tokens: int) -> Float[Array, "B S D"] | None:
     """Each frame's row for each of its tokens. The rows are spread, not the tokens gathered by frame: these may be cut
     over devices between frames, and products that follow have them as they lie."""
-    if rows is None or rows.shape[1] == 1:
-        return rows
-    return repeat(rows, "b t d -> b (t s) d", s=tokens // rows.shape[1])
+    return rows if rows is None or rows.shape[1] == 1 else for_every_token(rows, tokens)
 
 
 class RMSNorm(nn.Module):
@@ -71,7 +70,8 @@ class AffineNorm(nn.Module):
 
 def dense(config: DiTConfig, features: int, name: str | None = None, **kwargs) -> nn.Dense:
     """A projection in the network's dtype, as Wan2.1 initialises it."""
-    kwargs = {"dtype": jnp.dtype(config.dtype), "kernel_init": nn.initializers.xavier_uniform()} | kwargs
+    init = nn.initializers.xavier_uniform()
+    kwargs = {"dtype": jnp.dtype(config.dtype), "kernel_init": init, "dot_general": gathered_product} | kwargs
     return nn.Dense(features, name=name, **kwargs)
 
 
@@ -93,7 +93,8 @@ class KeyValues(NamedTuple):
 class Attention(nn.Module):
     """Multi-head attention, q and k normalised over the full width: `keys` of what is seen, then the call.
 
-    Tokens of an `image` have keys and values of their own, and a softmax of their own: its result is added.
+    Keys of one sample serve all. Tokens of an `image` have keys and values of their own, and a softmax of their own:
+    its result is added.
     """
 
     config: DiTConfig
@@ -109,8 +110,11 @@ class Attention(nn.Module):
         return rearrange(tokens, "b s (n d) -> b s n d", n=self.config.num_heads)
 
     def keys(self, context: Tokens, rope: tuple[Array, Array] | None = None) -> KeyValues:
-        k = self.heads(self.norm_k(self.k(context)))
-        return KeyValues(k if rope is None else apply_rope(k, rope), self.heads(self.v(context)))
+        k, v = self.k(context), self.v(context)
+        if rope is None:
+            return KeyValues(self.heads(self.norm_k(k)), self.heads(v))
+        k, v = spread_tokens(k), spread_tokens(v)  # or a cache cut by heads would have all tokens gathered before them
+        return KeyValues(apply_rope(self.heads(self.norm_k(k)), rope), self.heads(v))
 
     def __call__(
         self,
@@ -125,6 +129,7 @@ class Attention(nn.Module):
         attend = functools.partial(self.attend, implementation=self.config.attention, name=self.name, **static)
         q = self.heads(self.norm_q(self.q(x)))
         q = q if rope is None else apply_rope(q, rope)
+        seen = KeyValues(*(for_every_video(keys, x.shape[0]) for keys in seen))
         o = attend(q, *seen, mask=mask) if past is None else attend(q, *seen, mask=mask, past=past)
         if image is not None:
             o = o + attend(q, self.heads(self.norm_k_img(self.k_img(image))), self.heads(self.v_img(image)))

@@ -127,7 +127,9 @@ def test_activations_of_the_whole_batch_are_noticed():
         return collectives.Transfer("all-gather", ("fsdp",), 1, 1, 1.0, 0.0, dims, "")
 
     whole, weights = transfer(8, 100, 64), transfer(8, 5)
-    assert collectives.gathered([whole, weights, transfer(5120, 5120)], batch=8, tokens=100) == [whole]
+    of_a_video, head = transfer(100, 64), transfer(100, 16)
+    sent = [whole, weights, transfer(5120, 5120), of_a_video, head]
+    assert collectives.gathered(sent, batch=8, tokens=100, width=64) == [whole, of_a_video]
 
 
 def test_what_is_held_at_the_peak(module):

@@ -28,12 +28,16 @@ STEPS = {
     ("wan_1_3b_rcm", "student"): (STUDENT, 5.3),
     ("wan_1_3b_rcm", "student_dmd"): (STUDENT, 5.2),
     ("wan_1_3b_rcm", "critic"): (DIFFUSION, 5.2),
-    ("wan_14b_rcm", "student_dmd"): (STUDENT, 19.0),
-    ("wan_14b_rcm", "critic"): (DIFFUSION, 18.3),
+    ("wan_14b_rcm", "student_dmd"): (STUDENT, 7.4),
+    ("wan_14b_rcm", "critic"): (DIFFUSION, 6.2),
     ("wan_1_3b_causal_tf", "diffusion"): (DIFFUSION, 10.0),
     ("wan_1_3b_causal_df", "diffusion"): (DIFFUSION, 5.4),
-    ("wan_1_3b_causal_tf_scm", "student"): (STUDENT, 3.9),
+    ("wan_14b_causal_tf", "diffusion"): (DIFFUSION, 8.2),
+    ("wan_14b_causal_df", "diffusion"): (DIFFUSION, 5.9),
+    ("wan_1_3b_causal_tf_scm", "student"): (STUDENT, 3.0),
+    ("wan_1_3b_causal_tf_scm_14b", "student"): (STUDENT, 3.5),
     ("wan_1_3b_causal_tf_dcm", "student"): (DIFFUSION, 3.9),
+    ("wan_1_3b_causal_tf_dcm_14b", "student"): (DIFFUSION, 3.9),
     ("wan_1_3b_causal_sf_dmd", "student_dmd"): (DIFFUSION, 2.4),
     ("wan_1_3b_causal_sf_dmd_14b", "student_dmd"): (DIFFUSION, 8.9),
     ("wan_1_3b_causal_sf_dmd_14b", "critic"): (DIFFUSION, 10.6),
@@ -42,9 +46,12 @@ STEPS = {
 
 
 def shallow(recipe: str):
-    """The recipe for eight GPUs, a video on each (of the causal ones, on each of its groups)."""
-    models = ("model", "score_model") if recipe.endswith("14b") else ("model",)
-    config = run_config(read_config(recipe, [f"--config.{name}.num_layers={LAYERS}" for name in models]))
+    """The recipe for eight GPUs, a video on each, or on each group of those that share one."""
+    config = run_config(read_config(recipe, []))
+    names = ("model", "teacher_model", "score_model")
+    models = {name: model for name in names if (model := getattr(config, name)) is not None}
+    models = {name: dataclasses.replace(model, num_layers=LAYERS) for name, model in models.items()}
+    config = dataclasses.replace(config, **models)
     mesh = dataclasses.replace(config.mesh, data=-1, fsdp=GPUS // config.mesh.sequence)
     data = dataclasses.replace(config.data, batch_size=GPUS // config.mesh.sequence)
     return dataclasses.replace(config, mesh=mesh, data=data, microbatches=1)
@@ -63,9 +70,10 @@ def test_step(recipe, step):
 
     assert set(told.kernels) == kernels
     assert told.peak < limit * GIB, told.text()
-    tokens = math.prod(config.model.grid(config.data.latent_shape)) // config.mesh.sequence
-    batch = config.data.batch_size
-    assert not gathered(transfers(read(program.hlo), dict(mesh.shape), gpu), batch, tokens)
+    model, batch, sent = config.model, config.data.batch_size, transfers(read(program.hlo), dict(mesh.shape), gpu)
+    assert not gathered(sent, batch, math.prod(model.grid(config.data.latent_shape)), model.dim)
+    texts = [t for t in sent if t.kind in ("all-gather", "all-reduce") and len(t.dims) > 2 and model.text_len in t.dims]
+    assert all(math.prod(t.dims) <= model.text_len * model.dim * 2 for t in texts), "no texts of the batch"
     before = jax.tree.map(lambda x: x.sharding, arguments[0])
     after = program.output_shardings[0]
 

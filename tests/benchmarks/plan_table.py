@@ -1,8 +1,8 @@
 """Every published recipe on 8 to 64 GPUs: python -m tests.benchmarks.plan_table --out plans.jsonl [--recipes …]
 
-Compiles every step with the batch cut so that each GPU (of causal recipes each group that shares a video) has one video
-at a time, weights over all of them. Prints a row as soon as it is there, and does not make one again that is in --out.
-Nothing is run: peak memory, what is sent, and the part of its least time during which nothing computes.
+Compiles every step with the batch cut so that each GPU, or each group of those that share a video, has one video at a
+time, weights over as many as the recipe says. Prints a row as soon as it is there, and does not make one again that is
+in --out. Nothing is run: peak memory, what is sent, and the part of its least time during which nothing computes.
 """
 
 import argparse
@@ -20,16 +20,18 @@ from rcm_jax.training.config import RunConfig
 from rcm_jax.training.schedule import step_names
 
 RECIPES = (
-    "wan_1_3b_rcm", "wan_14b_rcm", "wan_1_3b_causal_tf", "wan_1_3b_causal_tf_scm", "wan_1_3b_causal_tf_dcm",
+    "wan_1_3b_rcm", "wan_14b_rcm", "wan_1_3b_causal_tf", "wan_1_3b_causal_df", "wan_14b_causal_tf", "wan_14b_causal_df",
+    "wan_1_3b_causal_tf_scm", "wan_1_3b_causal_tf_scm_14b", "wan_1_3b_causal_tf_dcm", "wan_1_3b_causal_tf_dcm_14b",
     "wan_1_3b_causal_sf_dmd", "wan_1_3b_causal_sf_dmd_14b",
 )  # fmt: skip
 COUNTS = (8, 16, 32, 64)
 
 
 def on(config: RunConfig, count: int) -> RunConfig:
-    """The recipe for so many GPUs."""
+    """The recipe for so many GPUs: weights over as many as it says, if there are as many."""
     videos = count // config.mesh.sequence
-    mesh = dataclasses.replace(config.mesh, data=1, fsdp=videos)
+    fsdp = min(config.mesh.fsdp, videos)
+    mesh = dataclasses.replace(config.mesh, data=videos // fsdp, fsdp=fsdp)
     return dataclasses.replace(config, mesh=mesh, microbatches=config.data.batch_size // videos)
 
 

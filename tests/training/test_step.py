@@ -182,7 +182,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(teacher, alone, mesh):
     config = tiny_run(mesh=mesh)
     many = train(config, RandomSource(config), weights=Weights(teacher=teacher), progress="")
     kernel = many.student["blocks"]["self_attn"]["q"]["kernel"]
-    assert kernel.addressable_shards[0].data.shape[1] == kernel.shape[1] // mesh["fsdp"]
+    assert kernel.addressable_shards[0].data.shape[1] == kernel.shape[1] // (mesh["fsdp"] * mesh.get("sequence", 1))
     for name in ("student", "ema", "fake_score", "student_opt", "fake_opt"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4),
