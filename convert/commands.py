@@ -113,7 +113,7 @@ def run(command: str, args: argparse.Namespace) -> None:
     from rcm_jax.convert.export import export, their_tensors
     from rcm_jax.convert.networks import with_dtype
     from rcm_jax.convert.output import check_apart, check_form, check_place, write_model
-    from rcm_jax.convert.training import open_step
+    from rcm_jax.convert.training import open_step, verify_step
 
     check_form(args.out, args.to)
     if not args.dry_run:
@@ -135,6 +135,8 @@ def run(command: str, args: argparse.Namespace) -> None:
         lines = [f"{t.origin} -> {name} {t.shape} {t.dtype}" for name, t in theirs.items()]
         print(*(source.mapping(tensors) if ours else lines), sep="\n")
         return
+    if command == "checkpoint":
+        verify_step(Path(args.source), args.which)
     if ours:
         write_model(args.out, tensors, info_of(source, options, like), format=args.to, overwrite=args.overwrite)
     else:

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from rcm_jax.checksums import checksum_of_part
 from rcm_jax.convert.checkpoint import Checkpoint, ours_of
 from rcm_jax.convert.files import Weights
-from rcm_jax.convert.tensors import Tensor
+from rcm_jax.convert.tensors import Tensor, total_bytes
 from rcm_jax.finite import check_finite
 from rcm_jax.model_file import FORMAT
+from rcm_jax.progress import byte_bar
 
 STATE, ABOUT = "state", "about"
 WHICH = {"average": "ema", "student": "student", "fake_score": "fake_score"}  # name -> field of the state
@@ -42,6 +44,20 @@ def open_step(folder: Path, which: str = "average") -> Checkpoint:
     metadata = {"format": FORMAT, "info": info if isinstance(info, str) else json.dumps(info)}
     found = ours_of(Weights(folder, {"": {name: arrays.tensor(name) for name in names}}, metadata, {}))
     return dataclasses.replace(found, entry=which)
+
+
+def verify_step(folder: Path, which: str = "average") -> None:
+    """Raises ValueError that names the first array whose numbers are not those that were saved. Reads all of them."""
+    saved, field = _json(folder, ABOUT, "metadata")["checksums"], WHICH[which]
+    tensors = open_step(folder, which).ours()
+    with byte_bar(f"verify {which}", total_bytes(tensors)) as advance:
+        for name, tensor in tensors.items():
+            parts, start = 0, 0
+            for block in tensor.blocks():
+                parts, start = parts + checksum_of_part(block, start), start + block.size
+                advance(block.nbytes)
+            if parts % 2**32 != saved.get(f"{field}/{name}"):
+                raise ValueError(f"{folder} is damaged: {field}/{name} is not as it was saved")
 
 
 def _json(folder: Path, item: str, name: str) -> Mapping[str, Any]:

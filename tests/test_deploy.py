@@ -13,11 +13,10 @@ from rcm_jax.recipes import recipes
 from tests.test_entry_points import train
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
-HOSTS = {"--hosts", "--coordinator", "--num_hosts", "--host", "--resume"}
 
 
 def known() -> set[str]:
-    return set(train.parser()._option_string_actions) | HOSTS
+    return set(train.parser()._option_string_actions)
 
 
 def jobset() -> dict:

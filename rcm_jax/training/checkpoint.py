@@ -17,8 +17,8 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from rcm_jax.checksums import checksums
 from rcm_jax.outputs import check_folder
-from rcm_jax.training.checksums import checksums
 from rcm_jax.training.hosts import wait_for_all
 from rcm_jax.training.state import TrainState
 
@@ -56,11 +56,14 @@ class Checkpoints:
         if step == self.latest():
             return
         about = about | {"step": step, "checksums": checksums(state, self._mesh)}
+        a_layer = jax.tree.map(lambda x: ocp.SaveArgs(shard_axes=(0,) if x.ndim > 2 else ()), state)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state, save_args=a_layer),  # so that they can be read one by one
+            about=ocp.args.JsonSave(about),
+        )
         with self._writing():
             check_folder(self.folder, "")  # Orbax' threads would wait ten minutes for it
-            self._manager.save(
-                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
-            )
+            self._manager.save(step, args=items)
 
     def check(self) -> None:
         """Raises what a save in the background has raised."""

@@ -17,7 +17,7 @@ from rcm_jax.objectives.networks import Networks
 from rcm_jax.parallel import abstract_mesh, bytes_per_device
 from rcm_jax.training.abstract import abstract_networks
 from rcm_jax.training.config import RunConfig
-from rcm_jax.training.info import model_info
+from rcm_jax.training.info import fake_info, model_info
 from rcm_jax.training.loop import train
 from rcm_jax.training.state import TrainState, abstract_state, standing, starts
 from rcm_jax.types import Params
@@ -94,7 +94,8 @@ def train_recipe(
     """
     weights = WeightFiles(config)
     source = make_source(config.data, config.seed)
-    info, workdir = model_info(config), Path(workdir)
+    info, fake, workdir = model_info(config), fake_info(config), Path(workdir)
+    about = {"model": info.to_json()} | ({"fake_model": fake.to_json()} if fake else {})
 
     def sampled(step: int, state: TrainState) -> None:
         if on_samples is not None:
@@ -109,7 +110,7 @@ def train_recipe(
 
     state = train(
         config, source, workdir, weights=weights, on_samples=sampled, on_weights=left, resume=resume,
-        profile_steps=profile_steps, about={"model": info.to_json()}, progress=progress,
+        profile_steps=profile_steps, about=about, progress=progress,
     )  # fmt: skip
     return save_model(workdir / f"{info.kind}.safetensors", state.ema, info)
 

@@ -1,19 +1,22 @@
 """Networks out of the checkpoints of a run."""
 
 import dataclasses
+import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from rcm_jax.checksums import checksum_of_part, checksums
 from rcm_jax.convert.commands import main
 from rcm_jax.convert.tensors import Tensor
 from rcm_jax.convert.training import open_step
 from rcm_jax.model_file import load_model
 from rcm_jax.parallel import make_mesh, shard
 from rcm_jax.training.info import fake_info, model_info
-from rcm_jax.training.state import TrainState
+from rcm_jax.training.state import NormRecord, TrainState
 from tests.test_entry_points import fails
 from tests.tiny import MODEL, perturbed_params, tiny_run
 
@@ -22,6 +25,8 @@ RUN = tiny_run(score_teacher="given", score_model=LARGER)
 
 
 def write(folder, state, about, step, save_args=None):
+    """As `Checkpoints` does, but for the chunks of the arrays."""
+    about = about | {"checksums": checksums(jax.tree.map(jnp.asarray, state), make_mesh(1, 8, 1))}
     item = ocp.args.StandardSave(state, save_args=save_args)
     with ocp.CheckpointManager(folder) as manager:
         manager.save(step, args=ocp.args.Composite(state=item, about=ocp.args.JsonSave(about)))
@@ -32,7 +37,7 @@ def write(folder, state, about, step, save_args=None):
 def state():
     student, ema, fake = (perturbed_params(model, seed) for seed, model in enumerate((MODEL, MODEL, LARGER)))
     student, ema = shard((student, ema), make_mesh(1, 8, 1))
-    return TrainState(np.int32(7), np.int32(0), student, ema, {}, fake)
+    return TrainState(np.int32(7), np.int32(0), student, ema, {}, NormRecord.empty(), fake)
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +101,26 @@ def test_a_damaged_checkpoint_is_one_line_and_leaves_no_file(tmp_path, state, ab
         data.write_bytes(data.read_bytes()[: data.stat().st_size // 2]) if harm == "cut" else data.unlink()
     fails(main, ["checkpoint", str(folder), str(tmp_path / "x.safetensors")], f"{folder} is damaged", "cannot be read")
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_flipped_bit_is_not_converted(tmp_path, state, about):
+    """The number stays finite, and the file reads: only the checksum tells."""
+    changed = np.array(state.ema["blocks"]["ffn_in"]["kernel"])
+    changed.view(np.uint32)[1, 2, 3] ^= 1 << 20
+    other = state.replace(ema=jax.tree_util.tree_map_with_path(
+        lambda path, x: changed if jax.tree_util.keystr(path) == "['blocks']['ffn_in']['kernel']" else x, state.ema
+    ))  # fmt: skip
+    folder = write(tmp_path / "run", other, about, 5)
+    told = json.loads((folder / "about" / "metadata").read_text())
+    right = checksums({"ema": state.ema}, make_mesh(1, 8, 1))
+    (folder / "about" / "metadata").write_text(json.dumps(told | {"checksums": right}))
+    out = tmp_path / "x.safetensors"
+    fails(main, ["checkpoint", str(folder), str(out)], "ema/blocks/ffn_in/kernel is not as it was saved")
+    assert not out.exists()
+
+
+def test_a_checksum_is_the_sum_of_its_parts():
+    x = np.random.default_rng(0).normal(size=(5, 7, 3)).astype(np.float32)
+    whole = checksums({"x": jnp.asarray(x)}, make_mesh(1, 8, 1))["x"]
+    parts = [checksum_of_part(x[i : i + 2], i * 21) for i in (0, 2, 4)]
+    assert whole == sum(parts) % 2**32 == checksum_of_part(x, 0)

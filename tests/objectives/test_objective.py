@@ -148,7 +148,7 @@ def test_a_teacher_learns_velocities_with_some_texts_dropped():
     x_t = rf_noisy(X0, NOISE, T)
     v = jnp.tanh(x_t + expand(T, X0)) * 0.5 + jnp.array([1.0, 0.0])[:, None, None, None, None]  # the texts' means
     np.testing.assert_allclose(loss, jnp.square(v - (NOISE - X0)).mean((1, 2, 3, 4)), rtol=1e-5)
-    assert set(summary(parts)) == {"loss_diffusion", "masked"}
+    assert set(summary(parts)) == {"loss_diffusion", "bad_diffusion", "masked"}
 
 
 @pytest.mark.parametrize("forcing", ["tf", "df"])

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from rcm_jax.checksums import checksums
 from rcm_jax.parallel import make_mesh
 from rcm_jax.training.checkpoint import Checkpoints, DamagedError, abstract_like
-from rcm_jax.training.checksums import checksums
 from rcm_jax.training.state import NormRecord, TrainState
 
 MESHES = {
