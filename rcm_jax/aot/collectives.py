@@ -112,12 +112,13 @@ def _meanwhile(module: Module, where: Computation, start: Instruction, gpu: Gpu)
 
 def replica_groups(attributes: str, count: int) -> np.ndarray:
     """Devices of each group, [groups, size], from any of the forms that HLO writes."""
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
-        return _named_groups(found[1], found[2])
-    if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-        shape, of, order = ([int(n) for n in (x or "").split(",") if n] for x in found.groups())
-        ids = np.arange(count).reshape(of)
-        return (ids.transpose(order) if order else ids).reshape(shape)
+    order = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+    if found := re.search(
+        rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({order}\))?\s*\{{([^}}]*)\}}", attributes
+    ):
+        return _named_groups(found[1], found[4], found[2], found[3])
+    if found := re.search(rf"replica_groups=\[([\d,]+)\]<={order}", attributes):
+        return _iota(found[2], found[3]).reshape(_numbers(found[1]))
     if found := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", attributes):
         return np.array([[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", found[1])])
     if found := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
@@ -126,8 +127,19 @@ def replica_groups(attributes: str, count: int) -> np.ndarray:
     return np.arange(count)[None]
 
 
-def _named_groups(mesh: str, axes: str) -> np.ndarray:
-    """mesh['a'=2,'b'=4] {'b'}: groups along b. An axis may be a part of one: 'a':(1)2 is its first factor."""
+def _numbers(words: str | None) -> list[int]:
+    return [int(n) for n in (words or "").split(",") if n]
+
+
+def _iota(shape: str, order: str | None) -> np.ndarray:
+    """Device numbers in the order that [shape]T(order) means."""
+    ids = np.arange(int(np.prod(_numbers(shape)))).reshape(_numbers(shape))
+    return (ids.transpose(_numbers(order)) if order else ids).reshape(-1)
+
+
+def _named_groups(mesh: str, axes: str, devices: str | None, order: str | None) -> np.ndarray:
+    """mesh['a'=2,'b'=4] {'b'}: groups along b, of devices in the order that is told, if one is. An axis may be a part of
+    one: 'a':(1)2 is its first factor."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
     split, wanted = [], []
     parts = {name: (int(before), int(size)) for name, before, size in re.findall(r"'([^']+)':\((\d+)\)(\d+)", axes)}
@@ -136,7 +148,7 @@ def _named_groups(mesh: str, axes: str) -> np.ndarray:
         before, part = parts.get(name, (1, size if name in whole else 1))
         split += [before, part, size // (before * part)]
         wanted += [False, name in whole or name in parts, False]
-    ids = np.arange(int(np.prod(list(sizes.values())))).reshape(split)
+    ids = _iota(devices or ",".join(map(str, split)), order).reshape(split)
     order = [d for d, w in enumerate(wanted) if not w] + [d for d, w in enumerate(wanted) if w]
     group = int(np.prod([n for n, w in zip(split, wanted, strict=True) if w]))
     return ids.transpose(order).reshape(-1, group)
