@@ -138,8 +138,8 @@ def _iota(shape: str, order: str | None) -> np.ndarray:
 
 
 def _named_groups(mesh: str, axes: str, devices: str | None, order: str | None) -> np.ndarray:
-    """mesh['a'=2,'b'=4] {'b'}: groups along b, of devices in the order that is told, if one is. An axis may be a part of
-    one: 'a':(1)2 is its first factor."""
+    """mesh['a'=2,'b'=4] {'b'}: groups along b, of devices in the order that is told, if one is. An axis may be a part
+    of one: 'a':(1)2 is its first factor."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
     split, wanted = [], []
     parts = {name: (int(before), int(size)) for name, before, size in re.findall(r"'([^']+)':\((\d+)\)(\d+)", axes)}
