@@ -38,7 +38,7 @@ STEPS = {
     ("wan_1_3b_causal_tf_scm_14b", "student"): (STUDENT, 3.5),
     ("wan_1_3b_causal_tf_dcm", "student"): (DIFFUSION, 3.9),
     ("wan_1_3b_causal_tf_dcm_14b", "student"): (DIFFUSION, 3.9),
-    ("wan_1_3b_causal_sf_dmd", "student_dmd"): (DIFFUSION, 2.4),
+    ("wan_1_3b_causal_sf_dmd", "student_dmd"): (DIFFUSION, 1.2),
     ("wan_1_3b_causal_sf_dmd_14b", "student_dmd"): (DIFFUSION, 8.9),
     ("wan_1_3b_causal_sf_dmd_14b", "critic"): (DIFFUSION, 10.6),
     ("wan_1_3b_causal_sf_dmd", "critic"): (DIFFUSION, 2.9),

@@ -178,4 +178,6 @@ def test_the_log_leaves_masked_samples_out():
     part = {"loss": jnp.array([99.0, 1.0, 3.0]), "masked": masked, "g_norm": jnp.array([99.0, 5.0, 7.0])}
     got = summary({"consistency": part, "dmd": {"loss": jnp.array([1.0, 2.0, 3.0]), "masked": ~masked}})
     want = {"loss_consistency": 2.0, "tangent_norm": 6.0, "loss_dmd": 1.0, "masked": 3}
+    bad = {name: got.pop(f"bad_{name}").tolist() for name in ("consistency", "dmd")}
+    assert bad == {"consistency": masked.tolist(), "dmd": (~masked).tolist()}
     assert {k: float(v) for k, v in got.items()} == want
