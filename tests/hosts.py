@@ -24,13 +24,15 @@ def environment(devices: int) -> dict[str, str]:
     return os.environ | quiet | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
 
 
-def start(teacher: Path, workdir: Path, *flags: str, hosts: int = 1, devices: int = 8) -> list[subprocess.Popen]:
-    """One process a host, which share `devices`; their output goes to WORKDIR.HOST.txt."""
+def start(
+    teacher: Path, workdir: Path, *flags: str, hosts: int = 1, devices: int = 8, name: str = ""
+) -> list[subprocess.Popen]:
+    """One process a host, which share `devices`; their output goes to WORKDIR.HOST.txt, or to `name` beside it."""
     common = [sys.executable, "-m", "rcm_jax.train", f"--config={RECIPE}:{teacher}", f"--workdir={workdir}", *flags]
     port, processes = free_port(), []
     for i in range(hosts):
         own = [f"--coordinator=127.0.0.1:{port}", f"--num_hosts={hosts}", f"--host={i}"] if hosts > 1 else []
-        with said(workdir, i).open("w") as out:
+        with said(workdir.with_name(name) if name else workdir, i).open("w") as out:
             processes.append(
                 subprocess.Popen([*common, *own], env=environment(devices // hosts), stdout=out, stderr=out)
             )

@@ -124,10 +124,12 @@ class RunConfig:
     wandb: str = ""
     stop_after: int = 20
 
-    # May differ between a run and its resumption: they change what is written, not what is computed.
+    # May differ between a run and its resumption: they change what is written, or where a step is computed (the last
+    # digits with it), not what.
     CADENCE = (
         "steps", "log_every", "checkpoint_every", "keep", "keep_every", "sample_every", "weights_every", "tensorboard",
-        "wandb", "stop_after", *(f"previews.{field.name}" for field in dataclasses.fields(PreviewConfig)),
+        "wandb", "stop_after", "mesh.data", "mesh.fsdp", "mesh.sequence", "model.remat",
+        *(f"previews.{field.name}" for field in dataclasses.fields(PreviewConfig)),
     )  # fmt: skip
 
     def __post_init__(self):
