@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -216,7 +217,7 @@ def test_what_is_kept(tmp_path):
 
 
 FULL = """
-    import resource, sys
+    import os, resource, sys
     sys.path.insert(0, {here!r})
     from tests.training.test_checkpoint import *
 
@@ -233,21 +234,32 @@ FULL = """
 """
 
 
-@pytest.mark.parametrize(
-    ("trouble", "words"),
-    [
-        ("resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))", "File too large"),
-        ("import shutil; shutil.rmtree(workdir / 'checkpoints'); (workdir / 'checkpoints').touch()", "is a file"),
-    ],
-    ids=["no room for the file", "no folder"],
-)
+TROUBLES = {
+    "no room for the file": "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))",
+    "no folder": "shutil.rmtree(workdir / 'checkpoints'); (workdir / 'checkpoints').touch()",
+    # root may write where nobody may: it becomes another user
+    "read-only": "(workdir / 'checkpoints').chmod(0o555); os.geteuid() or os.seteuid(65534)",
+}
+WORDS = {"no room for the file": "File too large", "no folder": "is a file", "read-only": "Permission denied"}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
 @pytest.mark.long
-def test_a_save_that_fails_in_the_background_is_said(workdir, saved, trouble, words):
-    program = textwrap.dedent(FULL).format(here=str(Path(__file__).parents[2]), workdir=str(workdir), trouble=trouble)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
-    line = next(line for line in done.stdout.splitlines() if line.startswith("said:"))
-    assert f"cannot write a checkpoint in {workdir}/checkpoints" in line
-    assert words in line
-    if "RLIMIT" in trouble:
-        assert "step 2 is the newest that is whole" in line
-        assert not restored_or_damaged(workdir, 2, saved[1])
+def test_a_save_that_fails_is_said(saved, trouble):
+    """In the background, where that is where it fails."""
+    workdir = Path(tempfile.mkdtemp(prefix="rcm_jax_")) / "run"  # pytest's folders are closed to other users
+    workdir.parent.chmod(0o755)
+    shutil.copytree(saved[0], workdir)
+    here = str(Path(__file__).parents[2])
+    program = textwrap.dedent(FULL).format(here=here, workdir=str(workdir), trouble=TROUBLES[trouble])
+    try:
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+        line = next(line for line in done.stdout.splitlines() if line.startswith("said:"))
+        assert f"cannot write a checkpoint in {workdir}/checkpoints" in line
+        assert WORDS[trouble] in line
+        if trouble != "no folder":
+            assert "step 2 is the newest that is whole" in line
+            (workdir / "checkpoints").chmod(0o755)
+            assert not restored_or_damaged(workdir, 2, saved[1])
+    finally:
+        shutil.rmtree(workdir.parent)

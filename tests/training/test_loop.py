@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from rcm_jax.errors import Interrupted
+from rcm_jax.errors import ArgumentError, Interrupted
 from rcm_jax.model_file import load_model
+from rcm_jax.training.checkpoint import DamagedError
 from rcm_jax.training.loop import train
 from rcm_jax.training.metrics import read_metrics
 from rcm_jax.training.state import Weights
@@ -41,9 +42,10 @@ class Watched(RandomSource):
         return super().batch(step, rows)
 
 
-def run(config, workdir, teacher, source=None):
+def run(config, workdir, teacher, source=None, **options):
+    weights = Weights(teacher=teacher)
     return train(
-        config, source or RandomSource(config), workdir, weights=Weights(teacher=teacher), devices=DEVICE, progress=""
+        config, source or RandomSource(config), workdir, weights=weights, devices=DEVICE, progress="", **options
     )
 
 
@@ -81,18 +83,51 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, teacher):
     assert longer.step == 4
 
 
-def test_another_config_does_not_enter_a_workdir(tmp_path, teacher):
-    run(tiny_run(steps=2), tmp_path, teacher)
-    before = (tmp_path / "config.json").read_text(), (tmp_path / "metrics.jsonl").read_text()
-    with pytest.raises(ValueError, match=r"another config(.|\n)*optimizer.lr: 0.001 in the workdir, 0.5 now"):
-        run(tiny_run(steps=2, optimizer={"lr": 0.5}), tmp_path, teacher)
-    assert before == ((tmp_path / "config.json").read_text(), (tmp_path / "metrics.jsonl").read_text())
+@pytest.mark.long
+def test_five_resumes_under_another_name_and_a_clock_that_jumps(tmp_path, teacher, monkeypatch):
+    """Stopped in every phase of the schedule; the workdir is now a folder, now a link to it; between and in the runs
+    the clock goes forward by years, and back."""
+    config = tiny_run(steps=9)
+    whole = run(config, tmp_path / "whole", teacher)
+    (tmp_path / "link").symlink_to(tmp_path / "cut")
+    clock, years = time.time, 365 * 24 * 3600
+
+    class Jumping(Watched):
+        def batch(self, step, rows=None):
+            monkeypatch.setattr(time, "time", lambda: clock() + years * (-1) ** step * step)
+            return super().batch(step, rows)
+
+    reached = []
+    for i in range(20):
+        try:
+            resumed = run(config, tmp_path / ("link" if i % 2 else "cut"), teacher, Jumping(config, 2 * i))
+            break
+        except Interrupted as stopped:
+            reached.append(stopped.step)
+    assert len(reached) >= 3
+    assert reached == sorted(set(reached))
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "cut")
 
 
-def test_a_workdir_that_cannot_be_written_is_named(tmp_path, teacher):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match=r"cannot write to the workdir .*file/run"):
-        run(tiny_run(steps=2), tmp_path / "file" / "run", teacher)
+@pytest.mark.long
+def test_a_damaged_checkpoint_ends_the_run_and_an_older_one_is_taken_when_asked(tmp_path, teacher):
+    config = tiny_run(steps=6, checkpoint_every=2)
+    whole = run(config, tmp_path, teacher)
+    newest = tmp_path / "checkpoints" / "6" / "state"
+    for file in [*newest.rglob("d/*")]:
+        file.write_bytes(file.read_bytes()[:1000])
+    before = read_metrics(tmp_path)
+    with pytest.raises(DamagedError, match=rf"{newest}.* is damaged: .*; step 4 is whole: --resume=4 goes on from it"):
+        run(config, tmp_path, teacher)
+    assert read_metrics(tmp_path) == before
+    with pytest.raises(ArgumentError, match="there is no such checkpoint; the workdir has 2, 4, 6"):
+        run(config, tmp_path, teacher, resume=3)
+    with pytest.raises(ArgumentError, match="has checkpoints up to step 6; use a new workdir"):
+        run(config, tmp_path, teacher, resume="no")
+    with pytest.warns(UserWarning, match=r"beyond step 4 was moved to .*set_aside/6"):
+        again = run(config, tmp_path, teacher, resume=4)
+    jax.tree.map(np.testing.assert_array_equal, whole, again)
 
 
 def test_batches_that_do_not_divide_over_the_devices(teacher):
