@@ -9,6 +9,7 @@ run once undisturbed. Compared are all records of metrics.jsonl and the weights,
 
 import argparse
 import json
+import os
 import random
 import signal
 import time
@@ -63,6 +64,7 @@ def main() -> None:
     args = p.parse_args()
     out = args.out.absolute()
     out.mkdir(parents=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(out / "programs")  # lives are short
     teacher = save_model(
         out / "teacher.safetensors", perturbed_params(MODEL, 7), ModelInfo(MODEL, "teacher", "toy", (9, 6, 6))
     )
