@@ -202,9 +202,10 @@ class _Run:
             if self.writer:
                 self.writer.add(step, name, record)
             try:
-                self.guard.check(step, name, metrics)
+                if not trouble:
+                    self.guard.check(step, name, metrics)
             except StoppedLearningError as error:
-                trouble = trouble or error
+                trouble = error
         self.pending.clear()
         speed = self.meters.read(done)
         if self.writer:
