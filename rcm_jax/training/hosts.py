@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ def join_hosts(options: HostOptions) -> None:
     try:
         jax.distributed.initialize(
             **given, initialization_timeout=options.host_timeout, shutdown_timeout_seconds=LEAVING,
-            heartbeat_timeout_seconds=2 * options.host_lost_after,  # ours first: it says which host, in a line
+            heartbeat_timeout_seconds=max(100, 3 * options.host_lost_after),  # ours first: it says which host
         )  # fmt: skip
     except Exception as error:
         first = " ".join(str(error).split())[:200]
@@ -60,17 +61,26 @@ def join_hosts(options: HostOptions) -> None:
 
 @contextlib.contextmanager
 def hosts_of_a_run(options: HostOptions) -> Iterator[None]:
-    """Around a run: joins its hosts; where this one fails, all others end with its words."""
+    """Around a run: joins its hosts. Where this one fails, it says why, all others end with its words, and so does the
+    process: at its end JAX would wait for hosts that are gone."""
     join_hosts(options)
+    if jax.process_count() == 1:
+        yield
+        return
     try:
         yield
     except Interrupted:  # all stop at the same step
         _say(OVER)
         raise
     except Exception as error:
-        _say(f"{FAILED} {' '.join(str(error).split())[:500]}")
-        time.sleep(2 * BEAT if jax.process_count() > 1 else 0)  # until all have heard
-        raise
+        if isinstance(error, jax.errors.JaxRuntimeError):  # perhaps of a connection: `_watch` knows whose, and ends us
+            time.sleep(options.host_lost_after + 2 * BEAT)
+        with contextlib.suppress(Exception):
+            _say(f"{FAILED} {' '.join(str(error).split())[:500]}")
+        time.sleep(2 * BEAT)  # until all have heard
+        if os.environ.get("RCM_JAX_DEBUG"):
+            traceback.print_exc()
+        _leave(str(error), 1)
     wait_for_all("the end of the run")
     _say(OVER)
 
@@ -188,8 +198,7 @@ OVER, FAILED, BEAT = "over", "failed", 1.0
 
 
 def _say(word: str) -> None:
-    if jax.process_count() > 1:
-        _store().key_value_set(f"rcm_jax/alive/{jax.process_index()}", word, allow_overwrite=True)
+    _store().key_value_set(f"rcm_jax/alive/{jax.process_index()}", word, allow_overwrite=True)
 
 
 def _watch(lost_after: float) -> None:
@@ -228,6 +237,10 @@ def _try_get(store: Any, key: str) -> str:
 
 
 def _end(why: str) -> None:
-    print(f"error: {why}; host {jax.process_index()} ends too, the newest checkpoint is where the run goes on",
-          file=sys.stderr, flush=True)  # fmt: skip
-    os._exit(GONE)
+    me = jax.process_index()
+    _leave(f"{why}; host {me} ends too, and the run goes on from its newest checkpoint when it is started again", GONE)
+
+
+def _leave(words: str, code: int) -> None:
+    print(f"error: {words}", file=sys.stderr, flush=True)
+    os._exit(code)

@@ -87,7 +87,7 @@ def test_when_a_host_is_gone_the_others_end(tmp_path, teacher):
     assert time.monotonic() - began < 60
     assert codes == [GONE, -9]
     assert "error: host 1 (" in words[0]
-    assert "has not been heard of for 4 seconds; host 0 ends too" in words[0]
+    assert "has not been heard of for 4 seconds; host 0 ends too, and" in words[0]
 
 
 @pytest.mark.slow
