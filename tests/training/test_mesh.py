@@ -8,6 +8,8 @@ gradient, which float32 sums of another order change in its last digits.
 
 import dataclasses
 import functools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from rcm_jax.objectives.networks import Networks
 from rcm_jax.parallel import batch_sharding, make_mesh, shard, sharded_attention, state_shardings
 from rcm_jax.training.state import init_state
 from rcm_jax.training.step import make_steps
+from tests.hosts import environment, finish, free_port
 from tests.tiny import MODEL, RandomSource, perturbed_params, tiny_run
 
 FOUR_HEADS = dataclasses.replace(MODEL, dim=32, num_heads=4)
@@ -107,6 +110,15 @@ def test_a_mesh_gives_the_numbers_of_one_device(name, step, mesh, cuts, capfd):
     assert "rematerialization" not in capfd.readouterr().err
     assert shardings == state_shardings(mesh, got)
     assert all(m.sharding.is_fully_replicated for m in metrics.values())
+    assert_close(before, (want, want_metrics), (got, metrics))
+    moved = "fake_score" if step == "critic" else "student"
+    changed = jax.tree.map(lambda a, b: np.any(a != b), getattr(before, moved), getattr(want, moved))
+    assert all(jax.tree.leaves(changed)), "every leaf has a gradient"
+
+
+def assert_close(before, want, got):
+    """States and metrics after a step; `before` is the state before it."""
+    (want, want_metrics), (got, metrics) = want, got
     for key, value in want_metrics.items():
         np.testing.assert_allclose(metrics[key], value, rtol=1e-4, err_msg=key)
     assert got.step == 6
@@ -117,6 +129,21 @@ def test_a_mesh_gives_the_numbers_of_one_device(name, step, mesh, cuts, capfd):
         np.testing.assert_allclose(many, one, rtol=3e-7, atol=1e-4 * most, err_msg=jax.tree_util.keystr(path))
 
     jax.tree_util.tree_map_with_path(close, before, want, got)
-    moved = "fake_score" if step == "critic" else "student"
-    changed = jax.tree.map(lambda a, b: np.any(a != b), getattr(before, moved), getattr(want, moved))
-    assert all(jax.tree.leaves(changed)), "every leaf has a gradient"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cuts", [1, 2])
+def test_two_hosts_give_the_numbers_of_one_device(tmp_path, cuts):
+    """Every step on two processes of four devices each."""
+    port, program = free_port(), [sys.executable, "-m", "tests.training.on_two_hosts", str(tmp_path), str(cuts)]
+    with (tmp_path / "said").open("w") as out:
+        processes = [
+            subprocess.Popen([*program, f"127.0.0.1:{port}", str(i)], env=environment(4), stdout=out, stderr=out)
+            for i in range(2)
+        ]
+        assert finish(processes, timeout=3000) == [0, 0], (tmp_path / "said").read_text()[-3000:]
+    for name, step in STEPS:
+        before, want = alone(name, step, cuts)
+        got = np.load(tmp_path / f"{name}.{step}.npz")
+        leaves = [got[str(i)] for i in range(len(jax.tree.leaves(want)))]
+        assert_close(before, want, jax.tree.unflatten(jax.tree.structure(want), leaves))
