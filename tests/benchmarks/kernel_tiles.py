@@ -36,6 +36,7 @@ PRODUCTS = {"forward": 2, "tangent": 5, "fused": 6, "dq": 3, "dkv": 4}  # of a t
 FEW = 40  # bytes a thread moves in a turn: ten words beside hundreds of instructions
 LENGTHS = {
     "none": (VIDEO, VIDEO),
+    "77 frames": (20 * FRAME, 20 * FRAME),
     "81 frames at 720p": (75600, 75600),
     "runs": (2 * VIDEO, 2 * VIDEO),
     "kv_len": (3 * FRAME, VIDEO),
