@@ -6,6 +6,7 @@ checkpoints/STEP/
 """
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -125,7 +126,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # of another thread, of Orbax, TensorStore or the system
-            whole = [step for step in self.steps() if (self.folder / str(step)).is_dir()]
+            whole = [step for step in self.steps() if os.path.isdir(self.folder / str(step))]  # pathlib's may raise
             left = f"step {max(whole)} is the newest that is whole" if whole else "none is whole"
             raise OSError(f"cannot write a checkpoint in {self.folder}: {_first_words(error)}; {left}") from error
 

@@ -8,7 +8,6 @@ import pytest
 
 from rcm_jax.objectives.config import CausalConfig, DiffusionConfig
 from rcm_jax.objectives.networks import Networks
-from rcm_jax.parallel import make_mesh, sharded_attention
 from rcm_jax.training.abstract import abstract_networks
 from rcm_jax.training.state import abstract_state, init_state
 from rcm_jax.training.step import make_steps
@@ -70,19 +69,6 @@ def test_the_critic_moves_the_fake_score_alone(weights):
     assert moved(before.fake_score, after.fake_score) == set(before.fake_score)
     assert not moved(before.student, after.student)
     assert metrics["masked"] == 0
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("name", ["tf_scm", "sf_dmd"])
-def test_a_mesh_gives_the_numbers_of_one_device(name, weights):
-    """Sequences cut over two devices: masks over exchanged heads, and a cache that queries of a part look into."""
-    config = run_config(name)
-    step = "student_dmd" if config.method.uses_dmd else "student"
-    _, alone, _ = one_step(config, step, weights)
-    mesh = make_mesh(1, 1, 2, devices=jax.devices()[:2])
-    with jax.set_mesh(mesh):
-        _, cut, _ = one_step(config, step, weights, attend=sharded_attention(mesh))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), alone.ema, cut.ema)
 
 
 def test_configs_that_cannot_be():

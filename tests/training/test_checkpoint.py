@@ -250,6 +250,7 @@ def test_a_save_that_fails_is_said(saved, trouble):
     workdir = Path(tempfile.mkdtemp(prefix="rcm_jax_")) / "run"  # pytest's folders are closed to other users
     workdir.parent.chmod(0o755)
     shutil.copytree(saved[0], workdir)
+    workdir.chmod(0o755)
     here = str(Path(__file__).parents[2])
     program = textwrap.dedent(FULL).format(here=here, workdir=str(workdir), trouble=TROUBLES[trouble])
     try:

@@ -73,7 +73,7 @@ def test_a_sample_whose_tangent_is_not_finite_is_left_out(tmp_path):
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (state.student, student)), strict=True))
 
 
-@pytest.mark.parametrize("samples", [[3], ALL])
+@pytest.mark.parametrize("samples", [pytest.param([3], marks=pytest.mark.slow), ALL])
 def test_latents_that_are_not_finite_change_nothing(tmp_path, samples):
     config = scm()
     stayed = run(config, {2: (samples, np.nan)}, tmp_path)

@@ -10,6 +10,7 @@ import pytest
 
 from rcm_jax.errors import ArgumentError
 from rcm_jax.model_file import ModelInfo, load_model, save_model
+from rcm_jax.training import hosts
 from rcm_jax.training.host_options import HostOptions
 from rcm_jax.training.hosts import GONE, join_hosts
 from rcm_jax.training.metrics import read_metrics
@@ -102,6 +103,15 @@ def test_hosts_with_different_configs_end_before_anything_is_compiled(tmp_path, 
         assert "has another config than host 0" in line
         assert "seed: 1 on host 1, 0 on host 0" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_other_code_is_named(monkeypatch):
+    def another(text):
+        return [text, json.dumps(json.loads(text) | {"code": "0.1.0+other", "name": "node2"})]
+
+    monkeypatch.setattr(hosts, "exchange", another)
+    with pytest.raises(ValueError, match=r"host 1 \(node2\) runs other code, 0.1.0\+other, than host 0 .*0.1.0\+this"):
+        hosts.check_same(lambda *_: [], {}, "0.1.0+this")
 
 
 def test_a_coordinator_that_does_not_answer_is_named():

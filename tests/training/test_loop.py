@@ -49,12 +49,11 @@ def run(config, workdir, teacher, source=None, **options):
     )
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("stop_at", "frozen"),
     [
-        pytest.param(1, (), marks=pytest.mark.long),
-        (4, ("time_in", "time_projection")),
+        pytest.param(1, (), marks=pytest.mark.slow),
+        pytest.param(4, ("time_in", "time_projection"), marks=pytest.mark.long),
     ],  # in the warm-up; between two critic steps
 )
 def test_resume_is_exact(tmp_path, teacher, stop_at, frozen):
@@ -83,7 +82,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, teacher):
     assert longer.step == 4
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_five_resumes_under_another_name_and_a_clock_that_jumps(tmp_path, teacher, monkeypatch):
     """Stopped in every phase of the schedule; the workdir is now a folder, now a link to it; between and in the runs
     the clock goes forward by years, and back."""

@@ -149,15 +149,6 @@ def test_accumulation_is_the_mean_over_the_cuts():
     assert metrics["square"] - metrics["drawn"] ** 2 > 1e-3  # every cut draws its own
 
 
-@pytest.mark.long
-def test_accumulated_run_trains(teacher):
-    config = tiny_run(microbatches=2, steps=3)
-    state = train(
-        config, RandomSource(config), weights=Weights(teacher=teacher), devices=jax.devices()[:1], progress=""
-    )
-    assert moved(init_state(config, teacher).student, state.student)
-
-
 @pytest.fixture(scope="module")
 def alone(teacher):
     """Seven steps of the alternation, critic included, on one device."""
@@ -166,15 +157,14 @@ def alone(teacher):
     )
 
 
+@pytest.mark.slow  # test_mesh has the steps one by one
 @pytest.mark.parametrize(
     "mesh",
     [
-        pytest.param(
-            {"fsdp": 2, "data": 2, "sequence": 2}, marks=pytest.mark.long
-        ),  # 81 tokens on two devices: one of them gets padding
-        pytest.param({"fsdp": 4, "data": 2}, marks=pytest.mark.slow),
-        pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
-    ],
+        {"fsdp": 2, "data": 2, "sequence": 2},
+        {"fsdp": 4, "data": 2},
+        {"fsdp": 8},
+    ],  # of 81 tokens, one device gets padding
     ids=str,
 )
 def test_a_mesh_gives_the_numbers_of_one_device(teacher, alone, mesh):
