@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -85,13 +86,21 @@ def hosts_of_a_run(options: HostOptions) -> Iterator[None]:
     _say(OVER)
 
 
-def _all_of_this_host() -> list[int] | None:
+def _all_of_this_host(gpus: Path = Path("/proc/driver/nvidia/gpus")) -> list[int] | None:
     """GPUs of a process that is alone on its host: JAX would give it one where a launcher numbers the processes. None
-    leaves the choice to JAX."""
-    alone = {os.environ.get(name) for name in ("SLURM_NTASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE")} == {None}
-    alone = alone or "1" in (os.environ.get("SLURM_NTASKS_PER_NODE"), os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE"))
-    gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
-    return list(range(int(gpus))) if alone and gpus.isdigit() else None
+    leaves the choice to JAX.
+
+    gpus: a folder with an entry for each GPU, as NVIDIA's driver has it.
+    """
+    processes = (os.environ.get(name, "1") for name in ("SLURM_NTASKS_PER_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE"))
+    if any(count != "1" for count in processes):
+        return None
+    visible, given = os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("SLURM_GPUS_ON_NODE", "")
+    if visible is not None:
+        count = len([name for name in visible.split(",") if name])
+    else:
+        count = int(given) if given.isdigit() else len([*gpus.glob("*")])
+    return list(range(count)) or None
 
 
 def _answers(address: str, patience: float) -> None:

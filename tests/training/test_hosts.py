@@ -134,3 +134,23 @@ def test_a_coordinator_that_does_not_answer_is_named():
 def test_flags_that_do_not_go_together(given, words):
     with pytest.raises(ArgumentError, match=words):
         HostOptions(**given)
+
+
+@pytest.mark.parametrize(
+    ("environment", "count"),
+    [
+        ({}, 3),
+        ({"SLURM_NTASKS_PER_NODE": "1", "SLURM_GPUS_ON_NODE": "8"}, 8),
+        ({"SLURM_NTASKS_PER_NODE": "8", "SLURM_GPUS_ON_NODE": "8"}, None),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1", "CUDA_VISIBLE_DEVICES": "4,5"}, 2),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, None),
+    ],
+)
+def test_a_process_that_is_alone_on_its_host_has_all_its_gpus(tmp_path, monkeypatch, environment, count):
+    for name in ("0000:1", "0000:2", "0000:3"):
+        (tmp_path / name).mkdir()
+    for name in ("SLURM_NTASKS_PER_NODE", "SLURM_GPUS_ON_NODE", "OMPI_COMM_WORLD_LOCAL_SIZE", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert hosts._all_of_this_host(tmp_path) == (None if count is None else list(range(count)))
