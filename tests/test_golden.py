@@ -73,8 +73,10 @@ def test_another_network_fails(tmp_path):
     assert check(changed(tmp_path, source, None, config)).returncode == 1
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("backend", ["reference", "pallas_triton"])
+@pytest.mark.parametrize(
+    "backend",
+    [pytest.param("reference", marks=pytest.mark.slow), pytest.param("pallas_triton", marks=pytest.mark.long)],
+)
 def test_the_network_through_every_backend(backend):
     """Its tangent, its causal masks and cache, and the tangent under a mask."""
     files = [*GOLDENS.glob("dit_jvp*.safetensors"), *GOLDENS.glob("dit_causal*.safetensors")]

@@ -105,7 +105,7 @@ def test_the_gradient_is_that_of_the_last_steps_alone(params):
     assert jnp.abs(total - full) > 0.02 * jnp.abs(full)  # the rest of the rollout would have had a share
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_memory_of_replay_does_not_grow_with_the_chunks(params):
     def temporary(chunks, replay):
         def loss(params):
