@@ -48,9 +48,7 @@ STEPS = [
     ("tf_dcm", "student"), ("sf_dmd", "student_dmd"), ("sf_dmd", "critic"),
 ]  # fmt: skip
 QUICK = {("diffusion", "diffusion", "all three", 2), ("tf_scm", "student", "sequence 4", 1)}
-LONG = {
-    ("rcm", "critic", "fsdp 8", 1), ("rcm", "student_dmd", "all three", 2), ("sf_dmd", "student_dmd", "all three", 1)
-}  # fmt: skip
+LONG = {("rcm", "critic", "fsdp 8", 1), ("sf_dmd", "student_dmd", "all three", 1)}
 
 
 def run_config(name, cuts):
