@@ -25,7 +25,7 @@ from tests.tiny import MODEL, perturbed_params
 
 
 def flags(steps: int) -> list[str]:
-    return [f"--config.steps={steps}", "--config.checkpoint_every=25", "--config.log_every=5", "--host_lost_after=5",
+    return [f"--config.steps={steps}", "--config.checkpoint_every=5", "--config.log_every=5", "--host_lost_after=5",
             "--config.mesh.fsdp=8"]  # fmt: skip
 
 
