@@ -5,7 +5,9 @@ a power of two times an odd number, which no modulus of 2^32 hides; two flips hi
 integers do not depend on their order, so a state may be checked on another mesh than it was saved from, or in parts.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -24,9 +26,14 @@ _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 def checksums(tree: PyTree, mesh: Mesh) -> dict[str, int]:
     """A checksum of each leaf, by its path. All processes of the mesh must call it."""
     paths = [leaf_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return dict(zip(paths, _program(mesh)(jax.tree.leaves(tree)).tolist(), strict=True))
+
+
+@functools.cache
+def _program(mesh: Mesh) -> Callable[[list[Array]], UInt32[Array, " leaves"]]:
+    """One for all saves of a run: a new function each time would be compiled each time."""
     whole = NamedSharding(mesh, P())
-    sums = jax.jit(lambda leaves: jnp.stack([_on_devices(x) for x in leaves]), out_shardings=whole)
-    return dict(zip(paths, sums(jax.tree.leaves(tree)).tolist(), strict=True))
+    return jax.jit(lambda leaves: jnp.stack([_on_devices(x) for x in leaves]), out_shardings=whole)
 
 
 def _on_devices(x: Array) -> UInt32[Array, ""]:

@@ -165,22 +165,18 @@ class _Run:
                 bar.update()
                 done, last = step + 1, step + 1 == config.steps
                 stopping = agreed(stop.asked) and not last
-
-                def now(every: int, done: int = done) -> bool:
-                    return every > 0 and done % every == 0
-
-                if now(config.log_every) or last or stopping:
+                if done % config.log_every == 0 or last or stopping:
                     bar.set_postfix(self._flush(state, done))
-                if on_samples and config.sample_every and (now(config.sample_every) or last):
+                if on_samples and config.sample_every and (done % config.sample_every == 0 or last):
                     on_samples(done, state)
-                if on_weights and now(config.weights_every) and not last:
+                if on_weights and config.weights_every and done % config.weights_every == 0 and not last:
                     on_weights(done, state)
-                if self.checkpoints and (now(config.checkpoint_every) or last or stopping):
+                if self.checkpoints and (done % config.checkpoint_every == 0 or last or stopping):
                     self.checkpoints.save(done, state, self._about(done))
                 if stopping:
                     break
         if stopping:
-            raise Interrupted(int(state.step), self.workdir)
+            raise Interrupted(done, self.workdir)
         return state
 
     def _batches(self, start: int) -> Iterator[tuple[int, Any]]:
@@ -212,19 +208,18 @@ class _Run:
             self.writer.flush()
             self.writer.speed(speed)
         if trouble:
-            self._stop(trouble, state)
+            self._stop(trouble, state, done)
         if self.checkpoints:
             self.checkpoints.check()
         return {key: f"{value:.3g}" for key, value in record.items() if key.startswith("loss")} | short(speed)
 
-    def _stop(self, trouble: StoppedLearningError, state: TrainState) -> None:
+    def _stop(self, trouble: StoppedLearningError, state: TrainState, done: int) -> None:
         """Saves the state, which the updates left out have not touched, and leaves a report."""
         if self.checkpoints is None:
             raise trouble
-        step = int(state.step)
-        self.checkpoints.save(step, state, self._about(step))
+        self.checkpoints.save(done, state, self._about(done))
         report = self.guard.report(self.workdir) if self.first else self.workdir
-        raise StoppedLearningError(f"{trouble}; {report} has the samples; saved before step {step}") from trouble
+        raise StoppedLearningError(f"{trouble}; {report} has the samples; saved before step {done}") from trouble
 
     def close(self) -> None:
         if self.writer:
