@@ -195,7 +195,31 @@ class UniformShift:
         return shift_time(p, self.shift)
 
 
-TimeSampler = LogNormal | UniformShift
+@dataclasses.dataclass(frozen=True)
+class Truncated:
+    """Those times of a sampler that lie in [low, high]: its quantiles between the two, so that no draw is in vain."""
+
+    sampler: LogNormal | UniformShift
+    low: float
+    high: float
+
+    @property
+    def ends(self) -> Float[Array, "2"]:
+        return self.sampler.cdf(jnp.array([self.low, self.high]))
+
+    def sample(self, key: Array, shape: tuple[int, ...]) -> Float[Array, "..."]:
+        return self.icdf(jax.random.uniform(key, shape))
+
+    def cdf(self, t: Array) -> Array:
+        a, b = self.ends
+        return (self.sampler.cdf(jnp.clip(t, self.low, self.high)) - a) / (b - a)
+
+    def icdf(self, p: Array) -> Array:
+        a, b = self.ends
+        return jnp.clip(self.sampler.icdf(a + p * (b - a)), self.low, self.high)
+
+
+TimeSampler = LogNormal | UniformShift | Truncated
 
 
 # --- guidance -------------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ class ModelInfo:
     kind: a `teacher` is sampled as an ODE with guidance, a `student` in one to four steps; other networks have their
     name there. world: `toy`, or `wan` for the published networks. latent_shape: (T, H, W) that a DiT was made for,
     empty for other networks. causal: the settings of `CausalConfig` that sampling a causal DiT needs, else empty.
+    t_range: the RF times that a DiT is for; of one of Wan2.2's two experts not all.
     """
 
     model: Any
@@ -47,6 +48,7 @@ class ModelInfo:
     guidance: float = 5.0
     note: str = ""
     causal: dict[str, Any] = dataclasses.field(default_factory=dict)
+    t_range: tuple[float, float] = (0.0, 1.0)
 
     @property
     def network(self) -> str:
@@ -63,7 +65,8 @@ def info_from_json(text: str) -> ModelInfo:
     if info.network not in NETWORKS:
         raise ValueError(f"the file holds a network of kind {info.kind!r}; this version has {sorted(NETWORKS)}")
     config = NETWORKS[info.network].config(**info.model)
-    return dataclasses.replace(info, model=config, latent_shape=tuple(info.latent_shape))
+    shape, t_range = tuple(info.latent_shape), tuple(info.t_range)
+    return dataclasses.replace(info, model=config, latent_shape=shape, t_range=t_range)
 
 
 def save_model(path: str | Path, params: Params, info: ModelInfo, *, dtype: str = "float32") -> Path:

@@ -23,7 +23,10 @@ MODEL = DiTConfig(
 def tiny_run(
     *, method: dict | None = None, optimizer: dict | None = None, mesh: dict | None = None, **changes
 ) -> RunConfig:
-    """An rCM run on the toy world with a short warm-up and cycle, changed where asked."""
+    """An rCM run on the toy world with a short warm-up and cycle, changed where asked; image to video, which that world
+    has not, on shards of its size."""
+    if changes.get("model", MODEL).takes_image:
+        changes = {"data": DataConfig("shards", batch_size=8, latent_shape=(9, 6, 6))} | changes
     base = RunConfig(
         model=MODEL,
         teacher="given",

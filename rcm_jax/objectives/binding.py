@@ -15,10 +15,10 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Int
 
 from rcm_jax.data.batch import Batch
-from rcm_jax.flow import RF, TRIG, Form, rf_noisy, rf_to_trig, trig_denoiser
+from rcm_jax.flow import RF, TRIG, Form, rf_noisy, rf_to_trig, trig_denoiser, trig_noisy
 from rcm_jax.losses.forcing import over_frames
 from rcm_jax.losses.samples import Terms
-from rcm_jax.objectives.config import CausalConfig
+from rcm_jax.objectives.config import WHOLE, CausalConfig, TimeRange
 from rcm_jax.objectives.draws import Draws
 from rcm_jax.sampling.few_step import fixed_simulation_times, simulate, simulation_times
 from rcm_jax.sampling.rollout import given_noises
@@ -82,13 +82,15 @@ def fused_under_jvp(dit: DiT) -> DiT:
 
 @dataclasses.dataclass(frozen=True)
 class Bidirectional:
-    """Binds networks that see the whole video. `fused` is for `Role.TANGENT`."""
+    """Binds networks that see the whole video. `fused` is for `Role.TANGENT`. `t_range`: the RF times that the student
+    serves; what serves those above is not there."""
 
     sizes: Sizes
     null_text: NullText
     guidance: float
     fused: bool = False
     form: Form = TRIG
+    t_range: TimeRange = WHOLE
 
     def bind(self, params: Params, batch: Batch, role: Role, draws: Draws) -> Velocity:
         given, dit = {"condition": batch.condition, "image": batch.image}, self.sizes.of(role)
@@ -100,16 +102,18 @@ class Bidirectional:
     def own_video(
         self, params: Params, batch: Batch, draws: Draws, num_steps: Int[Array, ""] | int
     ) -> tuple[Latents, Terms]:
-        """Backward simulation (rCM, arXiv 2510.08431)."""
-        noises = draws.simulation_noises
+        """Backward simulation (rCM, arXiv 2510.08431). Of a student that does not begin at pure noise it begins with
+        the batch's videos, noised as far as the student goes."""
+        noises, end = draws.simulation_noises, self.t_range[1]
         if draws.simulation_t is None:
-            times = fixed_simulation_times(noises.shape[1])[: len(noises)]
+            times = fixed_simulation_times(noises.shape[1], self.t_range)[: len(noises)]
         else:
-            times = simulation_times(rf_to_trig(draws.simulation_t))
+            times = simulation_times(rf_to_trig(draws.simulation_t), math.atan2(end, 1 - end))
+        start = noises[0] if end == 1 else trig_noisy(batch.latents, noises[0], times[0])
         fixed, student = (
             trig_denoiser(self.bind(p, batch, Role.STUDENT, draws)) for p in (stop_gradient(params), params)
         )
-        z, theta = simulate(fixed, noises[0], times, noises[1:], num_steps)
+        z, theta = simulate(fixed, start, times, noises[1:], num_steps)
         return student(z, theta), {"G_xt": z, "G_time": theta}
 
 

@@ -1,16 +1,21 @@
 """What is minimised, as frozen dataclasses: the method, its time samplers, and the causal settings."""
 
 import dataclasses
+import math
 
 from rcm_jax.chunks import ChunkPattern, Spans
-from rcm_jax.flow import LogNormal, TimeSampler, UniformShift
+from rcm_jax.flow import LogNormal, TimeSampler, Truncated, UniformShift, unshift_time
 from rcm_jax.losses.forcing import DF_TIMES, WEIGHTINGS
 from rcm_jax.ranges import FINITE, POSITIVE, at_least, between, check_settings
+from rcm_jax.sampling.few_step import sampler_times
 from rcm_jax.sampling.schedules import RolloutSchedule, few_step_schedule
 from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import DiT
 
 CONSISTENCY = ("scm", "rf_scm", "dcm")
+TimeRange = tuple[float, float]
+WHOLE: TimeRange = (0.0, 1.0)
+LEAST_SHARE = 0.01  # of a sampler's times that must lie in a range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +30,25 @@ class TimeSamplerConfig:
     def __post_init__(self):
         check_settings(self, "time sampler: ", mean=FINITE, std=POSITIVE, shift=POSITIVE)
 
-    def build(self) -> TimeSampler:
+    def build(self, t_range: TimeRange = WHOLE) -> TimeSampler:
+        """Of RF times, those in the range alone."""
         if self.name == "lognormal":
-            return LogNormal(self.mean, self.std)
+            sampler = LogNormal(self.mean, self.std)
+        elif self.name == "uniform_shift":
+            sampler = UniformShift(self.shift)
+        else:
+            raise ValueError(f"time sampler {self.name!r} is unknown; use 'lognormal' or 'uniform_shift'")
+        return sampler if t_range == WHOLE else Truncated(sampler, *t_range)
+
+    def share(self, t_range: TimeRange) -> float:
+        """Which part of its times lies in a range."""
         if self.name == "uniform_shift":
-            return UniformShift(self.shift)
-        raise ValueError(f"time sampler {self.name!r} is unknown; use 'lognormal' or 'uniform_shift'")
+            low, high = (unshift_time(t, self.shift) for t in t_range)
+        else:
+            sigmas = (math.inf if t == 1 else t / (1 - t) for t in t_range)
+            logs = (math.log(sigma) if sigma else -math.inf for sigma in sigmas)
+            low, high = (math.erf((x - self.mean) / (self.std * math.sqrt(2))) / 2 for x in logs)
+        return high - low
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +59,9 @@ class MethodConfig:
     scm, rf_scm, dcm or "" for none; `dmd_scale` 0 means no distribution matching and no fake score. `p_G` draws the
     times of the consistency or the diffusion loss, `p_D` those of the scores. `guidance` is w in uncond + w (cond -
     uncond); where others write cond + w (cond - uncond), theirs is one less. `fused_tangent` takes attention's value
-    and tangent in the consistency loss from one kernel instead of two.
+    and tangent in the consistency loss from one kernel instead of two. `t_range` are the RF times that the network is
+    for, of Wan2.2's experts one side of their boundary: all times are drawn from it, and the student's own video makes
+    the sampler's steps on that side.
     """
 
     name: str = "distill"
@@ -59,8 +79,10 @@ class MethodConfig:
     dcm_skip: int = 1
     dcm_shift: float = 5.0
     fused_tangent: bool = False
+    t_range: TimeRange = WHOLE
 
     def __post_init__(self):
+        object.__setattr__(self, "t_range", tuple(map(float, self.t_range)))
         count = at_least(0)
         check_settings(
             self, "method.", consistency_scale=count, dmd_scale=count, guidance=count, tangent_warmup=count,
@@ -77,6 +99,39 @@ class MethodConfig:
             raise ValueError(
                 f"tangent_warmup={self.tangent_warmup} without a consistency loss would train nothing; set it to 0"
             )
+        self._check_range()
+
+    def _check_range(self):
+        if len(self.t_range) != 2 or not 0 <= self.t_range[0] < self.t_range[1] <= 1:
+            raise ValueError(
+                f"method.t_range={self.t_range} must be two RF times, the lower first, as (0.9, 1.0) or (0.0, 0.9)"
+            )
+        if self.t_range == WHOLE:
+            return
+        for name in ("p_G", "p_D"):
+            used = self.uses_dmd if name == "p_D" else self.name == "diffusion" or self.uses_consistency
+            if used and (share := getattr(self, name).share(self.t_range)) < LEAST_SHARE:
+                raise ValueError(f"method.t_range={self.t_range} has {share:.1%} of the times of method.{name}")
+        if self.uses_consistency and self.consistency == "dcm" and self.dcm_range[0] > self.dcm_range[1]:
+            raise ValueError(
+                f"method.t_range={self.t_range} has no room for method.dcm_skip={self.dcm_skip} of "
+                f"{self.dcm_total_steps} steps"
+            )
+        steps = len(sampler_times(self.t_range))
+        if self.uses_dmd and self.dmd_fixed_times and self.max_simulation_steps > steps:
+            raise ValueError(
+                f"method.max_simulation_steps={self.max_simulation_steps}: the sampler has {steps} of its steps in "
+                f"method.t_range={self.t_range}"
+            )
+
+    @property
+    def dcm_range(self) -> TimeRange:
+        """Between which `Draws.u` a step of dCM begins and ends in the range."""
+        if self.t_range == WHOLE:
+            return WHOLE
+        low, high = (unshift_time(t, self.dcm_shift) for t in self.t_range)
+        room = max(1 - self.dcm_skip / self.dcm_total_steps, 1e-6)
+        return (1 - high) / room, 1 - low / room
 
     @property
     def uses_consistency(self) -> bool:

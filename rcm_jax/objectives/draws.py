@@ -65,9 +65,10 @@ def _consistency(method: MethodConfig, causal: CausalConfig, key: Array, shape: 
     key_time, key_noise, *rest = jax.random.split(key, 3 if causal.pattern else 2)
     drawn = {"noise": jax.random.normal(key_noise, shape)}
     if method.consistency == "dcm":
-        drawn["u"] = jax.random.uniform(key_time, shape[:1])
+        low, high = method.dcm_range
+        drawn["u"] = jax.random.uniform(key_time, shape[:1], minval=low, maxval=high)
     else:
-        drawn["t"] = method.p_G.build().sample(key_time, shape[:1])
+        drawn["t"] = method.p_G.build(method.t_range).sample(key_time, shape[:1])
     if causal.pattern:
         drawn["context_noise"] = jax.random.normal(rest[0], shape)
     return drawn
@@ -77,7 +78,7 @@ def _distribution(
     method: MethodConfig, causal: CausalConfig, key_simulate: Array, key_D: Array, shape: tuple[int, ...]
 ) -> dict[str, Array]:
     key_time, key_noise = jax.random.split(key_D)
-    p_D = method.p_D.build()
+    p_D = method.p_D.build(method.t_range)
     drawn = {"score_noise": jax.random.normal(key_noise, shape), "score_t": p_D.sample(key_time, shape[:1])}
     if causal.pattern:
         count = max(causal.steps_per_chunk) + 1
@@ -95,7 +96,7 @@ def _diffusion(
     method: MethodConfig, causal: CausalConfig, diffusion: DiffusionConfig, key: Array, shape: tuple[int, ...]
 ) -> Draws:
     key_time, key_noise, key_drop, key_last = jax.random.split(key, 4)
-    p_G, batch, t, context_noise = method.p_G.build(), shape[:1], None, None
+    p_G, batch, t, context_noise = method.p_G.build(method.t_range), shape[:1], None, None
     if causal.pattern:
         context_noise = jax.random.normal(key_last, shape)
     if causal.pattern and causal.forcing == "df":

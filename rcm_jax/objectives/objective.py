@@ -157,7 +157,8 @@ def make_objective(method: MethodConfig, causal: CausalConfig, networks: DiT | S
     """
     sizes = networks if isinstance(networks, Sizes) else Sizes.all(networks)
     if not causal.pattern:
-        return Objective(Bidirectional(sizes, null_text, method.guidance, method.fused_tangent), method)
+        binder = Bidirectional(sizes, null_text, method.guidance, method.fused_tangent, t_range=method.t_range)
+        return Objective(binder, method)
     forced = method.name != "diffusion" or causal.forcing == "tf"
     return Objective(Causal(sizes, null_text, method.guidance, causal, method.fused_tangent, forced), method, causal)
 

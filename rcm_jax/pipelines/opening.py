@@ -58,7 +58,7 @@ def _open_toy(options: FileOptions, network: Checkpoint, devices: Sequence[jax.D
     refuse(options, WAN, f"{network.path} is of the built-in world")
     network.ours()  # its errors
     info = _with_chunks(info_of(network, options), options)
-    return Opened(options, info, ToyWorld(), _experts([network], info, options, "float32", devices))
+    return Opened(options, info, ToyWorld(), _experts([network], info, options, "float32", devices, boundary=0.0))
 
 
 def _open_wan(options: FileOptions, network: Checkpoint, devices: Sequence[jax.Device] | None) -> Opened:
@@ -84,18 +84,49 @@ def _open_wan(options: FileOptions, network: Checkpoint, devices: Sequence[jax.D
             raise ValueError(
                 f"{network.path} takes an image in its channels; a causal network takes it as its first chunk"
             )
+    boundary = _boundary(options, files.dit)
     info = dataclasses.replace(info, model=dataclasses.replace(info.model, dtype=dtype))
     world = WanWorld(files, dtype=dtype, vae_dtype=options.vae_dtype or "float32", tiled=options.vae_tiling)
-    return Opened(options, info, world, _experts(files.dit, info, options, dtype, devices), files)
+    return Opened(options, info, world, _experts(files.dit, info, options, dtype, devices, boundary), files)
 
 
 def _experts(
-    sources: list[Checkpoint], info: ModelInfo, options: FileOptions, dtype: str, devices: Sequence[jax.Device] | None
-) -> Experts:
+    sources: Sequence[Checkpoint], info: ModelInfo, options: FileOptions, dtype: str,
+    devices: Sequence[jax.Device] | None, boundary: float,
+) -> Experts:  # fmt: skip
     mesh = sampling_mesh(options.fsdp, options.sequence, info.model.num_heads, devices)
-    boundary = WAN22_BOUNDARY["i2v" if info.model.takes_image else "t2v"]
-    boundary = boundary if options.boundary is None else options.boundary
     return Experts(sources, info.model, mesh, dtype=dtype, boundary=boundary)
+
+
+def _boundary(options: FileOptions, networks: Sequence[Checkpoint]) -> float:
+    """Where two experts change: as asked, as their files say, or as published. Raises ArgumentError for files that say
+    they do not go together so, or not alone."""
+    names = ("dit_path", "second_dit_path")
+    own = {name: one.info for name, one in zip(names, networks, strict=False) if one.info is not None}
+    if options.kind is None and len({info.kind for info in own.values()}) > 1:
+        kinds = " and a ".join(info.kind for info in own.values())
+        raise ArgumentError(
+            f"{{dit_path}} and {{second_dit_path}} are a {kinds}, which are sampled in other ways",
+            **{name: getattr(options, name) for name in names},
+        )
+    ranges = {name: info.t_range for name, info in own.items() if info.t_range != (0.0, 1.0)}
+    for name, (low, high) in ranges.items():
+        if len(networks) == 1 or (high < 1 if name == "dit_path" else low > 0):
+            where = ", as {second_dit_path}" * (name == "dit_path")
+            raise ArgumentError(
+                f"{{{name}}} was trained for times from {low:g} to {high:g}: two experts are needed, that for the "
+                f"noisier times first, the other second{where}", **dict.fromkeys(names) | {name: getattr(options, name)},
+            )  # fmt: skip
+    ends = {low if name == "dit_path" else high for name, (low, high) in ranges.items()}
+    if options.boundary is not None:
+        return options.boundary
+    if len(ends) > 1:
+        low, high = sorted(ends)
+        raise ArgumentError(
+            f"{{dit_path}} and {{second_dit_path}} were trained for times that end at {low:g} and {high:g}: "
+            "{boundary} chooses", **dict.fromkeys((*names, "boundary")),
+        )  # fmt: skip
+    return next(iter(ends), WAN22_BOUNDARY["i2v" if networks[0].config.takes_image else "t2v"])
 
 
 def unknown_chunks() -> ArgumentError:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from rcm_jax.convert.checkpoint import open_checkpoint
+from rcm_jax.media.images import open_image
 from rcm_jax.media.pictures import enlarge
 from rcm_jax.model_file import ModelInfo
 from rcm_jax.outputs import unfinished
@@ -60,10 +61,11 @@ class Previews:
 
 
 def open_previews(config: RunConfig) -> Previews:
-    """Of a run. Files are opened and prompts encoded now, before the run takes the memory.
+    """Of a run. Files are opened, prompts and image encoded now, before the run takes the memory.
 
     Raises what opening raises, and ValueError for prompts or networks of which there are no previews."""
     asked = config.previews
+    _check_shown(config)
     how = {"num_steps": asked.num_steps} if asked.num_steps else {}
     if world_name(config) == "toy":
         around, prompts = Surroundings(ToyWorld()), asked.prompts or PROMPTS
@@ -71,20 +73,38 @@ def open_previews(config: RunConfig) -> Previews:
         around = _around_wan(config)
         prompts, world, (T, H, W) = asked.prompts or (WanWorld.prompt,), around.world, config.data.latent_shape
         space = around.files.vae.config.space
-        how |= {"size": f"{W * space}x{H * space}", "num_frames": world.num_frames(T)}
+        size, frames = (W * space, H * space), world.num_frames(T)
+        how |= {"size": f"{size[0]}x{size[1]}", "num_frames": frames}
+        if asked.image:
+            how["image_path"] = asked.image
+            world.condition(open_image(asked.image), size, frames)
     around.world.encode_text([*prompts, ""])
     return Previews(prompts, around, how, config.seed, config.tensorboard)
 
 
+def _check_shown(config: RunConfig) -> None:
+    """Raises ValueError for what is missing to show a run's network, or is there in vain."""
+    image, low, high = config.previews.image, *config.method.t_range
+    if config.model.takes_image and not image:
+        raise ValueError("previews of a network that takes an image need one: set previews.image, or sample_every=0")
+    if image and not config.model.takes_image:
+        raise ValueError(f"previews.image={image!r} is for networks that take an image, and this one takes none")
+    if (low, high) != (0.0, 1.0):
+        raise ValueError(
+            f"previews of an expert for the times from {low:g} to {high:g} would need the other: set sample_every=0, "
+            "and sample both from what weights_every leaves"
+        )
+
+
 def _around_wan(config: RunConfig) -> Surroundings:
     """What is named in `config.previews`; the rest beside the weights that the student starts from."""
-    if config.model.takes_image:
-        raise ValueError("previews of a network that takes an image would need one: set sample_every=0")
     start, asked = config.init or config.teacher, config.previews
     if not start:
         raise ValueError("previews need the files around a network of Wan's: train from one, or set sample_every=0")
     network = open_checkpoint(find_model(start, "config.teacher"), num_heads=config.model.num_heads)
-    named = {"vae": asked.vae, "text": asked.text_encoder, "tokenizer": asked.tokenizer}
+    named = {
+        "vae": asked.vae, "text": asked.text_encoder, "tokenizer": asked.tokenizer, "clip": asked.image_encoder,
+    }  # fmt: skip
     files = open_files([network], **{name: path or None for name, path in named.items()})
     return Surroundings(WanWorld(files, dtype=config.model.dtype), files)
 

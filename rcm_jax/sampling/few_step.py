@@ -146,16 +146,24 @@ def _alternate(
 # --- the sampler as training simulates it (rCM: backward simulation) ------------------------------------------------
 
 
-def simulation_times(draws: Float[Array, "n B"]) -> Float[Array, "n+1 B"]:
-    """theta_0 = pi/2, then theta_i = min(draw_i, theta_{i-1}): a falling schedule from independent draws."""
-    start = jnp.full((1, draws.shape[1]), jnp.pi / 2, draws.dtype)
-    return jax.lax.cummin(jnp.concatenate([start, draws]), axis=0)
+def simulation_times(draws: Float[Array, "n B"], start: float = math.pi / 2) -> Float[Array, "n+1 B"]:
+    """theta_0 = start, then theta_i = min(draw_i, theta_{i-1}): a falling schedule from independent draws."""
+    first = jnp.full((1, draws.shape[1]), start, draws.dtype)
+    return jax.lax.cummin(jnp.concatenate([first, draws]), axis=0)
 
 
-def fixed_simulation_times(batch: int) -> Float[Array, "4 B"]:
-    """The sampler's own times instead of draws."""
-    times = jnp.asarray((jnp.pi / 2, *MIDDLE), jnp.result_type(float))
-    return jnp.broadcast_to(times[:, None], (1 + len(MIDDLE), batch))
+def fixed_simulation_times(batch: int, t_range: tuple[float, float] = (0.0, 1.0)) -> Float[Array, "n B"]:
+    """The sampler's own times instead of draws: those in a range of RF times."""
+    times = jnp.asarray(sampler_times(t_range), jnp.result_type(float))
+    return jnp.broadcast_to(times[:, None], (len(times), batch))
+
+
+def sampler_times(t_range: tuple[float, float] = (0.0, 1.0)) -> tuple[float, ...]:
+    """TrigFlow times of the sampler's steps from pure noise whose RF times lie in a range; what lies at its upper end
+    belongs to the range above, if there is one."""
+    (low, high), start = t_range, (math.pi / 2, *MIDDLE)
+    times = zip(start, few_step_times(len(start), math.inf)[:-1], strict=True)
+    return tuple(theta for theta, t in times if low <= t and (t < high or high == 1))
 
 
 def simulate(

@@ -4,7 +4,7 @@ import dataclasses
 
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.data.config import DataConfig
-from rcm_jax.objectives.config import CausalConfig, DiffusionConfig, MethodConfig, TimeSamplerConfig
+from rcm_jax.objectives.config import WHOLE, CausalConfig, DiffusionConfig, MethodConfig, TimeSamplerConfig
 from rcm_jax.ranges import POSITIVE, Range, at_least, between, check_settings
 from rcm_jax.wan.config import DiTConfig
 
@@ -59,15 +59,18 @@ class MeshConfig:
 class PreviewConfig:
     """Videos of the averaged weights, made every `sample_every` steps.
 
-    prompts: without any, examples of the world's. num_steps: 0 is as the weights' file would be sampled. vae,
-    text_encoder, tokenizer: files around a network of Wan's; what is not named is looked for beside its start.
+    prompts: without any, examples of the world's. image: the picture that all start from, of a network that takes one.
+    num_steps: 0 is as the weights' file would be sampled. vae, text_encoder, tokenizer, image_encoder: files around a
+    network of Wan's; what is not named is looked for beside its start.
     """
 
     prompts: tuple[str, ...] = ()
+    image: str = ""
     num_steps: int = 0
     vae: str = ""
     text_encoder: str = ""
     tokenizer: str = ""
+    image_encoder: str = ""
 
     def __post_init__(self):
         prompts = (self.prompts,) if isinstance(self.prompts, str) else tuple(self.prompts)
@@ -148,6 +151,11 @@ class RunConfig:
         self._check_sizes()
         if self.method.name == "distill" and not self.teacher:
             raise ValueError("teacher is empty: give the path of the teacher's weights, or 'toy' for the built-in one")
+        if self.model.takes_image and self.data.name == "toy":
+            raise ValueError(
+                f"model.in_channels={self.model.in_channels} has {self.model.in_channels - self.model.out_channels} "
+                "channels of a condition, and data.name='toy' has no images: use data.name='shards', made from images"
+            )
         if self.causal.pattern:
             self._check_causal()
 
@@ -173,6 +181,13 @@ class RunConfig:
 
     def _check_causal(self):
         method, frames = self.method, self.data.latent_shape[0]
+        if self.model.takes_image:
+            raise ValueError(
+                f"model.in_channels={self.model.in_channels} must be {self.model.out_channels}: under causal.pattern="
+                f"{self.causal.pattern!r} an image is the first latent frame"
+            )
+        if method.t_range != WHOLE:
+            raise ValueError(f"method.t_range={method.t_range} is for bidirectional networks, without causal.pattern")
         chunks = len(ChunkPattern.parse(self.causal.pattern).spans(frames))
         if self.diffusion.frame_times:
             raise ValueError(

@@ -16,6 +16,7 @@ def model_info(config: RunConfig, note: str = "") -> ModelInfo:
         model=config.model, kind=kind, world=world_name(config), latent_shape=config.data.latent_shape,
         sigma_max=config.sigma_max, guidance=config.method.guidance, note=note,
         causal=json.loads(json.dumps(causal)),  # as it will be read
+        t_range=config.method.t_range,
     )  # fmt: skip
 
 
@@ -26,7 +27,7 @@ def fake_info(config: RunConfig) -> ModelInfo | None:
     _, _, score = config.models
     return ModelInfo(
         model=score, kind="teacher", world=world_name(config), latent_shape=config.data.latent_shape,
-        sigma_max=config.sigma_max, guidance=1.0, note="fake score",
+        sigma_max=config.sigma_max, guidance=1.0, note="fake score", t_range=config.method.t_range,
     )  # fmt: skip
 
 

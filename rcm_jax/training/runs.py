@@ -39,6 +39,8 @@ class WeightFiles:
         models = {"teacher": teacher, "init": own, "score_teacher": score}
         named = {name: getattr(config, name) for name in FILES}
         self.files = {name: _opened(file, f"config.{name}", models[name]) for name, file in named.items() if file}
+        for name, found in self.files.items():
+            _check_range(found, f"config.{name}", config.method.t_range)
 
     def networks(self, config: RunConfig, mesh: Mesh) -> Networks:
         """Those that stand still and that a loss reads, in `config.teacher_dtype`, or in what each computes in."""
@@ -79,6 +81,15 @@ def _opened(file: str, setting: str, model: DiTConfig) -> Checkpoint:
             raise ValueError(f"{sizes}; {error}") from error
         raise ValueError(f"{sizes}: the weights do not fit the config")
     return found
+
+
+def _check_range(found: Checkpoint, setting: str, t_range: tuple[float, float]) -> None:
+    """Raises ValueError for one of Wan2.2's experts where the other would be asked."""
+    (low, high), (start, end) = found.info.t_range if found.info else (0.0, 1.0), t_range
+    if not low <= start < end <= high:
+        raise ValueError(
+            f"{setting}: {found.path} was trained for times from {low:g} to {high:g}; method.t_range={t_range} has others"
+        )
 
 
 def train_recipe(

@@ -40,8 +40,8 @@ def _see(network: CLIP, params: Params, image: Float[Array, "B H W 3"]) -> Float
 class WanWorld:
     """A `World` from opened files. The text encoder and CLIP compute in `dtype`, the autoencoder in `vae_dtype`.
 
-    All of them run on one device. Prompts that were encoded once are remembered. `tiled` decodes large frames in tiles:
-    less memory, and not quite the same numbers.
+    All of them run on one device. Prompts that were encoded once are remembered, and the last image. `tiled` decodes
+    large frames in tiles: less memory, and not quite the same numbers.
     """
 
     name, fps, scale, gap, small = "wan", 16, 1, 0, False
@@ -57,6 +57,7 @@ class WanWorld:
         self.device = make_mesh(devices=jax.devices()[:1])
         self._features: dict[str, Float[np.ndarray, "L D"]] = {}
         self._vae_params: Params | None = None
+        self._seen: tuple[tuple, tuple] | None = None
 
     # --- sizes --------------------------------------------------------------------------------------------------------
 
@@ -98,6 +99,14 @@ class WanWorld:
         self, image: Image.Image, size: Size, num_frames: int
     ) -> tuple[Float[np.ndarray, "1 T H W C"], Float[np.ndarray, "1 K D"] | None]:
         """The image of another size is CLIP's; the condition's is resized to the video's."""
+        asked = (image.size, image.mode, image.tobytes(), size, num_frames)
+        if self._seen is None or self._seen[0] != asked:
+            self._seen = asked, self._condition(image, size, num_frames)
+        return self._seen[1]
+
+    def _condition(
+        self, image: Image.Image, size: Size, num_frames: int
+    ) -> tuple[Float[np.ndarray, "1 T H W C"], Float[np.ndarray, "1 K D"] | None]:
         params, vae = self._autoencoder(), self.vae
 
         def encode(video: Array) -> Latents:
