@@ -76,6 +76,30 @@ def test_samplers_follow_their_cdf(sampler):
     np.testing.assert_allclose(sampler.cdf(sampler.icdf(q)), q, atol=1e-5)
 
 
+SIDES = [(0.9, 1.0), (0.0, 0.9), (0.3, 0.6)]
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("sampler", [flow.LogNormal(1.5, 1.6), flow.UniformShift(5.0)])
+def test_truncated_times_are_those_that_rejection_would_keep(sampler, side):
+    rng, (low, high) = np.random.default_rng(0), side
+    if isinstance(sampler, flow.LogNormal):
+        many = 1 / (1 + np.exp(-rng.normal(1.5, 1.6, 400_000)))
+    else:
+        u = rng.uniform(size=400_000)
+        many = 5 * u / (1 + 4 * u)
+    kept = many[(many >= low) & (many <= high)]
+    part = flow.Truncated(sampler, low, high)
+    t = np.asarray(part.sample(jax.random.key(3), (20_000,)))
+    assert (t.min(), t.max()) >= (np.float32(low), 0)
+    assert t.max() <= np.float32(high)
+    p = np.linspace(0.05, 0.95, 19)
+    np.testing.assert_allclose(np.quantile(t, p), np.quantile(kept, p), atol=0.02 * (high - low))
+    np.testing.assert_allclose(part.icdf(p), np.quantile(kept, p), atol=0.01 * (high - low))
+    np.testing.assert_allclose(part.cdf(part.icdf(p)), p, atol=1e-5)
+    np.testing.assert_allclose(part.cdf(jnp.array([low, high])), [0, 1], atol=1e-6)
+
+
 def test_guidance(latents):
     x, y = latents
     calls = []

@@ -32,9 +32,10 @@ def test_round_trip(tmp_path, params):
     assert path.stat().st_mode == (tmp_path / "any").stat().st_mode, "others may read it where the user's umask says so"
 
 
-def test_files_written_before_causal_networks_load(tmp_path, params):
+def test_files_written_before_causal_networks_and_experts_load(tmp_path, params):
     metadata = json.loads(INFO.to_json())
     assert metadata.pop("causal") == {}
+    assert metadata.pop("t_range") == [0, 1]
     flat = {"/".join(p.key for p in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     save_file(flat, tmp_path / "old.safetensors", {"format": model_file.FORMAT, "info": json.dumps(metadata)})
     assert load_model(tmp_path / "old.safetensors")[1] == INFO

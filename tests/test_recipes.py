@@ -14,10 +14,11 @@ import rcm_jax
 from rcm_jax.configs.base import run_config
 from rcm_jax.objectives.config import DiffusionConfig
 from rcm_jax.parallel import MESH_AXES, bytes_per_device, mesh_shape, spec, state_shardings
+from rcm_jax.sampling.few_step import sampler_times
 from rcm_jax.training.loop import check_batch
 from rcm_jax.training.runs import plan
 from rcm_jax.training.state import abstract_state
-from rcm_jax.wan.config import WAN_1_3B, WAN_14B
+from rcm_jax.wan.config import WAN22_A14B_I2V, WAN_1_3B, WAN_14B, WAN_14B_I2V
 from rcm_jax.wan.networks import abstract_network
 
 NAMES = sorted(p.stem for p in (Path(rcm_jax.__file__).parent / "configs").glob("*.py") if p.stem != "base")
@@ -132,6 +133,21 @@ def test_sizes_of_two_networks():
         assert c.init == "wan_1_3b_causal_tf/teacher.safetensors"
     assert recipe("wan_1_3b_causal_sf_dmd_14b").models == (WAN_1_3B, WAN_1_3B, WAN_14B)
     assert recipe("wan_14b_causal_df").models == (WAN_14B,) * 3
+
+
+def test_image_to_video_recipes_are_the_published_one_on_pictures():
+    """What differs from wan_14b_rcm: the network, Wan2.2's guidance, and each expert's side of the boundary."""
+    t2v, i2v, high, low = map(recipe, ("wan_14b_rcm", "wan_14b_i2v_rcm", "wan22_i2v_high_rcm", "wan22_i2v_low_rcm"))
+    assert (i2v.model, high.model, low.model) == (WAN_14B_I2V, WAN22_A14B_I2V, WAN22_A14B_I2V)
+    assert len({c.teacher for c in (t2v, i2v, high, low)}) == 4
+    for c in (i2v, high, low):
+        method = dataclasses.replace(t2v.method, guidance=c.method.guidance, t_range=c.method.t_range,
+                                     max_simulation_steps=c.method.max_simulation_steps)  # fmt: skip
+        assert dataclasses.replace(t2v, model=c.model, teacher=c.teacher, method=method) == c
+    assert (i2v.method.guidance, i2v.method.t_range, i2v.method.max_simulation_steps) == (5.0, (0.0, 1.0), 4)
+    for c, side in ((high, (0.9, 1.0)), (low, (0.0, 0.9))):
+        assert (c.method.guidance, c.method.t_range) == (3.5, side)
+        assert c.method.max_simulation_steps == len(sampler_times(side)) == 2
 
 
 def test_self_forcing_lasts_as_long_as_its_sampler_and_chunks_need():

@@ -109,7 +109,8 @@ class MethodConfig:
         if self.t_range == WHOLE:
             return
         for name in ("p_G", "p_D"):
-            used = self.uses_dmd if name == "p_D" else self.name == "diffusion" or self.uses_consistency
+            own = self.uses_consistency and self.consistency != "dcm"
+            used = self.uses_dmd if name == "p_D" else self.name == "diffusion" or own
             if used and (share := getattr(self, name).share(self.t_range)) < LEAST_SHARE:
                 raise ValueError(f"method.t_range={self.t_range} has {share:.1%} of the times of method.{name}")
         if self.uses_consistency and self.consistency == "dcm" and self.dcm_range[0] > self.dcm_range[1]:
@@ -126,7 +127,7 @@ class MethodConfig:
 
     @property
     def dcm_range(self) -> TimeRange:
-        """Between which `Draws.u` a step of dCM begins and ends in the range."""
+        """`Draws.u` of the first and the last dCM step that lie in the range."""
         if self.t_range == WHOLE:
             return WHOLE
         low, high = (unshift_time(t, self.dcm_shift) for t in self.t_range)

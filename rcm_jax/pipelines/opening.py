@@ -115,7 +115,8 @@ def _boundary(options: FileOptions, networks: Sequence[Checkpoint]) -> float:
             where = ", as {second_dit_path}" * (name == "dit_path")
             raise ArgumentError(
                 f"{{{name}}} was trained for times from {low:g} to {high:g}: two experts are needed, that for the "
-                f"noisier times first, the other second{where}", **dict.fromkeys(names) | {name: getattr(options, name)},
+                f"noisier times first, the other second{where}",
+                **dict.fromkeys(names) | {name: getattr(options, name)},
             )  # fmt: skip
     ends = {low if name == "dit_path" else high for name, (low, high) in ranges.items()}
     if options.boundary is not None:

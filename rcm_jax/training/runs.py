@@ -88,7 +88,8 @@ def _check_range(found: Checkpoint, setting: str, t_range: tuple[float, float]) 
     (low, high), (start, end) = found.info.t_range if found.info else (0.0, 1.0), t_range
     if not low <= start < end <= high:
         raise ValueError(
-            f"{setting}: {found.path} was trained for times from {low:g} to {high:g}; method.t_range={t_range} has others"
+            f"{setting}: {found.path} was trained for times from {low:g} to {high:g}, which are not "
+            f"method.t_range={t_range}"
         )
 
 

@@ -22,7 +22,8 @@ from rcm_jax.training.schedule import step_names
 RECIPES = (
     "wan_1_3b_rcm", "wan_14b_rcm", "wan_1_3b_causal_tf", "wan_1_3b_causal_df", "wan_14b_causal_tf", "wan_14b_causal_df",
     "wan_1_3b_causal_tf_scm", "wan_1_3b_causal_tf_scm_14b", "wan_1_3b_causal_tf_dcm", "wan_1_3b_causal_tf_dcm_14b",
-    "wan_1_3b_causal_sf_dmd", "wan_1_3b_causal_sf_dmd_14b", "wan_14b_i2v_rcm", "wan22_i2v_high_rcm", "wan22_i2v_low_rcm",
+    "wan_1_3b_causal_sf_dmd", "wan_1_3b_causal_sf_dmd_14b", "wan_14b_i2v_rcm", "wan22_i2v_high_rcm",
+    "wan22_i2v_low_rcm",
 )  # fmt: skip
 COUNTS = (8, 16, 32, 64)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rcm_jax.data.batch import Batch
-from rcm_jax.flow import rf_noisy, rf_to_trig, trig_denoiser, trig_noisy
+from rcm_jax.flow import expand, rf_noisy, rf_to_trig, trig_denoiser, trig_noisy, trig_to_rf
 from rcm_jax.objectives.binding import Bidirectional, Causal, Role, Sizes
 from rcm_jax.objectives.config import CausalConfig
 from rcm_jax.objectives.draws import Draws
@@ -100,6 +100,41 @@ def test_the_own_video_is_the_samplers(params, fixed):
     got = jax.jit(jax.grad(lambda p: (X * binder.own_video(p, BATCH, draws, 2)[0]).sum()))(params)
     want = jax.jit(jax.grad(lambda p: (X * by_hand(p, 2)[0]).sum()))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), got, want)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain(Bidirectional):
+    """Of a student that is a formula."""
+
+    def bind(self, params, batch, role, draws):
+        return lambda x, t: params * jnp.tanh(x) + expand(t, x)
+
+
+def way(side, draws):
+    """Inputs and times of the last of 1, 2, … simulated steps, times as RF times, and the videos."""
+    binder = Plain(Sizes.all(DiT(MODEL)), NULL, 3.0, t_range=side)
+    owns = [binder.own_video(0.5, BATCH, draws, n) for n in range(1, len(draws.simulation_noises) + 1)]
+    return [own["G_xt"] for _, own in owns], jnp.stack([trig_to_rf(own["G_time"]) for _, own in owns])
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_the_expert_for_high_noise_simulates_its_steps_alone(fixed):
+    noises, drawn = normal(7, 2, *SHAPE), jnp.array([[0.95, 0.91]])
+    starts, times = way((0.9, 1.0), Draws(simulation_noises=noises, simulation_t=None if fixed else drawn))
+    np.testing.assert_array_equal(starts[0], noises[0])
+    want = [[1, 1], [0.93378, 0.93378] if fixed else [0.95, 0.91]]  # 0.934: the sampler's second, theta 1.5
+    np.testing.assert_allclose(times, want, rtol=1e-4)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_the_expert_for_low_noise_begins_with_data_noised_to_the_boundary(fixed):
+    """Or, with the sampler's own times, to the first of them on its side."""
+    noises, drawn = normal(7, 2, *SHAPE), jnp.array([[0.7, 0.2]])
+    starts, times = way((0.0, 0.9), Draws(simulation_noises=noises, simulation_t=None if fixed else drawn))
+    want = [[0.85290] * 2, [0.60898] * 2] if fixed else [[0.9, 0.9], [0.7, 0.2]]  # theta 1.4 and 1.0
+    np.testing.assert_allclose(times, want, rtol=1e-4)
+    seen = starts[0] * expand(1 / (jnp.cos(rf_to_trig(times[0])) + jnp.sin(rf_to_trig(times[0]))), X0)
+    np.testing.assert_allclose(seen, rf_noisy(X0, noises[0], times[0]), atol=1e-5)
 
 
 NOISY = CausalConfig(pattern="c1-2", steps_per_chunk=(3, 2), noisy_context_from=1, score_guidance=2.0)

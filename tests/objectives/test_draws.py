@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rcm_jax.losses.consistency import dcm_times
 from rcm_jax.objectives.config import CausalConfig, DiffusionConfig, MethodConfig, TimeSamplerConfig
 from rcm_jax.objectives.draws import KINDS, Draws, draw
 
@@ -104,3 +105,62 @@ def test_parts_are_parts():
     for name in ("text_dropout", "frame_times"):
         with pytest.raises(ValueError, match=rf"diffusion.{name}=1.5 must be at least 0 and at most 1"):
             DiffusionConfig(**{name: 1.5})
+
+
+SIDES = {"high": (0.9, 1.0), "low": (0.0, 0.9)}
+MANY = (4000, 1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("side", SIDES.values(), ids=SIDES)
+@pytest.mark.parametrize("consistency", ["scm", "rf_scm", "dcm"])
+def test_an_expert_draws_on_its_side(consistency, side):
+    """Consistency, scores, simulation and diffusion alike; of dCM both ends of a step."""
+    method = {"consistency": consistency, "t_range": side}
+    student, critic = (drawn(kind, shape=MANY, **method) for kind in KINDS[:2])
+    teacher = drawn("diffusion", shape=MANY, name="diffusion", **method)
+    times = [teacher.t, student.score_t, critic.score_t, student.simulation_t, critic.simulation_t]
+    if consistency == "dcm":
+        c = MethodConfig(**method)
+        u = student.u * (1 - c.dcm_skip / c.dcm_total_steps)
+        times.append(dcm_times(u, total_steps=c.dcm_total_steps, skip=c.dcm_skip, shift=c.dcm_shift))
+    else:
+        times.append(student.t)
+    for t in times:
+        assert side[0] - 1e-6 <= t.min() < side[0] + 0.02
+        assert side[1] - 0.02 < t.max() <= side[1] + 1e-6
+
+
+@pytest.mark.parametrize("side", SIDES.values(), ids=SIDES)
+def test_an_expert_draws_what_all_draws_have_there(side):
+    """Quantiles of the draws on a side against those of all draws that fall on it."""
+    p = np.linspace(0.1, 0.9, 9)
+    own, every = (drawn("student", shape=(20_000, 1, 1, 1, 1), t_range=r) for r in (side, (0.0, 1.0)))
+    for name in ("t", "score_t"):
+        got, kept = np.asarray(getattr(own, name)), np.asarray(getattr(every, name))
+        kept = kept[(kept >= side[0]) & (kept <= side[1])]
+        np.testing.assert_allclose(np.quantile(got, p), np.quantile(kept, p), atol=0.04 * (side[1] - side[0]))
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ({"t_range": (0.9, 0.1)}, r"method.t_range=\(0.9, 0.1\) must be two RF times, the lower first"),
+        ({"t_range": (0.9,)}, r"method.t_range=\(0.9,\) must be two"),
+        ({"t_range": (0.0, 1.5)}, r"method.t_range=\(0.0, 1.5\) must be two"),
+        ({"t_range": (float("nan"), 1.0)}, r"method.t_range=\(nan, 1.0\) must be two"),
+        ({"t_range": (0.9, 1.0), "p_G": CLEAN}, r"t_range=\(0.9, 1.0\) has 0.0% of the times of method.p_G"),
+        ({"t_range": (0.0, 0.9), "p_D": NOISY}, r"t_range=\(0.0, 0.9\) has 0.0% of the times of method.p_D"),
+        ({"t_range": (0.97, 1.0), "consistency": "dcm", "dcm_skip": 8}, "has no room for method.dcm_skip=8 of 48"),
+        ({"t_range": (0.9, 1.0), "dmd_fixed_times": True}, "max_simulation_steps=4: the sampler has 2 of its steps"),
+    ],
+)
+def test_ranges_that_cannot_be_trained_are_refused(method, words):
+    with pytest.raises(ValueError, match=words) as error:
+        MethodConfig(**method)
+    assert "\n" not in str(error.value)
+
+
+def test_what_a_method_does_not_draw_may_lie_elsewhere():
+    MethodConfig(t_range=(0.9, 1.0), p_G=CLEAN, consistency="dcm")
+    MethodConfig(t_range=(0.9, 1.0), p_D=CLEAN, dmd_scale=0.0)
+    MethodConfig(t_range=(0.9, 1.0), dmd_fixed_times=True, max_simulation_steps=2)

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from rcm_jax.data.config import DataConfig
 from rcm_jax.parallel import SEQUENCE_AXIS, make_mesh, shard
@@ -13,8 +14,9 @@ from rcm_jax.pipelines.pipeline import Pipeline
 from rcm_jax.pipelines.preview import open_previews
 from rcm_jax.training.config import PreviewConfig
 from rcm_jax.training.info import model_info
+from rcm_jax.worlds.wan.world import WanWorld
 from tests.tiny import MODEL, perturbed_params, tiny_run
-from tests.wan.tiny import DIT, write_wan
+from tests.wan.tiny import DIT, I2V, write_wan
 
 PROMPTS = ("a red circle moving left", "a blue square moving up")
 
@@ -85,6 +87,56 @@ def test_a_run_of_wans_is_shown_in_wans_world(tmp_path, folder, sampled):
 def test_wan_files_that_are_not_there_are_named(folder):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         open_previews(wan_run(folder, previews=PreviewConfig(vae="nowhere/vae.pth")))
-    image = dataclasses.replace(DIT, in_channels=36)
-    with pytest.raises(ValueError, match="takes an image would need one: set sample_every=0"):
-        open_previews(wan_run(folder, model=image))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"model": dataclasses.replace(DIT, in_channels=36)},
+            "an image need one: set previews.image, or sample_every=0",
+        ),
+        ({"previews": PreviewConfig(image="p.png")}, "previews.image='p.png' is for networks that take an image"),
+        (
+            {"method": {"t_range": (0.9, 1.0)}},
+            "of an expert for the times from 0.9 to 1 would need the other: set sample",
+        ),
+    ],
+)
+def test_what_cannot_be_shown_is_told_before_anything_is_opened(changes, words):
+    with pytest.raises(ValueError, match=words):
+        open_previews(wan_run("nowhere", **changes))
+
+
+def test_a_picture_that_is_none_is_told_before_the_run(tmp_path, pictures):
+    for file, error in (("none.png", FileNotFoundError), ("text.png", ValueError)):
+        (tmp_path / "text.png").write_text("no picture")
+        with pytest.raises(error, match=file):
+            open_previews(image_run(pictures, str(tmp_path / file)))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of an image-to-video network, and two pictures in it."""
+    folder = write_wan(tmp_path_factory.mktemp("i2v"), I2V)
+    for name in ("red", "blue"):
+        Image.new("RGB", (90, 60), name).save(folder / f"{name}.png")
+    return folder
+
+
+def image_run(folder, image):
+    previews = PreviewConfig(prompts=("a cat on a boat",), num_steps=1, image=image)
+    return wan_run(folder, model=dataclasses.replace(I2V, dtype="float32"), previews=previews)
+
+
+def test_a_run_from_images_is_shown_from_its_picture(tmp_path, pictures, sampled, monkeypatch):
+    """Its encoders are asked before the run, and not again."""
+    for name in ("red", "blue"):
+        config = image_run(pictures, str(pictures / f"{name}.png"))
+        previews = open_previews(config)
+        with monkeypatch.context() as during:
+            during.setattr(WanWorld, "_condition", lambda *_: pytest.fail("the picture is encoded again"))
+            previews(1, perturbed_params(config.model), model_info(config), tmp_path)
+    red, blue = sampled
+    assert red.frames.shape == (5, 32, 48, 3)
+    assert np.abs(red.frames.astype(int) - blue.frames).max() > 3

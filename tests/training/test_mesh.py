@@ -25,6 +25,7 @@ from tests.hosts import environment, finish, free_port
 from tests.tiny import MODEL, RandomSource, perturbed_params, tiny_run
 
 FOUR_HEADS = dataclasses.replace(MODEL, dim=32, num_heads=4)
+I2V = dataclasses.replace(FOUR_HEADS, in_channels=MODEL.out_channels + 4, image_dim=6)
 LATENTS = (3, 4, 4)  # frames of four tokens, three tokens on each of four devices
 LINEAR = dict(eps=1e4, lr=1e4, lr_fake=1e4, weight_decay=0.0, warmup_updates=0)
 MESHES = {
@@ -41,14 +42,23 @@ METHODS = {
     "tf_scm": dict(method=dict(consistency="rf_scm", dmd_scale=0.0), causal={}),
     "tf_dcm": dict(method=dict(consistency="dcm", dmd_scale=0.0), causal=dict(noisy_context_from=1)),
     "sf_dmd": dict(method=dict(consistency="", max_simulation_steps=2), causal=dict(steps_per_chunk=(2, 1))),
+    "i2v": dict(model=I2V),
+    "i2v_low": dict(model=I2V, method=dict(t_range=(0.0, 0.9))),
+    "i2v_diffusion": dict(model=I2V, method=dict(name="diffusion")),
 }
 STEPS = [
     ("rcm", "student"), ("rcm", "student_dmd"), ("rcm", "critic"), ("dmd", "student_dmd"), ("dcm", "student"),
     ("rf_scm", "student"), ("diffusion", "diffusion"), ("tf", "diffusion"), ("df", "diffusion"), ("tf_scm", "student"),
-    ("tf_dcm", "student"), ("sf_dmd", "student_dmd"), ("sf_dmd", "critic"),
+    ("tf_dcm", "student"), ("sf_dmd", "student_dmd"), ("sf_dmd", "critic"), ("i2v", "student"),
+    ("i2v_low", "student_dmd"), ("i2v_low", "critic"), ("i2v_diffusion", "diffusion"),
 ]  # fmt: skip
-QUICK = {("diffusion", "diffusion", "all three", 2), ("tf_scm", "student", "sequence 4", 1)}
-LONG = {("rcm", "critic", "fsdp 8", 1), ("sf_dmd", "student_dmd", "all three", 1)}
+QUICK = {
+    ("diffusion", "diffusion", "all three", 2), ("tf_scm", "student", "sequence 4", 1),
+    ("i2v_diffusion", "diffusion", "all three", 2),
+}  # fmt: skip
+LONG = {
+    ("rcm", "critic", "fsdp 8", 1), ("sf_dmd", "student_dmd", "all three", 1), ("i2v_low", "student_dmd", "all three", 2)
+}  # fmt: skip
 
 
 def run_config(name, cuts):
@@ -57,14 +67,14 @@ def run_config(name, cuts):
     if "causal" in METHODS[name]:
         changes |= {"causal": CausalConfig(pattern="c1-2", **METHODS[name]["causal"]), "score_teacher": "given"}
     method = {"tangent_warmup": 0} | changes.pop("method", {})
-    config = tiny_run(method=method, optimizer=LINEAR, model=FOUR_HEADS, microbatches=cuts, **changes)
+    config = tiny_run(method=method, optimizer=LINEAR, microbatches=cuts, **{"model": FOUR_HEADS} | changes)
     data = dataclasses.replace(config.data, latent_shape=LATENTS, batch_size=8 * cuts)
     return dataclasses.replace(config, data=data)
 
 
 def arguments(config):
     """The state before step 5, by which two steps are simulated; the networks, and two batches."""
-    teacher, score = (perturbed_params(FOUR_HEADS, seed) for seed in (7, 2))
+    teacher, score = (perturbed_params(config.model, seed) for seed in (7, 2))
     state = init_state(config, teacher, score if config.score_teacher else None)
     networks = Networks(teacher=teacher, score_teacher=score if config.score_teacher else None)
     source = RandomSource(config)

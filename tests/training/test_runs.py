@@ -15,6 +15,7 @@ from rcm_jax.convert.dit import to_wan
 from rcm_jax.convert.tensors import Tensor
 from rcm_jax.data.config import DataConfig
 from rcm_jax.model_file import ModelInfo, save_model
+from rcm_jax.objectives.config import CausalConfig
 from rcm_jax.parallel import make_mesh, state_shardings
 from rcm_jax.training.abstract import abstract_networks
 from rcm_jax.training.info import fake_info, model_info
@@ -195,3 +196,25 @@ def test_weights_on_the_way(tmp_path, monkeypatch, capsys):
     way.mkdir()  # cannot become the file
     assert train_recipe(config, tmp_path, progress="").is_file()
     assert "no weights of step 2, and the run goes on" in capsys.readouterr().err
+
+
+def test_an_experts_file_says_its_side_and_teaches_no_other(tmp_path):
+    high = {"method": {"t_range": (0.9, 1.0)}}
+    config = tiny_run(**high)
+    assert model_info(config).t_range == fake_info(config).t_range == (0.9, 1.0)
+    path = save_model(tmp_path / "high.safetensors", perturbed_params(MODEL), model_info(config))
+    assert WeightFiles(tiny_run(teacher=str(path), **high)).files["teacher"].info.t_range == (0.9, 1.0)
+    for method in ({"t_range": (0.0, 0.9)}, {}):
+        with pytest.raises(ValueError, match="config.teacher: .*high.safetensors was trained for times from 0.9 to 1"):
+            WeightFiles(tiny_run(teacher=str(path), method=method))
+
+
+def test_networks_that_take_an_image_need_data_that_have_one():
+    image = dataclasses.replace(MODEL, in_channels=16)
+    with pytest.raises(ValueError, match="in_channels=16 has 4 channels of a condition, and data.name='toy' has no"):
+        tiny_run(model=image, data=DataConfig(latent_shape=(9, 6, 6)))
+    with pytest.raises(ValueError, match=r"in_channels=16 must be 12: under causal.pattern='c1-2' an image is"):
+        tiny_run(model=image, causal=CausalConfig(pattern="c1-2"), method={"consistency": "rf_scm", "dmd_scale": 0.0})
+    with pytest.raises(ValueError, match=r"t_range=\(0.9, 1.0\) is for bidirectional networks"):
+        method = {"consistency": "rf_scm", "dmd_scale": 0.0, "t_range": (0.9, 1.0)}
+        tiny_run(causal=CausalConfig(pattern="c1-2"), method=method)

@@ -54,7 +54,7 @@ class WanWorld:
     ) -> None:
         self.files, self.dtype, self.vae_dtype, self.tiled = files, dtype, vae_dtype, tiled
         self.vae = VAE(dataclasses.replace(files.vae.config, dtype=vae_dtype))
-        self.device = make_mesh(devices=jax.devices()[:1])
+        self.device = make_mesh(devices=jax.local_devices()[:1])  # of every host its own
         self._features: dict[str, Float[np.ndarray, "L D"]] = {}
         self._vae_params: Params | None = None
         self._seen: tuple[tuple, tuple] | None = None
