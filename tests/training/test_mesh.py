@@ -57,7 +57,8 @@ QUICK = {
     ("i2v_diffusion", "diffusion", "all three", 2),
 }  # fmt: skip
 LONG = {
-    ("rcm", "critic", "fsdp 8", 1), ("sf_dmd", "student_dmd", "all three", 1), ("i2v_low", "student_dmd", "all three", 2)
+    ("rcm", "critic", "fsdp 8", 1), ("sf_dmd", "student_dmd", "all three", 1),
+    ("i2v_low", "student_dmd", "all three", 2),
 }  # fmt: skip
 
 

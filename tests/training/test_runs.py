@@ -215,6 +215,6 @@ def test_networks_that_take_an_image_need_data_that_have_one():
         tiny_run(model=image, data=DataConfig(latent_shape=(9, 6, 6)))
     with pytest.raises(ValueError, match=r"in_channels=16 must be 12: under causal.pattern='c1-2' an image is"):
         tiny_run(model=image, causal=CausalConfig(pattern="c1-2"), method={"consistency": "rf_scm", "dmd_scale": 0.0})
+    method = {"consistency": "rf_scm", "dmd_scale": 0.0, "t_range": (0.9, 1.0)}
     with pytest.raises(ValueError, match=r"t_range=\(0.9, 1.0\) is for bidirectional networks"):
-        method = {"consistency": "rf_scm", "dmd_scale": 0.0, "t_range": (0.9, 1.0)}
         tiny_run(causal=CausalConfig(pattern="c1-2"), method=method)
