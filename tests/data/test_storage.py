@@ -46,9 +46,10 @@ def address(tmp_path, monkeypatch):
     over.clear()
     monkeypatch.setattr(storage, "PATIENCE", 0.2)
     monkeypatch.setattr(storage, "PAUSE", 0.0)
+    monkeypatch.setenv("RCM_JAX_CACHE", str(tmp_path / "cache" / "here"))
     write_shard(tmp_path / "shard-000000.tar", [sample(i) for i in range(3)])
     system = Troubled()
-    for file in tmp_path.iterdir():
+    for file in tmp_path.glob("shard*"):
         system.pipe_file(f"/set/{file.name}", file.read_bytes())
     system.pipe_file("/set/manifest.json", b"{}")
     yield "troubled://set"
@@ -68,6 +69,25 @@ def test_shards_at_an_address(address, indexed):
     for i in range(3):
         same(shard.read(i), sample(i))
     assert BEHAVIOUR["asked"] == 3  # one request a sample
+
+
+def test_headers_without_an_index_are_asked_for_once(address, tmp_path):
+    Troubled().rm_file("/set/shard-000000.tar.index.json")
+    name = find_shards(address)[0]
+
+    def asked() -> int:
+        BEHAVIOUR["asked"] = 0
+        assert open_shard(name).keys == tuple(f"{i:09d}" for i in range(3))
+        return BEHAVIOUR["asked"]
+
+    first, again = asked(), asked()
+    assert first > again == 1  # for an index, which is not there
+    (kept,) = (tmp_path / "cache").rglob("*.index.json")
+    kept.write_text("{")
+    assert asked() == first
+    time.sleep(0.01)
+    Troubled().pipe_file("/set/shard-000000.tar", (tmp_path / "shard-000000.tar").read_bytes())  # another file
+    assert asked() == first
 
 
 @pytest.mark.parametrize("trouble", ["stalls", "fails", "short"])

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from rcm_jax.data.config import DataConfig
 from rcm_jax.data.sample import Sample
 from rcm_jax.data.shard_files import write_shard
 from rcm_jax.data.source import ToySource, make_source
@@ -35,10 +34,10 @@ def from_shards(config, folder, **options):
     return dataclasses.replace(config, data=data)
 
 
-def run(config, workdir, **options):
+def run(config, workdir=None, source=None):
     weights = Weights(teacher=init_params(MODEL, jax.random.key(7)))
-    source = make_source(config.data, config.seed, config.model)
-    return train(config, source, workdir, weights=weights, devices=DEVICE, progress="", **options)
+    source = source or make_source(config.data, config.seed, config.model)
+    return train(config, source, workdir, weights=weights, devices=DEVICE, progress="")
 
 
 @pytest.mark.parametrize(
@@ -89,6 +88,5 @@ def test_sets_of_bfloat16_train(tmp_path):
         def batch(self, step, rows=None):
             return jax.tree.map(lambda x: x.astype(half).astype(np.float32), super().batch(step, rows))
 
-    weights = {"weights": Weights(), "devices": DEVICE, "progress": ""}
-    rounded = train(config, Rounded(DataConfig(batch_size=8), 0), **weights)
-    jax.tree.map(np.testing.assert_array_equal, run(shards, None), rounded)
+    rounded = run(config, source=Rounded(config.data, config.seed))
+    jax.tree.map(np.testing.assert_array_equal, run(shards), rounded)
