@@ -72,6 +72,8 @@ class ShardSource:
         self._order = Order(counts, seed=seed, window=config.window, shuffle=config.shuffle)
         self.about = {"shards": len(shards), "samples": sum(counts), "fingerprint": _fingerprint(shards)}
         self._dtypes = {field: value.dtype for field, value in self._first().items()}
+        if reencode:
+            self._dtypes["latents"] = np.dtype(np.float32)
 
     def batch(self, step: int, rows: range | None = None) -> Batch:
         rows = rows or range(self.batch_size)
@@ -110,16 +112,17 @@ class ShardSource:
         while True:
             place = self._place(step, row)
             try:
-                return self._read(*place)
+                found = self._read(*place)
+                break
             except UNUSABLE as error:
                 self._bad.add(place, str(error))
-
-    def _read(self, shard: int, number: int) -> Row:
-        row = self._wanted.row(self._shards[shard].read(number), self._name(shard, number))
         if self._reencode:
             with self._one:
-                row["latents"] = self._reencode(row["latents"])
-        return row
+                found["latents"] = self._reencode(found["latents"])
+        return found
+
+    def _read(self, shard: int, number: int) -> Row:
+        return self._wanted.row(self._shards[shard].read(number), self._name(shard, number))
 
     def _first(self) -> Row:
         """What a sample is like. Of three places of the set one that fits, so that a single odd sample is only bad; the
