@@ -36,3 +36,22 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     return {n: tensor(n, tuple(e["shape"]), e["dtype"], e["data_offsets"][0]) for n, e in entries.items()}, metadata
+
+
+def read_safetensors_bytes(data: bytes | bytearray | memoryview, name: str) -> tuple[dict[str, np.ndarray], dict]:
+    """Tensors, as views of the bytes of a file called `name`, and metadata. Raises ValueError where it is not whole."""
+    data = memoryview(data).toreadonly()
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(bytes(data[8 : 8 + length]))
+        metadata = header.pop("__metadata__", {})
+        return {key: _view(data[8 + length :], entry) for key, entry in header.items()}, metadata
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{name} is not a whole safetensors file: {error}") from error
+
+
+def _view(data: memoryview, entry: dict) -> np.ndarray:
+    start, stop = entry["data_offsets"]
+    if not 0 <= start <= stop <= len(data):
+        raise ValueError(f"numbers from byte {start} to {stop} of {len(data)}")
+    return np.frombuffer(data[start:stop], DTYPES[entry["dtype"]]).reshape(entry["shape"])

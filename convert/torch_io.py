@@ -5,6 +5,7 @@ are answered from a list of ours, and a name that is not in it ends the reading.
 are looked at. Both formats are read: a zip of storages (since PyTorch 1.6), and the older sequence of pickles.
 """
 
+import io
 import pickle
 import struct
 import zipfile
@@ -35,6 +36,67 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 
 
+class _InFile:
+    """Where a saved thing lies: a file, whose numbers are mapped when they are looked at."""
+
+    def __init__(self, path: Path):
+        self.path, self.size = path, path.stat().st_size
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def open(self) -> BinaryIO:
+        return open(self.path, "rb")
+
+    def numbers(self, offset: int, count: int, dtype: np.dtype) -> np.ndarray:
+        return mapped(self.path, offset, count, dtype)
+
+
+class _InMemory:
+    """The same of bytes that are there already; the numbers are a view of them."""
+
+    def __init__(self, data: memoryview, name: str):
+        self.data, self.name, self.size = data.cast("B").toreadonly(), name, data.nbytes
+
+    def __str__(self) -> str:
+        return self.name
+
+    def open(self) -> BinaryIO:
+        return io.BufferedReader(_Bytes(self.data))
+
+    def numbers(self, offset: int, count: int, dtype: np.dtype) -> np.ndarray:
+        return np.frombuffer(self.data, dtype, count, offset)
+
+
+class _Bytes(io.RawIOBase):
+    """A file of bytes that are not copied, as `io.BytesIO` would."""
+
+    def __init__(self, data: memoryview):
+        self._data, self._at = data, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._data)}[whence]
+        if at < 0:
+            raise OSError(f"there is no byte {at}")  # as files have it
+        self._at = at
+        return at
+
+    def readinto(self, into: memoryview) -> int:
+        part = self._data[self._at : self._at + len(into)]
+        into[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+
+_Place = _InFile | _InMemory
+
+
 class Refused(ValueError):
     """The file asks for something that only running its code could give."""
 
@@ -58,10 +120,10 @@ class _Tensor(_Sealed, Tensor):
 
 
 class _Storage(_Sealed):
-    """Where numbers lie: `count` of them in `path` from byte `offset`, which legacy files tell last."""
+    """Where numbers lie: `count` of them in `place` from byte `offset`, which legacy files tell last."""
 
-    def __init__(self, path: Path, dtype: Any, count: int):
-        self.path, self.dtype, self.count, self.offset = path, np.dtype(dtype), count, -1
+    def __init__(self, place: _Place, dtype: Any, count: int):
+        self.place, self.dtype, self.count, self.offset = place, np.dtype(dtype), count, -1
 
 
 class _Call(_Sealed):
@@ -79,7 +141,7 @@ def _rebuild_tensor(storage: _Storage, start: int, shape: tuple, strides: tuple,
         raise ValueError(f"a tensor of shape {shape} lies outside of its storage of {storage.count} numbers")
 
     def load() -> np.ndarray:
-        flat = mapped(storage.path, storage.offset + start * size, count, storage.dtype)
+        flat = storage.place.numbers(storage.offset + start * size, count, storage.dtype)
         if not count:
             return flat.reshape(shape)
         return np.lib.stride_tricks.as_strided(flat, shape, [s * size for s in strides], writeable=False)
@@ -97,18 +159,18 @@ _KNOWN: dict[str, Any] = {
 
 
 class _Reader(pickle.Unpickler):
-    """The restricted unpickler. `place` tells a new storage where it lies."""
+    """The restricted unpickler. `locate` tells a new storage where in `place` it lies."""
 
-    def __init__(self, file: BinaryIO, path: Path, place: Callable[[str, _Storage], None]):
+    def __init__(self, file: BinaryIO, place: _Place, locate: Callable[[str, _Storage], None]):
         super().__init__(file)
-        self.path, self.place, self.storages = path, place, {}
+        self.place, self.locate, self.storages = place, locate, {}
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in STORAGES:
             return name
         if f"{module}.{name}" not in _KNOWN:
             raise Refused(
-                f"{self.path} is refused: its pickle asks for {module}.{name}, and only tensors and plain containers "
+                f"{self.place} is refused: its pickle asks for {module}.{name}, and only tensors and plain containers "
                 "are read; nothing of it was run. Where you trust the file, save its state_dict alone with torch"
             )
         return _KNOWN[f"{module}.{name}"]
@@ -116,10 +178,10 @@ class _Reader(pickle.Unpickler):
     def persistent_load(self, identity: tuple) -> _Storage:
         _, dtype, key, _, count, *view = identity
         if any(view):
-            raise ValueError(f"{self.path} holds views of storages, as PyTorch before 0.4 wrote them")
+            raise ValueError(f"{self.place} holds views of storages, as PyTorch before 0.4 wrote them")
         if key not in self.storages:
-            self.storages[key] = _Storage(self.path, STORAGES[dtype], count)
-            self.place(key, self.storages[key])
+            self.storages[key] = _Storage(self.place, STORAGES[dtype], count)
+            self.locate(key, self.storages[key])
         return self.storages[key]
 
 
@@ -128,18 +190,27 @@ def read_torch(path: Path) -> Any:
 
     Raises Refused (a ValueError) for pickles that want to run code, and ValueError for files that are not whole.
     """
-    with open(path, "rb") as file:
+    return _read(_InFile(path))
+
+
+def read_torch_bytes(data: bytes | bytearray | memoryview, name: str) -> Any:
+    """`read_torch` of a file's bytes, called `name` in messages: tensors are views of them."""
+    return _read(_InMemory(memoryview(data), name))
+
+
+def _read(place: _Place) -> Any:
+    with place.open() as file:
         is_zip = file.read(4) == b"PK\x03\x04"
     try:
-        return _read_zip(path) if is_zip else _read_legacy(path)
+        return _read_zip(place) if is_zip else _read_legacy(place)
     except Refused:
         raise
     except (*DAMAGE, OSError) as error:
-        raise ValueError(f"{path} is not a whole PyTorch file: {error or type(error).__name__}") from error
+        raise ValueError(f"{place} is not a whole PyTorch file: {error or type(error).__name__}") from error
 
 
-def _read_zip(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive, open(path, "rb") as raw:
+def _read_zip(place: _Place) -> Any:
+    with place.open() as file, place.open() as raw, zipfile.ZipFile(file) as archive:
         entries = {info.filename: info for info in archive.infolist()}
         programs = [name for name in entries if name.endswith("/data.pkl")]
         if len(programs) != 1:
@@ -148,7 +219,7 @@ def _read_zip(path: Path) -> Any:
         if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("its numbers are big-endian")
 
-        def place(key: str, storage: _Storage) -> None:
+        def locate(key: str, storage: _Storage) -> None:
             info = entries[f"{root}data/{key}"]
             if info.compress_type != zipfile.ZIP_STORED or info.file_size < storage.count * storage.dtype.itemsize:
                 raise ValueError(f"storage {key} is compressed or too short")
@@ -157,14 +228,14 @@ def _read_zip(path: Path) -> Any:
             storage.offset = info.header_offset + 30 + name_length + extra_length
 
         with archive.open(programs[0]) as program:
-            return _Reader(program, path, place).load()
+            return _Reader(program, place, locate).load()
 
 
-def _read_legacy(path: Path) -> Any:
-    with open(path, "rb") as file:
+def _read_legacy(place: _Place) -> Any:
+    with place.open() as file:
 
-        def load(place: Callable[[str, _Storage], None] = lambda key, storage: None) -> tuple[Any, dict[str, _Storage]]:
-            reader = _Reader(file, path, place)
+        def load() -> tuple[Any, dict[str, _Storage]]:
+            reader = _Reader(file, place, lambda key, storage: None)
             return reader.load(), reader.storages
 
         if load()[0] != LEGACY_MAGIC or load()[0] != LEGACY_PROTOCOL or not load()[0].get("little_endian"):
@@ -177,7 +248,7 @@ def _read_legacy(path: Path) -> Any:
             storage = storages[key]
             storage.offset = start + 8
             end = start + 8 + count * storage.dtype.itemsize
-            if count != storage.count or end > path.stat().st_size:
+            if count != storage.count or end > place.size:
                 raise ValueError(f"storage {key} is cut off")
             file.seek(end)
         if set(keys) != set(storages):
