@@ -100,7 +100,7 @@ def frames_at(path: str | Path, fps: float, size: tuple[int, int]) -> Iterator[P
 
 def _covering(frame: Any, stream: Any, size: tuple[int, int]) -> Picture:
     """A decoded frame as it is meant to be seen: its own colours, upright, its pixels' proportions."""
-    from av.video.reformatter import Colorspace, ColorRange
+    from av.video.reformatter import ColorRange, Colorspace
 
     known = {int(space) for space in Colorspace}
     unsaid = Colorspace.ITU709 if frame.height >= HD else Colorspace.ITU601

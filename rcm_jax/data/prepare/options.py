@@ -41,7 +41,9 @@ class EncoderOptions:
     tokenizer_path: str | None = option(
         None, "its tokenizer.json or spiece.model, or their folder", also=("tokenizer",)
     )
-    image_encoder_path: str | None = option(None, "CLIP, for image-to-video networks that take its tokens", also=("clip",))
+    image_encoder_path: str | None = option(
+        None, "CLIP, for image-to-video networks that take its tokens", also=("clip",)
+    )
     vae_dtype: str = option(
         "float32", "that the autoencoder computes in (default float32)", choices=("bfloat16", "float32")
     )

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rcm_jax.data.prepare.options import SetOptions
-from rcm_jax.data.sample import Sample
 from rcm_jax.data.shard_files import ShardRecord, open_shard, write_shard
 from rcm_jax.errors import ArgumentError
 from rcm_jax.outputs import check_folder, check_room
@@ -64,6 +63,7 @@ class Plan:
     sample_bytes: int = 0
 
     def as_json(self, per_file: int) -> dict[str, Any]:
+        """As plan.json has it."""
         plan = {"kind": self.kind, "settings": self.settings, "samples": self.count, "of": self.digest}
         return json.loads(json.dumps(plan | {"samples_per_shard": per_file}, default=str))
 
@@ -100,6 +100,7 @@ class ShardSet:
         self.out, self.plan, self.form, self._keys = options.out, plan, form, keys
         self.per_file = options.samples_per_shard
         self.files = range(-(-plan.count // self.per_file))
+        self._ours = plan.as_json(self.per_file)
         check_folder(self.out, "out")
         self._agree()
         self.missing = [i for i in self.files[options.process :: options.num_processes] if not self._done(i)]
@@ -116,10 +117,18 @@ class ShardSet:
     def make(self, samples: Callable[[range], Iterable[Any]], what: str = "") -> str:
         """Makes the files that are missing, each of what `samples` gives for its numbers: samples in order, and
         LeftOut in the place of some. Writes the manifest if that makes the set whole. Gives what there is, in words."""
+        self._begin()
         with Progress(what or self.plan.kind, total=len(self.order), unit="sample") as progress:
             for file in self.missing:
                 self._make(file, samples(self.numbers(file)), progress)
         return self._finish()
+
+    def verify(self) -> None:
+        """Reads what this process made once more. Raises ValueError for a file that is not what was written."""
+        for file in self.missing:
+            path, record = self._path(file), self._record(file)
+            if record["samples"] and (self.form.whole(path) is None or _sha256(path) != record["sha256"]):
+                raise ValueError(f"{path} is not what was written to it")
 
     def _make(self, file: int, samples: Iterable[Any], progress: Progress) -> None:
         path, left, shapes, dtypes = self._path(file), {}, {}, {}
@@ -152,21 +161,23 @@ class ShardSet:
             ) from error
 
     def _agree(self) -> None:
-        """Begins the plan, or finds the same one."""
-        ours = self.plan.as_json(self.per_file)
+        """Whether what the folder holds is of this plan."""
+        made = sorted(path.name for path in self.out.glob(self.form.name.format(0).replace("000000", "*")))
         file = self._work(PLAN)
-        if not file.exists():
-            others = sorted(path.name for path in self.out.glob(self.form.name.format(0).replace("000000", "*")))
-            if others:
-                raise ArgumentError(f"{{out}} holds {others[0]}, of a set that was not begun here", out=self.out)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            _write_json(file, ours)
-        theirs = json.loads(file.read_text())
-        if differ := _differences(theirs, ours):
+        if made and not file.exists():
+            raise ArgumentError(f"{{out}} holds {made[0]}, of a set that was not begun here", out=self.out)
+        differ = _differences(json.loads(file.read_text()), self._ours) if made else []
+        if differ:
             raise ArgumentError(
                 f"{{out}} holds a set that was made otherwise: {'; '.join(differ)}. Give another folder, or the same "
                 "settings", out=self.out,
             )  # fmt: skip
+
+    def _begin(self) -> None:
+        """A plan of which nothing is made yet may be replaced."""
+        self._agree()
+        self._work(PLAN).parent.mkdir(parents=True, exist_ok=True)
+        _write_json(self._work(PLAN), self._ours)
 
     def _done(self, file: int) -> bool:
         """Whether the file is there and whole; one whose maker died before it could tell is read."""
@@ -210,7 +221,7 @@ class ShardSet:
         fields = [field.name for field in dataclasses.fields(ShardRecord)]
         return {
             "format": FORMAT, "kind": self.plan.kind, "samples": sum(record["samples"] for record in records),
-            "shapes": shapes, "dtype": dtypes, "settings": self.plan.as_json(self.per_file)["settings"],
+            "shapes": shapes, "dtype": dtypes, "settings": self._ours["settings"],
             "versions": {"rcm_jax": code_version()} | {name: _version(name) for name in LIBRARIES},
             "shards": [{name: record[name] for name in fields} for record in records if record["samples"]],
             "left_out": left,
