@@ -76,9 +76,11 @@ def _whole(path: Path) -> tuple[str, ...] | None:
         return None
 
 
-TEXTS = Form(
-    "text-{:06d}.safetensors", write_texts, _whole, lambda path: {"text": read_features(path, read_texts(path)[0][0])}
-)
+def _first(path: Path) -> dict[str, np.ndarray]:
+    return {"text": read_features(path, read_texts(path)[0][0])}
+
+
+TEXTS = Form("text-{:06d}.safetensors", write_texts, _whole, _first)
 
 
 def make_prompts(file: Path, options: SetOptions, text_encoder: str, tokenizer: str | None, negative: str) -> str:
