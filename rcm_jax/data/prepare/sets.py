@@ -120,7 +120,7 @@ class ShardSet:
         self._begin()
         with Progress(what or self.plan.kind, total=len(self.order), unit="sample") as progress:
             for file in self.missing:
-                self._make(file, samples(self.numbers(file)), progress)
+                self._make(file, samples, progress)
         return self._finish()
 
     def verify(self) -> None:
@@ -130,11 +130,11 @@ class ShardSet:
             if record["samples"] and (self.form.whole(path) is None or _sha256(path) != record["sha256"]):
                 raise ValueError(f"{path} is not what was written to it")
 
-    def _make(self, file: int, samples: Iterable[Any], progress: Progress) -> None:
+    def _make(self, file: int, samples: Callable[[range], Iterable[Any]], progress: Progress) -> None:
         path, left, shapes, dtypes = self._path(file), {}, {}, {}
 
         def watched() -> Iterator[Any]:
-            for sample in samples:
+            for sample in samples(self.numbers(file)):
                 if isinstance(sample, LeftOut):
                     left[sample.name] = sample.why
                 else:

@@ -15,19 +15,23 @@ from tqdm import tqdm
 
 from rcm_jax.data.prepare.captions import Captions, NoCaption, find_videos
 from rcm_jax.data.prepare.options import ClipOptions, EncoderOptions, SetOptions
+from rcm_jax.data.prepare.prompts import keep_negative
 from rcm_jax.data.prepare.sets import LeftOut, Plan, ShardSet, digest_of, key_of
 from rcm_jax.data.prepare.text import features
 from rcm_jax.data.sample import Sample
 from rcm_jax.errors import ArgumentError
 from rcm_jax.media.clips import BadVideo, SceneCut, read_clip, read_header, too_short
 from rcm_jax.media.sizes import latent_shape
+from rcm_jax.outputs import unfinished
 from rcm_jax.worlds.wan.files import WanFiles, open_encoders
+from rcm_jax.worlds.wan.negative import PROMPT
 from rcm_jax.worlds.wan.world import WanWorld
 
 PATCH = 2  # sides of the published networks' patches, in latent pixels
 TEXT_TOKENS, NAMED = 512, 100  # of the longest text; bad videos that an error names
 DECODERS = 2  # videos that are decoded while one is encoded
 STORED = ml_dtypes.bfloat16
+SOURCES = "sources.tsv"  # keys and the videos they stand for
 Picked = UInt8[np.ndarray, "F H W 3"] | LeftOut
 
 
@@ -60,7 +64,12 @@ def make_videos(folder: Path, options: SetOptions, clips: ClipOptions, encoders:
             else:
                 yield encoded(world, key_of(number), clip, text, texts[number], clips.i2v or files.clip is not None)
 
-    return shards.make(samples, "videos")
+    told = shards.make(samples, "videos")
+    keep_negative(options, world.encode_text, PROMPT)
+    if options.process == 0:
+        with unfinished(options.out / SOURCES) as new:
+            new.write_text("".join(f"{key_of(number)}\t{name}\n" for number, name in enumerate(names)))
+    return told
 
 
 def plan(folder: Path, names: list[str], clips: ClipOptions, files: WanFiles, vae_dtype: str) -> Plan:
