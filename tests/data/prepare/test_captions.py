@@ -81,7 +81,7 @@ def test_paths_of_a_table_may_be_whole(folder):
         (
             "t.csv",
             "path,words\nb.mp4,fox\n",
-            "t.csv, line 2: it has none of caption, cap, text, prompt; it has path, wor",
+            "t.csv, line 2: it has none of caption, cap, text, prompt; it has pa",
         ),
         ("t.csv", "name,caption\nb.mp4,fox\n", "line 2: it has none of path, file, file_name"),
         ("t.csv", "path,caption\nb.mp4,fox\nb.mp4,dog\n", "line 3: b.mp4 has another caption above"),

@@ -117,7 +117,7 @@ def bad(folder, tmp_path):
 def test_what_cannot_be_used_is_listed_before_anything_is_encoded(bad, wan, tmp_path, monkeypatch):
     monkeypatch.setattr(videos, "WanWorld", lambda *_, **__: pytest.fail("encodes"))
     fails(
-        lambda argv: make(bad, tmp_path / "set", wan, *argv), [], "4 of 5 videos cannot be used (--skip_bad leaves them",
+        lambda argv: make(bad, tmp_path / "set", wan, *argv), [], "4 of 5 videos cannot be used (--skip_bad leaves ",
         "short.mp4: it has 3 frames at 16 a second, and 5 are asked for", "unknown.mp4: its codec cannot be read",
         "silent.mp4: no caption: there is no silent.txt or silent.json beside it", "text.mp4: it cannot be read",
     )  # fmt: skip
