@@ -88,30 +88,13 @@ def run(args: argparse.Namespace) -> list[Path | str]:
 
 
 def read_prompts(prompt: str | Sequence[str] | None, path: Path | None) -> str | Sequence[str] | None:
+    from rcm_jax.worlds.prompts_file import read_prompts_file
+
     if path is None:
         return prompt
     if prompt is not None:
         raise ValueError("give --prompt or --prompts_file, not both")
-    if not path.is_file():
-        raise FileNotFoundError(f"--prompts_file={path} is {'a folder' if path.is_dir() else 'not there'}: name a file")
-    prompts = [line.strip() for line in decoded(path).splitlines() if line.strip()]
-    if not prompts:
-        raise ValueError(f"--prompts_file={path} has no prompts")
-    return prompts
-
-
-def decoded(path: Path) -> str:
-    """The text of a file. Raises ValueError that names the line which is not UTF-8."""
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        written = "UTF-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "LATIN1"
-        raise ValueError(
-            f"--prompts_file={path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8, and the file is likely "
-            f"{written}; iconv -f {written} -t UTF-8 {path} > utf8.txt converts it"
-        ) from error
+    return read_prompts_file(path, "prompts_file")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -12,6 +12,7 @@ import rcm_jax
 from rcm_jax import demo, evaluate, sample, sample_causal
 from rcm_jax.chunks import __main__ as chunks
 from rcm_jax.convert import commands
+from rcm_jax.data.prepare import __main__ as prepare
 from rcm_jax.media.pictures import enlarge, grid
 from rcm_jax.media.video import write_video
 from rcm_jax.model_file import ModelInfo, load_model, read_info, save_model
@@ -21,7 +22,7 @@ from tests.media.test_video import moving
 from tests.tiny import MODEL
 
 train = importlib.import_module("rcm_jax.train")  # `from rcm_jax import train` is the loop's function
-COMMANDS = (sample.main, sample_causal.main, evaluate.main, demo.main, train.main, commands.main)
+COMMANDS = (sample.main, sample_causal.main, evaluate.main, demo.main, train.main, commands.main, prepare.main)
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,7 @@ def test_the_version_is_that_of_pyproject_everywhere():
         "evaluate",
         "demo",
         "convert.commands",
+        "data.prepare.__main__",
         "kernels.bench",
         "kernels.tune",
         "chunks.__main__",

@@ -19,7 +19,7 @@ from rcm_jax.parallel import batch_sharding
 from rcm_jax.pipelines.memory import Job, check_memory, device_limit, network_bytes
 from rcm_jax.pipelines.networks import Experts
 from rcm_jax.pipelines.opening import Opened
-from rcm_jax.pipelines.request import Request, batch_rows
+from rcm_jax.pipelines.request import Features, Request, batch_rows
 from rcm_jax.pipelines.watch import Watch
 from rcm_jax.progress import Progress
 from rcm_jax.sampling.noise import draw_noise
@@ -128,16 +128,17 @@ def sample_batches(
 
 
 def sample_request(
-    opened: Opened, request: Request, sampler: SamplerConfig, watch: Watch
+    opened: Opened, request: Request, sampler: SamplerConfig, watch: Watch, features: Features | None = None
 ) -> Iterator[Float[np.ndarray, "b T H W C"]]:
-    """`sample_batches` of a request; text and image are read before, each network in memory alone. Raises ArgumentError
-    for what does not fit the device before anything is computed."""
+    """`sample_batches` of a request; text and image are read before, each network in memory alone. features: those of
+    the request's prompts where they are known. Raises ArgumentError for what does not fit the device before anything is
+    computed."""
     world, experts, fsdp = opened.world, opened.experts, opened.options.fsdp
     batch_size = request.batch_size
     if batch_size % fsdp:
         raise ArgumentError("{batch_size} must be a multiple of {fsdp}", batch_size=batch_size, fsdp=fsdp)
     experts.keep_all = world.small or _both_fit(opened, request, batch_size)
-    text, null_text = request.features(world, guided=sampler.guided)
+    text, null_text = features or request.features(world, guided=sampler.guided)
     condition, image = None, None
     if request.image is not None:
         condition, image = world.condition(request.image, request.size, request.num_frames)

@@ -29,7 +29,7 @@ from rcm_jax.pipelines.colours import apply_colours, fit_colours
 from rcm_jax.pipelines.networks import Experts, mesh_of
 from rcm_jax.pipelines.opening import Opened, Surroundings, open_pipeline, unknown_chunks
 from rcm_jax.pipelines.options import FileOptions, SamplingOptions
-from rcm_jax.pipelines.request import Prompts, Request, read_request
+from rcm_jax.pipelines.request import Features, Prompts, Request, read_request
 from rcm_jax.pipelines.settings import sampler_from, schedule_from
 from rcm_jax.pipelines.video import Video
 from rcm_jax.pipelines.watch import OnStep, Watch
@@ -118,6 +118,15 @@ class Pipeline:
         decoded = self._decoded(read_request(self.opened, prompt, asked), asked, Watch(progress))
         return np.stack([np.concatenate(list(parts)) for parts in decoded])
 
+    def latents(
+        self, prompt: Prompts = None, *, features: Features | None = None, progress: str = "sample", **options: Any
+    ) -> Float[np.ndarray, "V T H W C"]:
+        """What a call decodes; the network stays in memory. features: of the prompts, a row a video, and under guidance
+        of the negative prompt, where they are known. Other arguments and errors as of a call."""
+        asked = SamplingOptions(**options)
+        request = read_request(self.opened, prompt, asked)
+        return np.concatenate(list(self._sampled(request, asked, Watch(progress), features)))
+
     def stream(self, prompt: Prompts = None, **options: Any) -> Stream:
         """Frames of a causal network chunk by chunk, as soon as each is decoded. Arguments and errors as of a call;
         ArgumentError for a network that is not causal."""
@@ -147,18 +156,25 @@ class Pipeline:
     def _decoded(self, request: Request, asked: SamplingOptions, watch: Watch) -> Iterator[Iterator[Pixels]]:
         """For every video its frames in parts. Latents are sampled here, frames when asked for: so a large network has
         gone before the autoencoder comes."""
+        latents = list(self._sampled(request, asked, watch))
+        if not self.world.small:
+            self.opened.experts.release()
+        names = _names(request)
+        return self._frames(latents, names, watch.progress and f"{watch.progress}: decoding")
+
+    def _sampled(
+        self, request: Request, asked: SamplingOptions, watch: Watch, features: Features | None = None
+    ) -> Iterator[Latents]:
         if self.causal:
             start = start_from(self.opened, request, asked, schedule_from(asked, self.info))
             batches = roll_out_request(self.opened, start, watch)
         else:
-            batches = sample_request(self.opened, request, sampler_from(asked, self.info), watch)
-        latents = list(batches)
-        if not self.world.small:
-            self.opened.experts.release()
-        names = [f"video {i} ({words!r}, seed {request.seed})" for i, words in enumerate(request.prompts)]
-        for name, video in zip(names, itertools.chain(*latents), strict=True):
-            check_finite(video, f"latents of {name}")
-        return self._frames(latents, names, watch.progress and f"{watch.progress}: decoding")
+            batches = sample_request(self.opened, request, sampler_from(asked, self.info), watch, features)
+        names = iter(_names(request))
+        for batch in batches:
+            for video in batch:
+                check_finite(video, f"latents of {next(names)}")
+            yield batch
 
     def _frames(self, latents: list[Latents], names: list[str], words: str) -> Iterator[Iterator[Pixels]]:
         """Every video's frames in parts; after the last one the world's decoder goes, so that a network may come."""
@@ -173,3 +189,8 @@ def _finite_parts(parts: Iterator[Pixels], name: str, words: str) -> Iterator[Pi
         first = list(itertools.islice(parts, 1))
     for part in itertools.chain(first, parts):
         yield check_finite(np.asarray(part), f"frames of {name}, decoded from finite latents")
+
+
+def _names(request: Request) -> list[str]:
+    """Of its videos, for errors."""
+    return [f"video {i} ({words!r}, seed {request.seed})" for i, words in enumerate(request.prompts)]

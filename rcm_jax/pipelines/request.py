@@ -15,6 +15,7 @@ from rcm_jax.pipelines.options import BIDIRECTIONAL, CAUSAL, WAN, SamplingOption
 from rcm_jax.worlds.world import Size, World
 
 Prompts = str | Sequence[str] | None
+Features = tuple[Float[np.ndarray, "V L D"], Float[np.ndarray, "v L D"] | None]  # of texts, and under guidance of none
 NUM_FRAMES = 77  # published, of Wan's bidirectional networks
 SMALL_BATCH = 48  # videos at a time of a small network
 
@@ -35,9 +36,7 @@ class Request:
     latent_shape: tuple[int, int, int]
     batch_size: int
 
-    def features(
-        self, world: World, *, guided: bool
-    ) -> tuple[Float[np.ndarray, "V L D"], Float[np.ndarray, "V L D"] | None]:
+    def features(self, world: World, *, guided: bool) -> Features:
         """Of the prompts, and under guidance of the negative ones (one row that serves all, or one a video). All are
         encoded together: a large encoder is read once."""
         features = world.encode_text([*self.prompts, *(self.negative_prompts if guided else [])])

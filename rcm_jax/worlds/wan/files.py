@@ -25,12 +25,13 @@ SIZES = {"1.3B": WAN_1_3B, "14B": WAN_14B}
 @dataclasses.dataclass(frozen=True)
 class WanFiles:
     """Names and shapes are read and checked, weights are not. dit: one network, or Wan2.2's for more and for less
-    noise. clip: None where the network takes no CLIP tokens."""
+    noise; none where encoders alone are asked for. text, tokenizer: None where no text is. clip: None where the network
+    takes no CLIP tokens."""
 
     dit: tuple[Checkpoint, ...]
     vae: Checkpoint
-    text: Checkpoint
-    tokenizer: Tokenizer
+    text: Checkpoint | None
+    tokenizer: Tokenizer | None
     clip: Checkpoint | None
 
 
@@ -78,6 +79,21 @@ def open_files(
             f"{opened_text.config.vocabulary}: it is another encoder's tokenizer"
         )
     return files
+
+
+def open_encoders(
+    vae: str | None, *, text: str | None = None, tokenizer: str | None = None, clip: str | None = None,
+    reads_text: bool = True,
+) -> WanFiles:  # fmt: skip
+    """What is around a network, without one: autoencoder, text encoder and tokenizer where text is read, CLIP where it
+    is named. What is not named is looked for beside the autoencoder and in rCM's folders. Raises as `open_files`."""
+    vae_path = _found("vae", vae, _near(Path()))
+    near, reader, words = _near(vae_path), None, None
+    if reads_text:
+        text_path = _found("umt5", text, near)
+        reader, words = open_text(str(text_path), tokenizer)
+    opened_clip = None if clip is None else _open("clip", _found("clip", clip, near))
+    return WanFiles((), _open("vae", vae_path), reader, words, opened_clip)
 
 
 def open_text(text: str, tokenizer: str | None = None) -> tuple[Checkpoint, Tokenizer]:

@@ -31,6 +31,8 @@ from rcm_jax.worlds.wan.files import WanFiles
 from rcm_jax.worlds.wan.text import encode_prompts
 from rcm_jax.worlds.world import Pixels, Size
 
+REMEMBERED = 64  # prompts: 4 MB each at Wan's size
+
 
 @functools.partial(jax.jit, static_argnames="network")
 def _see(network: CLIP, params: Params, image: Float[Array, "B H W 3"]) -> Float[Array, "B K D"]:
@@ -40,7 +42,7 @@ def _see(network: CLIP, params: Params, image: Float[Array, "B H W 3"]) -> Float
 class WanWorld:
     """A `World` from opened files. The text encoder and CLIP compute in `dtype`, the autoencoder in `vae_dtype`.
 
-    All of them run on one device. Prompts that were encoded once are remembered, and the last image. `tiled` decodes
+    All of them run on one device. The last prompts that were encoded are remembered, and the last image. `tiled` decodes
     large frames in tiles: less memory, and not quite the same numbers.
     """
 
@@ -58,6 +60,7 @@ class WanWorld:
         self._features: dict[str, Float[np.ndarray, "L D"]] = {}
         self._vae_params: Params | None = None
         self._seen: tuple[tuple, tuple] | None = None
+        self._clip_params: Params | None = None
 
     # --- sizes --------------------------------------------------------------------------------------------------------
 
@@ -90,7 +93,15 @@ class WanWorld:
         if new:
             features = encode_prompts(self.files.text, *self.files.tokenizer(new), dtype=self.dtype)
             self._features |= dict(zip(new, features, strict=True))
-        return np.stack([self._features[prompt] for prompt in prompts])
+        out = np.stack([self._features[prompt] for prompt in prompts])
+        for prompt in list(self._features)[:-REMEMBERED]:
+            del self._features[prompt]
+        return out
+
+    def encode(self, video: Pixels) -> Float[np.ndarray, "T H W C"]:
+        """Latents of a video in [-1, 1]. The autoencoder is kept until `release`, here and in what follows."""
+        parts = self.vae.stream_latents(self._autoencoder(), jnp.asarray(video)[None])
+        return np.concatenate([np.asarray(part)[0] for part in parts])
 
     def first_latent(self, image: Image.Image, size: Size) -> Float[np.ndarray, "1 1 H W C"]:
         return np.asarray(self.vae.encode(self._autoencoder(), jnp.asarray(pixels(image, size))[None, None]))
@@ -107,20 +118,32 @@ class WanWorld:
     def _condition(
         self, image: Image.Image, size: Size, num_frames: int
     ) -> tuple[Float[np.ndarray, "1 T H W C"], Float[np.ndarray, "1 K D"] | None]:
+        condition = self.image_channels(pixels(image, size), num_frames)
+        self.release()
+        tokens = self.image_tokens(pixels(image))
+        self.release()
+        return condition, tokens
+
+    def image_channels(self, image: Float[np.ndarray, "H W 3"], num_frames: int) -> Float[np.ndarray, "1 T H W C"]:
+        """The condition of a video of the image's size."""
         params, vae = self._autoencoder(), self.vae
 
         def encode(video: Array) -> Latents:
             parts = vae.stream_latents(params, video)
             return jnp.concatenate(list(self._bar(parts, "image", self._latent_frames(num_frames))), axis=1)
 
-        condition = np.asarray(image_condition(encode, jnp.asarray(pixels(image, size))[None], num_frames))
-        self.release()
+        return np.asarray(image_condition(encode, jnp.asarray(image)[None], num_frames))
+
+    def image_tokens(self, image: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "1 K D"] | None:
+        """CLIP's, of an image of any size; None where there is no CLIP."""
         if self.files.clip is None:
-            return condition, None
+            return None
+        if self._clip_params is None:
+            self._clip_params = load_params(self.files.clip, self.device, dtype=self.dtype)
         config = dataclasses.replace(self.files.clip.config, dtype=self.dtype)
-        clip = load_params(self.files.clip, self.device, dtype=self.dtype)
-        tokens = _see(CLIP(config), clip, preprocess(jnp.asarray(pixels(image))[None], config.image_size))
-        return condition, np.asarray(tokens)
+        return np.asarray(
+            _see(CLIP(config), self._clip_params, preprocess(jnp.asarray(image)[None], config.image_size))
+        )
 
     # --- what it makes ------------------------------------------------------------------------------------------------
 
@@ -145,7 +168,7 @@ class WanWorld:
         return decode
 
     def release(self) -> None:
-        self._vae_params = None
+        self._vae_params = self._clip_params = None
 
     def _autoencoder(self) -> Params:
         if self._vae_params is None:
