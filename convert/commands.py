@@ -4,19 +4,22 @@
   python -m rcm_jax.convert export SOURCE OUT --to wan      back: wan, rcm, diffusers or transformers
   python -m rcm_jax.convert merge BASE OUT --student S --reference R     base + scale · (student - reference)
   python -m rcm_jax.convert merge BASE OUT --lora FILE                   base + scale · LoRA
+  python -m rcm_jax.convert lora FILE OUT --form comfyui     a LoRA as diffusers, ComfyUI or kohya's tools name it
   python -m rcm_jax.convert checkpoint STEP OUT             a network of a training run, from WORKDIR/checkpoints/STEP
 
 SOURCE is a .safetensors, .pt or .pth file or a folder of them (sharded, diffusers', ours), here or on the Hugging Face
 hub (org/name, hf://org/name@revision/file). What is in it is recognised and said in one line. Of several copies of a
 network, averaged weights come first: {preferred}; --entry chooses.
 Pickles are read without being run, and without PyTorch. Memory holds one layer at a time.
-`checkpoint` takes the average of the student, or --which student or fake_score.
+`checkpoint` takes the average of the student, or --which student or fake_score; `lora` takes it of a run that learns
+one. A LoRA that a run has left says how the sum with its base is sampled, and so does what `merge` makes of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -56,12 +59,25 @@ def _checkpoints(p: argparse.ArgumentParser) -> None:
     p.add_argument("--which", choices=WHICH, default="average", help="network of the run (default: %(default)s)")
 
 
+def _lora(p: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    from rcm_jax.convert.lora import FORMS
+    from rcm_jax.convert.training import WHICH
+
+    p.add_argument("source", metavar="FILE", help="LoRA file, or WORKDIR/checkpoints/STEP of a run that learns one")
+    p.add_argument("--form", choices=FORMS, default="diffusers", help="whose names (default: %(default)s)")
+    p.add_argument("--which", choices=WHICH, default="average", help="of a checkpoint (default: %(default)s)")
+    _common(p)
+    return p
+
+
 def parser(command: str) -> argparse.ArgumentParser:
     from rcm_jax.convert.checkpoint import PREFERRED, NetworkOptions
     from rcm_jax.convert.export import TARGETS
 
     words = "convert" if command == "convert" else f"convert {command}"
     p = command_parser(words, __doc__.format(preferred=", ".join(PREFERRED)))
+    if command == "lora":
+        return _lora(p)
     _checkpoints(p) if command == "checkpoint" else _anybodys(p)
     _common(p)
     if command != "checkpoint":  # it says how it is sampled
@@ -92,6 +108,7 @@ def sources(command: str, args: argparse.Namespace) -> list[str]:
 def merge(args: argparse.Namespace, options: NetworkOptions, base: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
     """The network that `merge` makes, and the one that tells how it is sampled."""
     from rcm_jax.convert.checkpoint import open_checkpoint
+    from rcm_jax.convert.lora import read_lora
     from rcm_jax.convert.merge import add_difference, add_lora
     from rcm_jax.hub import find
 
@@ -104,11 +121,36 @@ def merge(args: argparse.Namespace, options: NetworkOptions, base: Checkpoint) -
         print(like, reference, sep="\n")
         network = add_difference(network, like, reference, scale=args.scale, keep=args.keep)
     for path in args.lora:
-        network = add_lora(network, find(path, "lora"), scale=args.scale)
+        place = find(path, "lora")
+        network = add_lora(network, place, scale=args.scale)
+        if info := read_lora(place).info:
+            like = dataclasses.replace(network, dialect="rcm_jax", info=info)
     return network, like
 
 
+def run_lora(args: argparse.Namespace) -> None:
+    from rcm_jax.convert.lora import lora_tensors, read_lora, write_lora
+    from rcm_jax.convert.output import check_apart, check_form, check_place
+    from rcm_jax.convert.training import ABOUT, lora_of_step
+    from rcm_jax.hub import find
+
+    check_form(args.out, "safetensors")
+    source = find(args.source)
+    if not args.dry_run:
+        check_apart(args.out, [source])
+        check_place(args.out, overwrite=args.overwrite)
+    lora = lora_of_step(source, args.which) if (source / ABOUT).is_dir() else read_lora(source)
+    print(lora)
+    if args.dry_run:
+        print(*(f"{name} {t.shape} {t.dtype}" for name, t in lora_tensors(lora, args.form)[0].items()), sep="\n")
+        return
+    write_lora(lora, args.out, args.form, dtype=args.dtype, overwrite=args.overwrite)
+    print(f"wrote {args.out}")
+
+
 def run(command: str, args: argparse.Namespace) -> None:
+    if command == "lora":
+        return run_lora(args)
     from rcm_jax.convert.checkpoint import NetworkOptions, info_of, open_checkpoint
     from rcm_jax.convert.export import export, their_tensors
     from rcm_jax.convert.networks import with_dtype
@@ -164,7 +206,7 @@ def main(argv: list[str] | None = None) -> None:
 
     logging.set_verbosity(logging.ERROR)  # Orbax tells of its own plans
     argv = sys.argv[1:] if argv is None else argv
-    command = argv[0] if argv and argv[0] in ("export", "merge", "checkpoint") else "convert"
+    command = argv[0] if argv and argv[0] in ("export", "merge", "lora", "checkpoint") else "convert"
     args = parser(command).parse_args(argv[command != "convert" :])
     with one_line_errors(), tidy_when_stopped():
         run(command, args)

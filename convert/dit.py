@@ -60,6 +60,12 @@ def rows(config: DiTConfig) -> list[Row]:
     ]
 
 
+def linears(config: DiTConfig) -> dict[str, str]:
+    """The linear layers, {Wan2.1's name: ours}; those of blocks with `{i}` for the number."""
+    whole = [row for row in rows(config) if row.layout == "transpose"]
+    return {row.theirs.removesuffix(".weight"): row.ours.removesuffix("/kernel") for row in whole}
+
+
 def layouts(config: DiTConfig) -> dict[str, Layout]:
     """The changes of layout that `rows` names and `table.LAYOUTS` lacks."""
 

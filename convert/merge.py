@@ -1,7 +1,6 @@
 """Adding to a network: a student's difference from its base, or LoRA files. In float32, one tensor at a time."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,18 +9,10 @@ from typing import Any
 import numpy as np
 
 from rcm_jax.convert.checkpoint import Checkpoint
-from rcm_jax.convert.dialects import DIFFUSERS_DIT
-from rcm_jax.convert.files import open_weights
+from rcm_jax.convert.lora import Lora, parse_lora
 from rcm_jax.convert.tensors import Tensor
 
 Float32 = np.float32
-LORA_PREFIXES = ("base_model.model.", "transformer.", "model.diffusion_model.", "diffusion_model.")
-# ending of a name -> which part of the change it is
-LORA_PARTS = {
-    ".lora_A.weight": "down", ".lora_A.default.weight": "down", ".lora_down.weight": "down",
-    ".lora_B.weight": "up", ".lora_B.default.weight": "up", ".lora_up.weight": "up",
-    ".alpha": "alpha", ".diff": "weight", ".diff_b": "bias", ".lora_B.bias": "bias",
-}  # fmt: skip
 
 
 def add_difference(
@@ -66,56 +57,25 @@ def add_lora(base: Checkpoint, path: str | Path, *, scale: float = 1.0) -> Check
     """
     if base.network.name != "dit":
         raise ValueError(f"{base.path} is a {base.network.title}; LoRA files are for the diffusion transformer")
-    weights = open_weights(path)
-    changes = _read_lora(weights.groups.get("", {}), base, path)
-    settings = json.loads(weights.metadata.get("lora_adapter_metadata", "{}"))
-    if any(value for name, value in settings.items() if name.endswith(("use_dora", "use_rslora"))):
-        raise ValueError(f"{path} is a DoRA or rank-stabilised LoRA, which is not read")
-    alpha = next((value for name, value in settings.items() if name.endswith("lora_alpha")), None)
-    tensors = base.wan()
-    for module, parts in changes.items():
+    (lora, problems), tensors = parse_lora(path), base.wan()
+    problems += [line for module, parts in lora.modules.items() for line in _misfits(module, parts, tensors)]
+    if problems:
+        raise ValueError(f"{path} does not fit {base.path}:\n  " + "\n  ".join(problems))
+    for module in lora.modules:
         for kind in ("weight", "bias"):
-            name = f"{module}.{kind}"
-            change = _change(parts, kind, scale, alpha)
+            change = _change(lora, module, kind, scale)
             if change is not None:
-                tensors[name] = _plus(tensors[name], change)
+                tensors[f"{module}.{kind}"] = _plus(tensors[f"{module}.{kind}"], change)
     return dataclasses.replace(base, tensors=tensors)
 
 
-def _read_lora(tensors: Mapping[str, Tensor], base: Checkpoint, path: str | Path) -> dict[str, dict[str, Tensor]]:
-    """Module by Wan2.1's name -> its parts, all checked against the base."""
-    own = base.wan()
-    modules = {name.rpartition(".")[0] for name in own}
-    flat_names = {module.replace(".", "_"): module for module in modules}
-    changes: dict[str, dict[str, Tensor]] = {}
-    problems = []
-    for name, tensor in tensors.items():
-        ending = next((e for e in LORA_PARTS if name.endswith(e)), None)
-        module = name.removesuffix(ending or "")
-        for prefix in LORA_PREFIXES:
-            module = module.removeprefix(prefix)
-        if module.startswith("lora_unet_"):
-            module = flat_names.get(module.removeprefix("lora_unet_"), module)
-        module = DIFFUSERS_DIT.wan_name(module)
-        if ending is None or module not in modules:
-            problems.append(f"{name} {tensor.shape} is not known")
-        elif LORA_PARTS[ending] in changes.setdefault(module, {}):
-            problems.append(f"{name} is there twice")
-        else:
-            changes[module][LORA_PARTS[ending]] = tensor
-    for module, parts in changes.items():
-        problems += _misfits(module, parts, own)
-    if problems or not changes:
-        raise ValueError(f"{path} does not fit {base.path}:\n  " + "\n  ".join(problems or ["it has no LoRA"]))
-    return changes
-
-
 def _misfits(module: str, parts: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    if not any(name.rpartition(".")[0] == module for name in own):
+        return [f"{t.origin or module} {t.shape} is not known" for t in parts.values()]
     out = []
-    if ("up" in parts) != ("down" in parts) or ("alpha" in parts and "up" not in parts):
-        out.append(f"{module} has {sorted(parts)}, and a LoRA needs up and down")
-    elif "up" in parts:
-        up, down, shape = parts["up"].shape, parts["down"].shape, own[f"{module}.weight"].shape
+    if "up" in parts and "down" in parts:
+        up, down = parts["up"].shape, parts["down"].shape
+        shape = own[f"{module}.weight"].shape if f"{module}.weight" in own else None
         if len(up) != 2 or len(down) != 2 or (up[0], down[1]) != shape or up[1] != down[0]:
             out.append(f"{module}: up {up} times down {down} is not {shape}")
     for kind in ("weight", "bias"):
@@ -125,8 +85,9 @@ def _misfits(module: str, parts: Mapping[str, Tensor], own: Mapping[str, Tensor]
     return out
 
 
-def _change(parts: Mapping[str, Tensor], kind: str, scale: float, alpha: float | None) -> Any:
+def _change(lora: Lora, module: str, kind: str, scale: float) -> Any:
     """A function that computes what is added to a module's weight or bias; None where nothing is."""
+    parts = lora.modules[module]
     if kind not in parts and not (kind == "weight" and "up" in parts):
         return None
 
@@ -134,9 +95,7 @@ def _change(parts: Mapping[str, Tensor], kind: str, scale: float, alpha: float |
         total = parts[kind].load().astype(Float32) if kind in parts else Float32(0)
         if kind == "weight" and "up" in parts:
             up, down = (parts[half].load().astype(Float32) for half in ("up", "down"))
-            rank = len(down)
-            strength = parts["alpha"].read().item() if "alpha" in parts else rank if alpha is None else alpha
-            total = total + Float32(strength / rank) * (up @ down)
+            total = total + Float32(lora.alpha_of(module) / lora.rank_of(module)) * (up @ down)
         return Float32(scale) * total
 
     return change

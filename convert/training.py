@@ -19,12 +19,14 @@ import tensorstore as ts
 from rcm_jax.checksums import checksum_of_part
 from rcm_jax.convert.checkpoint import Checkpoint, ours_of
 from rcm_jax.convert.files import Weights
+from rcm_jax.convert.lora import Lora, of_parameters
 from rcm_jax.convert.tensors import Tensor, total_bytes
 from rcm_jax.finite import check_finite
-from rcm_jax.model_file import FORMAT
+from rcm_jax.model_file import FORMAT, info_from_json
 from rcm_jax.progress import byte_bar
 
 STATE, ABOUT = "state", "about"
+LORA = "lora"  # entry of ABOUT, of a run that learns one
 WHICH = {"average": "ema", "student": "student", "fake_score": "fake_score"}  # name -> field of the state
 STACKED = "blocks"
 
@@ -32,6 +34,25 @@ STACKED = "blocks"
 def open_step(folder: Path, which: str = "average") -> Checkpoint:
     """The network of a run's checkpoint, no number read. Raises FileNotFoundError for a folder that is none, and
     ValueError for a network that the run does not have or a checkpoint that is damaged."""
+    tensors, info, about = _network(folder, which)
+    if LORA in about:
+        raise ValueError(f"{folder} is of a run that learns a LoRA: `rcm-convert lora {folder} OUT` takes it out")
+    metadata = {"format": FORMAT, "info": info}
+    return dataclasses.replace(ours_of(Weights(folder, {"": tensors}, metadata, {})), entry=which)
+
+
+def lora_of_step(folder: Path, which: str = "average") -> Lora:
+    """The LoRA of a run's checkpoint. Raises as `open_step`, and where it is damaged."""
+    tensors, info, about = _network(folder, which)
+    if LORA not in about:
+        raise ValueError(f"{folder} is of a run that learns whole networks: `rcm-convert checkpoint` takes them out")
+    _verify(folder, which, tensors)
+    info = info_from_json(info)
+    return of_parameters(tensors, info.model, alpha=about[LORA]["alpha"], info=info, path=folder)
+
+
+def _network(folder: Path, which: str) -> tuple[dict[str, Tensor], str, Mapping[str, Any]]:
+    """One of a run: its tensors, its ModelInfo as JSON, and all that its checkpoint says."""
     about, tree = _json(folder, ABOUT, "metadata"), _json(folder, STATE, "_METADATA")
     info = about.get("fake_model" if which == "fake_score" else "model")
     if info is None:
@@ -41,15 +62,17 @@ def open_step(folder: Path, which: str = "average") -> Checkpoint:
     if not names:
         raise ValueError(f"{folder} has no {which}")
     arrays = _Arrays(folder, WHICH[which], "zarr3" if tree.get("use_zarr3") else "zarr")
-    metadata = {"format": FORMAT, "info": info if isinstance(info, str) else json.dumps(info)}
-    found = ours_of(Weights(folder, {"": {name: arrays.tensor(name) for name in names}}, metadata, {}))
-    return dataclasses.replace(found, entry=which)
+    info = info if isinstance(info, str) else json.dumps(info)
+    return {name: arrays.tensor(name) for name in names}, info, about
 
 
 def verify_step(folder: Path, which: str = "average") -> None:
     """Raises ValueError that names the first array whose numbers are not those that were saved. Reads all of them."""
+    _verify(folder, which, open_step(folder, which).ours())
+
+
+def _verify(folder: Path, which: str, tensors: Mapping[str, Tensor]) -> None:
     saved, field = _json(folder, ABOUT, "metadata")["checksums"], WHICH[which]
-    tensors = open_step(folder, which).ours()
     with byte_bar(f"verify {which}", total_bytes(tensors)) as advance:
         for name, tensor in tensors.items():
             parts, start = 0, 0

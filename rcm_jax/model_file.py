@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,15 @@ def save_model(path: str | Path, params: Params, info: ModelInfo, *, dtype: str 
     there stays as it was.
     """
     path, tensors = Path(path), leaves(params, dtype)
+    return written_by_first(path, tensors, lambda: _write(path, tensors, info))
+
+
+def written_by_first(path: Path, tensors: Mapping[str, Leaf], write: Callable[[], object]) -> Path:
+    """The file that the first process writes of what all of them hold; all call it. Raises as `save_model`."""
     problem: Exception | None = None
     if jax.process_index() == 0:
         try:
-            _write(path, tensors, info)
+            write()
         except OSError as error:
             problem = OSError(f"cannot write {path}: {error.strerror or error}")
             problem.__cause__ = error

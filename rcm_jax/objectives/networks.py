@@ -12,11 +12,13 @@ class Networks:
     """Parameters by what they are for; None where a step has no use for them. A pytree.
 
     score_teacher: scores the student's videos in place of `teacher`, which under self forcing is a causal network.
+    init: what a student that learns a LoRA starts from, where that is not `teacher`.
     student: where the critic learns, fake_score: where the student does.
     """
 
     teacher: Params | None = None
     score_teacher: Params | None = None
+    init: Params | None = None
     student: Params | None = None
     fake_score: Params | None = None
 
@@ -26,4 +28,4 @@ class Networks:
         return self.teacher if self.score_teacher is None else self.score_teacher
 
 
-jax.tree_util.register_dataclass(Networks, ("teacher", "score_teacher", "student", "fake_score"), ())
+jax.tree_util.register_dataclass(Networks, ("teacher", "score_teacher", "init", "student", "fake_score"), ())

@@ -21,10 +21,11 @@ from rcm_jax.wan.networks import abstract_network
 
 
 def abstract_networks(config: RunConfig) -> Networks:
-    """Shapes and dtypes of the networks that stand still: those that a loss reads, as their files are read."""
-    _, teacher, score = config.models
-    models = {"teacher": teacher, "score_teacher": score}
-    names = standing(config, score_teacher=bool(config.score_teacher))
+    """Shapes and dtypes of the networks that stand still: those that a loss reads or a LoRA is added to, as their files
+    are read."""
+    own, teacher, score = config.models
+    models = {"teacher": teacher, "score_teacher": score, "init": own}
+    names = standing(config, init=bool(config.init), score_teacher=bool(config.score_teacher))
     return Networks(**{name: _as_read(models[name], config.teacher_dtype) for name in names})
 
 

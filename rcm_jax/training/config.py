@@ -6,6 +6,7 @@ from rcm_jax.chunks import ChunkPattern
 from rcm_jax.data.config import DataConfig
 from rcm_jax.objectives.config import WHOLE, CausalConfig, DiffusionConfig, MethodConfig, TimeSamplerConfig
 from rcm_jax.ranges import POSITIVE, Range, at_least, between, check_settings
+from rcm_jax.training.lora import LoraConfig, layers_of
 from rcm_jax.wan.config import DiTConfig
 
 
@@ -91,6 +92,7 @@ class RunConfig:
     teacher_model, score_model: their sizes, where they are not the student's; the fake score is as large as the network
     that it is compared with.
     teacher_dtype: of the weights of networks that stand still, read from files; "" is what each computes in.
+    lora: with a rank, student and fake score learn LoRA factors alone, beside what they start from, which stands still.
     microbatches: into how many cuts of the batch a step is divided, one after another, to save memory.
     keep, keep_every: the newest so many checkpoints stay, and those of every so many steps besides (0: none).
     stop_after: a run ends that left out so many updates in a row, for losses or gradients that are not finite, for
@@ -102,6 +104,7 @@ class RunConfig:
     method: MethodConfig = dataclasses.field(default_factory=MethodConfig)
     diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
     causal: CausalConfig = dataclasses.field(default_factory=CausalConfig)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -150,6 +153,8 @@ class RunConfig:
                 f"data.batch_size={self.data.batch_size} must be divisible by microbatches={self.microbatches}"
             )
         self._check_sizes()
+        if self.lora.rank:
+            self._check_lora()
         if self.method.name == "distill" and not self.teacher:
             raise ValueError("teacher is empty: give the path of the teacher's weights, or 'toy' for the built-in one")
         if self.model.takes_image and self.data.name == "toy":
@@ -174,11 +179,26 @@ class RunConfig:
                 if own != theirs:
                     raise ValueError(f"{name}.{field}={theirs} must be the student's, {own}: they read the same batch")
 
+    def _check_lora(self):
+        if not (self.teacher or self.init):
+            raise ValueError(f"lora.rank={self.lora.rank} needs weights that it is added to: teacher is empty")
+        own, _, score = self.models
+        for model in (own, score) if self.method.uses_dmd else (own,):
+            layers_of(self.lora, model)  # its errors
+
     @property
     def models(self) -> tuple[DiTConfig, DiTConfig, DiTConfig]:
         """Of the student, the teacher and the scores."""
         teacher = self.teacher_model or self.model
         return self.model, teacher, self.score_model or (self.model if self.score_teacher else teacher)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Top-level parameters of the student that its optimiser leaves alone. A LoRA has those of its layers alone."""
+        if not self.lora.rank:
+            return self.optimizer.frozen
+        learned = {path.split("/")[0] for path in layers_of(self.lora, self.model)}
+        return tuple(name for name in self.optimizer.frozen if name in learned)
 
     def _check_causal(self):
         method, frames = self.method, self.data.latent_shape[0]
@@ -224,6 +244,7 @@ class RunConfig:
             "score_model": DiTConfig,
             "diffusion": DiffusionConfig,
             "causal": CausalConfig,
+            "lora": LoraConfig,
             "optimizer": OptimizerConfig,
             "data": DataConfig,
             "mesh": MeshConfig,

@@ -6,22 +6,28 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from rcm_jax.convert.checkpoint import Checkpoint, differences, open_checkpoint
 from rcm_jax.convert.load import load_params
+from rcm_jax.convert.lora import of_parameters, write_lora
+from rcm_jax.convert.tensors import Tensor
 from rcm_jax.data.source import make_source
-from rcm_jax.model_file import ModelInfo, check_fit, save_model
+from rcm_jax.model_file import ModelInfo, check_fit, save_model, written_by_first
 from rcm_jax.objectives.networks import Networks
 from rcm_jax.parallel import abstract_mesh, bytes_per_device
+from rcm_jax.tensor_stream import on_host
 from rcm_jax.training.abstract import abstract_networks
 from rcm_jax.training.config import RunConfig
 from rcm_jax.training.info import fake_info, model_info
 from rcm_jax.training.loop import train
-from rcm_jax.training.state import TrainState, abstract_state, standing, starts
+from rcm_jax.training.lora import with_base
+from rcm_jax.training.state import TrainState, abstract_state, bases, standing, starts
 from rcm_jax.types import Params
 from rcm_jax.wan.config import DiTConfig
+from rcm_jax.wan.networks import abstract_network
 from rcm_jax.worlds.builtin import find_model
 
 OnSamples = Callable[[int, Params, ModelInfo, Path], None]
@@ -38,17 +44,20 @@ class WeightFiles:
         own, teacher, score = config.models
         models = {"teacher": teacher, "init": own, "score_teacher": score}
         named = {name: getattr(config, name) for name in FILES}
+        self.read = Networks()  # what `networks` gave last
         self.files = {name: _opened(file, f"config.{name}", models[name]) for name, file in named.items() if file}
         for name, found in self.files.items():
             _check_range(found, f"config.{name}", config.method.t_range)
 
     def networks(self, config: RunConfig, mesh: Mesh) -> Networks:
-        """Those that stand still and that a loss reads, in `config.teacher_dtype`, or in what each computes in."""
-        _, teacher, score = config.models
-        computed = {"teacher": teacher.dtype, "score_teacher": score.dtype}
-        names = standing(config, score_teacher="score_teacher" in self.files)
+        """Those that stand still and that a loss reads or a LoRA is added to: in `config.teacher_dtype`, or in what
+        each computes in."""
+        own, teacher, score = config.models
+        computed = {"teacher": teacher.dtype, "score_teacher": score.dtype, "init": own.dtype}
+        names = standing(config, init="init" in self.files, score_teacher="score_teacher" in self.files)
         read = {name: self._read(name, mesh, config.teacher_dtype or computed[name]) for name in names}
-        return Networks(**read)
+        self.read = Networks(**read)
+        return self.read
 
     def start(self, config: RunConfig, mesh: Mesh) -> tuple[Params | None, Params | None]:
         """What student and fake score start from, float32."""
@@ -112,15 +121,16 @@ def train_recipe(
     )  # fmt: skip
     info, fake, workdir = model_info(config), fake_info(config), Path(workdir)
     about = {"model": info.to_json()} | ({"fake_model": fake.to_json()} if fake else {})
+    about |= {"lora": {"rank": config.lora.rank, "alpha": config.lora.strength}} if config.lora.rank else {}
 
     def sampled(step: int, state: TrainState) -> None:
         if on_samples is not None:
-            on_samples(step, state.ema, info, workdir)
+            on_samples(step, _whole(config, weights.read, state.ema), info, workdir)
 
     def left(step: int, state: TrainState) -> None:
         """A copy on the way is not worth a run: where it cannot be written, that is said."""
         try:
-            save_model(workdir / "weights" / f"{step:07d}" / f"{info.kind}.safetensors", state.ema, info)
+            _save(workdir / "weights" / f"{step:07d}", state.ema, info, config)
         except OSError as error:
             tqdm.write(f"{progress}: no weights of step {step}, and the run goes on: {error}", file=sys.stderr)
 
@@ -128,7 +138,22 @@ def train_recipe(
         config, source, workdir, weights=weights, on_samples=sampled, on_weights=left, resume=resume,
         profile_steps=profile_steps, about=about, progress=progress,
     )  # fmt: skip
-    return save_model(workdir / f"{info.kind}.safetensors", state.ema, info)
+    return _save(workdir, state.ema, info, config)
+
+
+def _whole(config: RunConfig, networks: Networks, params: Params) -> Params:
+    """A network of what the run learns of it. The base of a LoRA is not copied."""
+    return with_base(bases(config, networks)[0], params, config.lora) if config.lora.rank else params
+
+
+def _save(folder: Path, params: Params, info: ModelInfo, config: RunConfig) -> Path:
+    """Our model file, or of a LoRA one as diffusers reads it, which every process holds whole."""
+    if not config.lora.rank:
+        return save_model(folder / f"{info.kind}.safetensors", params, info)
+    path = folder / f"{info.kind}_lora.safetensors"
+    flat = {name: Tensor.of(on_host(x)) for name, x in sorted(flatten_dict(params, sep="/").items())}
+    lora = of_parameters(flat, config.model, alpha=config.lora.strength, info=info)
+    return written_by_first(path, {}, lambda: write_lora(lora, path, overwrite=True))
 
 
 def plan(config: RunConfig, devices: int = 0) -> str:
@@ -139,12 +164,13 @@ def plan(config: RunConfig, devices: int = 0) -> str:
     parts = {
         "student": state.student, "ema": state.ema, "student optimiser": state.student_opt,
         "fake score": state.fake_score, "fake optimiser": state.fake_opt,
-        "teacher": networks.teacher, "score teacher": networks.score_teacher,
+        "teacher": networks.teacher, "score teacher": networks.score_teacher, "base": networks.init,
     }  # fmt: skip
-    count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(state.student))
+    trees = (abstract_network(config.model), state.student)
+    whole, learned = (sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree)) for tree in trees)
     tokens = int(np.prod(config.model.grid(config.data.latent_shape)))
     lines = [
-        f"parameters of one network  {count:,}",
+        f"parameters of one network  {whole:,}" + f", of its LoRA {learned:,}" * bool(config.lora.rank),
         f"tokens of one video        {tokens:,} from latents {config.data.latent_shape}",
         f"mesh                       {' x '.join(f'{k} {n}' for k, n in mesh.shape.items())} = {devices} devices",
         f"batch                      {config.data.batch_size} videos, {config.microbatches} cuts",

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rcm_jax.objectives.networks import Networks
 from rcm_jax.parallel import shard, state_shardings
 from rcm_jax.training.config import RunConfig
+from rcm_jax.training.lora import init_lora
 from rcm_jax.training.optimizer import adamw
 from rcm_jax.types import Params
 from rcm_jax.wan.networks import init_params
@@ -27,14 +28,18 @@ class Start(Protocol):
 
     def start(self, config: RunConfig, mesh: Mesh) -> tuple[Params | None, Params | None]:
         """What student and fake score start from, float32, sharded, in buffers of their own. None: the student from
-        random weights, the fake score as the student, or where it has another size from random weights too."""
+        random weights, the fake score as the student, or where it has another size from random weights too. Under LoRA
+        it is not asked: they start from networks that stand still."""
         ...
 
 
-def standing(config: RunConfig, *, score_teacher: bool) -> tuple[str, ...]:
-    """Names in `Networks` of those that a loss reads. score_teacher: whether the run has one."""
+def standing(config: RunConfig, *, init: bool, score_teacher: bool) -> tuple[str, ...]:
+    """Names in `Networks` of those that a loss reads, and of those that a LoRA is added to. init, score_teacher:
+    whether the run has them."""
     scoring = "score_teacher" if score_teacher else "teacher"
     names = ["teacher"] * config.method.uses_consistency + [scoring] * config.method.uses_dmd
+    if config.lora.rank:
+        names += filter(None, starts(config, init=init, score_teacher=score_teacher))
     return tuple(dict.fromkeys(names))
 
 
@@ -44,6 +49,13 @@ def starts(config: RunConfig, *, init: bool, score_teacher: bool) -> tuple[str, 
     own, _, score = config.models
     fake = "score_teacher" if score_teacher else "teacher" if score != own else None
     return "init" if init else "teacher", fake if config.method.uses_dmd else None
+
+
+def bases(config: RunConfig, networks: Networks) -> tuple[Params, Params]:
+    """What the LoRA of the student and that of the fake score are added to: what they would start from without."""
+    there = {name: getattr(networks, name) is not None for name in ("init", "score_teacher")}
+    own, fake = starts(config, **there)
+    return getattr(networks, own), getattr(networks, fake or own)
 
 
 @flax.struct.dataclass
@@ -60,7 +72,7 @@ class Weights:
     score_teacher: Params | None = None
 
     def networks(self, config: RunConfig, mesh: Mesh) -> Networks:
-        names = standing(config, score_teacher=self.score_teacher is not None)
+        names = standing(config, init=self.init is not None, score_teacher=self.score_teacher is not None)
         return shard(Networks(**{name: getattr(self, name) for name in names}), mesh)
 
     def start(self, config: RunConfig, mesh: Mesh) -> tuple[Params | None, Params | None]:
@@ -132,19 +144,23 @@ class TrainState:
 
 def init_state(config: RunConfig, start: Params | None, fake: Params | None = None) -> TrainState:
     """The state before step 0: the student and its average start as `start`, or from random weights; the fake score
-    as `fake`; or as the student, where it has its size, else from random weights too."""
+    as `fake`; or as the student, where it has its size, else from random weights too. Under LoRA both are factors."""
     own, _, score = config.models
-    student = copied(init_params(own, jax.random.key(config.seed)) if start is None else start)
-    if fake is None and score != own:
-        fake = init_params(score, jax.random.key(config.seed))
-    fake = copied(student if fake is None else fake) if config.method.uses_dmd else None
-    o = config.optimizer
+    o, key = config.optimizer, jax.random.key(config.seed)
+    if config.lora.rank:
+        student, fake = init_lora(config.lora, own, key), init_lora(config.lora, score, jax.random.fold_in(key, 1))
+    else:
+        student = copied(init_params(own, key) if start is None else start)
+        if fake is None and score != own:
+            fake = init_params(score, key)
+        fake = copied(student if fake is None else fake)
+    fake = fake if config.method.uses_dmd else None
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         seed=jnp.asarray(config.seed, jnp.int32),
         student=student,
         ema=copied(student),
-        student_opt=adamw(o, o.lr, o.frozen).init(student),
+        student_opt=adamw(o, o.lr, config.frozen).init(student),
         student_norms=NormRecord.empty(),
         fake_score=fake,
         fake_opt=None if fake is None else adamw(o, o.lr_fake).init(fake),
@@ -154,7 +170,7 @@ def init_state(config: RunConfig, start: Params | None, fake: Params | None = No
 
 def first_state(config: RunConfig, weights: Start, mesh: Mesh) -> TrainState:
     """`init_state` over the mesh. What it starts from becomes part of it: nothing is there twice."""
-    student, fake = weights.start(config, mesh)
+    student, fake = (None, None) if config.lora.rank else weights.start(config, mesh)
     make = jax.jit(
         functools.partial(init_state, config), out_shardings=state_shardings(mesh, abstract_state(config)),
         donate_argnums=(0, 1),

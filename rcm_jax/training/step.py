@@ -26,14 +26,16 @@ from rcm_jax.objectives.objective import BAD, Parts, StudentLoss, make_objective
 from rcm_jax.parallel import in_cuts, ours, state_shardings, stay_sharded
 from rcm_jax.training.config import OptimizerConfig, RunConfig
 from rcm_jax.training.ema import ema_update, power_ema_beta, power_ema_exponent
+from rcm_jax.training.lora import with_base
 from rcm_jax.training.optimizer import adamw
 from rcm_jax.training.schedule import critic_updates, simulation_steps, student_updates, warmup_ratio
-from rcm_jax.training.state import NormRecord, TrainState, abstract_state
+from rcm_jax.training.state import NormRecord, TrainState, abstract_state, bases
 from rcm_jax.types import Metrics, Params
 from rcm_jax.wan.dit import DiT
 
 Step = Callable[[TrainState, Networks, Batch], tuple[TrainState, Metrics]]
 SampleLosses = Callable[[Batch, Draws], Sequence[StudentLoss]]
+Whole = Callable[[Params], Params]  # what a run learns, to all parameters of a network
 Gradient = Callable[[Params, Batch, Array], tuple[Params, Metrics]]
 
 
@@ -126,18 +128,27 @@ def make_steps(config: RunConfig, null_text: Float[Array, "L D"], attend: Callab
     objective = make_objective(method, config.causal, sizes, null_text)
     gamma = power_ema_exponent(config.ema_rate)
 
-    def gradient(kind: str, losses: SampleLosses, params: Params, batch: Batch, key: Array) -> tuple[Params, Metrics]:
+    def learners(networks: Networks) -> tuple[Whole, Whole]:
+        """How student and fake score become networks: they are, or are LoRA beside what stands still."""
+        if not config.lora.rank:
+            return _as_it_is, _as_it_is
+        return tuple(functools.partial(with_base, base, lora=config.lora) for base in bases(config, networks))
+
+    def gradient(
+        kind: str, losses: SampleLosses, whole: Whole, params: Params, batch: Batch, key: Array
+    ) -> tuple[Params, Metrics]:
         def of_cut(params, batch, key):
             batch = jax.tree.map(lambda x: x.astype(jnp.float32), batch)  # shards' latents and texts come in bfloat16
             draws = draw(kind, method, config.causal, config.diffusion, key, batch.latents.shape)
-            grads, parts = one_after_the_other(losses(batch, draws), params)
+            of_params = [lambda params, loss=loss: loss(whole(params)) for loss in losses(batch, draws)]
+            grads, parts = one_after_the_other(of_params, params)
             return grads, summary(parts)
 
         return mean_gradient(of_cut, params, batch, key, config.microbatches)
 
     def finish(state: TrainState, grads: Params, metrics: Metrics) -> tuple[TrainState, Metrics]:
         old = state.student, state.student_opt, state.student_norms
-        counts, new, metrics = _update(adamw(o, o.lr, o.frozen), o, *old, grads, metrics)
+        counts, new, metrics = _update(adamw(o, o.lr, config.frozen), o, *old, grads, metrics)
         beta = power_ema_beta(student_updates(method, state.step), gamma)
         ema = ema_update(state.ema, new[0], beta)
         (student, opt, norms), ema = _if(counts, (new, ema), (old, state.ema))
@@ -146,25 +157,28 @@ def make_steps(config: RunConfig, null_text: Float[Array, "L D"], attend: Callab
 
     def student_step(with_dmd: bool) -> Step:
         def step(state: TrainState, networks: Networks, batch: Batch) -> tuple[TrainState, Metrics]:
-            networks = dataclasses.replace(networks, fake_score=state.fake_score)
+            of_student, of_fake = learners(networks)
+            if method.uses_dmd:
+                networks = dataclasses.replace(networks, fake_score=of_fake(state.fake_score))
             num_steps = simulation_steps(method, student_updates(method, state.step)) if with_dmd else None
 
             def losses(batch, draws):
                 warmup = warmup_ratio(method, state.step)
                 return objective.student_losses(networks, batch, draws, warmup=warmup, num_steps=num_steps)
 
-            return finish(state, *gradient("student", losses, state.student, batch, state.key))
+            return finish(state, *gradient("student", losses, of_student, state.student, batch, state.key))
 
         return step
 
     def critic_step(state: TrainState, networks: Networks, batch: Batch) -> tuple[TrainState, Metrics]:
-        networks = dataclasses.replace(networks, student=state.student)
+        of_student, of_fake = learners(networks)
+        networks = dataclasses.replace(networks, student=of_student(state.student))
         num_steps = simulation_steps(method, critic_updates(method, state.step))
 
         def losses(batch, draws):
             return [lambda params: objective.critic(params, networks, batch, draws, num_steps=num_steps)]
 
-        grads, metrics = gradient("critic", losses, state.fake_score, batch, state.key)
+        grads, metrics = gradient("critic", losses, of_fake, state.fake_score, batch, state.key)
         old = state.fake_score, state.fake_opt, state.fake_norms
         counts, new, metrics = _update(adamw(o, o.lr_fake), o, *old, grads, metrics)
         fake, opt, norms = _if(counts, new, old)
@@ -174,13 +188,18 @@ def make_steps(config: RunConfig, null_text: Float[Array, "L D"], attend: Callab
         def losses(batch, draws):
             return [lambda params: objective.diffusion(params, batch, draws)]
 
-        return finish(state, *gradient("diffusion", losses, state.student, batch, state.key))
+        of_student, _ = learners(networks)
+        return finish(state, *gradient("diffusion", losses, of_student, state.student, batch, state.key))
 
     if method.name == "diffusion":
         steps = {"diffusion": diffusion_step}
     else:
         steps = {"student": student_step(False), "student_dmd": student_step(True), "critic": critic_step}
     return {name: jax.jit(step, donate_argnums=0, **_outputs(config)) for name, step in steps.items()}
+
+
+def _as_it_is(params: Params) -> Params:
+    return params
 
 
 def _outputs(config: RunConfig) -> dict[str, Any]:

@@ -23,11 +23,11 @@ from jaxtyping import Array, Float, Int
 from rcm_jax.flow import guided, null_rows
 from rcm_jax.kernels.attention import attention
 from rcm_jax.kernels.masks import KeyRuns
-from rcm_jax.spread import gathered_product, spread_samples, spread_tokens
+from rcm_jax.spread import spread_samples, spread_tokens
 from rcm_jax.types import Latents, Params, Text, Velocity
 from rcm_jax.wan.block import CONTEXT_AXES, Block, BlockContext
 from rcm_jax.wan.config import DiTConfig
-from rcm_jax.wan.layers import AffineNorm, KeyValues, Tokens, at_least_float32, dense, layer_norm, modulate
+from rcm_jax.wan.layers import AffineNorm, Dense, KeyValues, Tokens, at_least_float32, dense, layer_norm, modulate
 from rcm_jax.wan.rope import rope_table, time_embedding
 
 IMAGE_EPS = 1e-5  # of the two norms around the projection of CLIP tokens
@@ -73,7 +73,7 @@ class DiT(nn.Module):
     def setup(self):
         c = self.config
         small = nn.initializers.normal(0.02)
-        exact = functools.partial(nn.Dense, precision=EXACT, dot_general=gathered_product)
+        exact = functools.partial(Dense, precision=EXACT)
         self.patch_embedding = dense(c, c.dim)
         self.text_in = dense(c, c.dim, kernel_init=small)
         self.text_out = dense(c, c.dim, kernel_init=small)

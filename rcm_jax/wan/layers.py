@@ -17,6 +17,7 @@ from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.rope import apply_rope
 
 Tokens = Float[Array, "B S D"]
+LORA_DOWN, LORA_UP = "lora_down", "lora_up"  # parameters that a linear layer may have besides its own
 
 
 def at_least_float32(dtype):
@@ -68,11 +69,29 @@ class AffineNorm(nn.Module):
         return (layer_norm(x, self.eps) * scale[None, None] + bias[None, None]).astype(x.dtype)
 
 
-def dense(config: DiTConfig, features: int, name: str | None = None, **kwargs) -> nn.Dense:
+class Dense(nn.Dense):
+    """A linear layer; where its parameters hold `lora_down` [in, rank] and `lora_up` [rank, out] besides, their product
+    is added to the kernel without being formed. The weights of several devices are gathered."""
+
+    dot_general: Callable = gathered_product
+
+    @nn.nowrap  # or what is called here, the layer as it is without LoRA, would have another scope
+    def __call__(self, inputs: Tokens) -> Tokens:
+        y = super().__call__(inputs)
+        if not self.has_variable("params", LORA_DOWN):
+            return y
+        with jax.named_scope(f"{self.name}/lora"):
+            x = inputs.astype(y.dtype)
+            for name in (LORA_DOWN, LORA_UP):
+                factor = self.get_variable("params", name).astype(y.dtype)
+                x = self.dot_general(x, factor, (((x.ndim - 1,), (0,)), ((), ())), precision=self.precision)
+            return y + x
+
+
+def dense(config: DiTConfig, features: int, name: str | None = None, **kwargs) -> Dense:
     """A projection in the network's dtype, as Wan2.1 initialises it."""
-    init = nn.initializers.xavier_uniform()
-    kwargs = {"dtype": jnp.dtype(config.dtype), "kernel_init": init, "dot_general": gathered_product} | kwargs
-    return nn.Dense(features, name=name, **kwargs)
+    kwargs = {"dtype": jnp.dtype(config.dtype), "kernel_init": nn.initializers.xavier_uniform()} | kwargs
+    return Dense(features, name=name, **kwargs)
 
 
 class KeyValues(NamedTuple):

@@ -5,12 +5,17 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from rcm_jax.convert.checkpoint import open_checkpoint
 from rcm_jax.convert.export import export
 from rcm_jax.convert.load import load_params
+from rcm_jax.convert.lora import FORMS, of_parameters, write_lora
+from rcm_jax.convert.merge import add_lora
 from rcm_jax.convert.output import write_model
+from rcm_jax.convert.tensors import Tensor
 from rcm_jax.model_file import ModelInfo, load_model
+from rcm_jax.training.lora import LoraConfig, init_lora, with_base
 from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.dit import DiT
 from rcm_jax.wan.vae import VAE
@@ -81,6 +86,31 @@ def test_dit_to_diffusers(tmp_path, image):
     assert not any(info.values()), info
     params, info = load_model(tmp_path / "ours")
     assert_equal(our_velocity(params, info.model, image), their_velocity(model, image))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_lora_that_is_exported_gives_diffusers_our_numbers(tmp_path, form):
+    """Each form through the door of diffusers' users, on a network with image tokens."""
+    pytest.importorskip("peft")
+    model = dit(image=True)
+    model.save_pretrained(tmp_path / "base")
+    source = open_checkpoint(tmp_path / "base")
+    lora = LoraConfig(rank=3, alpha=1.5)
+    start = init_lora(lora, source.config, jax.random.key(0))
+    factors = jax.tree.map(lambda x: x + 0.2 * RNG.normal(size=x.shape).astype(np.float32), start)
+    flat = {name: Tensor.of(x) for name, x in flatten_dict(factors, sep="/").items()}
+    written = of_parameters(flat, source.config, alpha=lora.strength, info=ModelInfo(source.config, "student", "wan"))
+    write_lora(written, tmp_path / "lora.safetensors", form)
+
+    pipe = diffusers.WanImageToVideoPipeline(None, None, None, None, transformer=model)
+    alone = their_velocity(model, image=True)
+    pipe.load_lora_weights(str(tmp_path / "lora.safetensors"))
+    base = load_params(source)
+    theirs = their_velocity(model, image=True)
+    assert_equal(our_velocity(with_base(base, factors, lora), source.config, image=True), theirs)
+    assert np.linalg.norm(theirs - alone) > 0.1 * np.linalg.norm(alone)
+    merged = add_lora(source, tmp_path / "lora.safetensors")
+    assert_equal(our_velocity(load_params(merged), source.config, image=True), theirs)
 
 
 def test_torch_reads_what_is_exported_and_we_read_what_it_saves(tmp_path):

@@ -19,6 +19,7 @@ import pytest
 from rcm_jax.objectives.config import CausalConfig, DiffusionConfig
 from rcm_jax.objectives.networks import Networks
 from rcm_jax.parallel import batch_sharding, make_mesh, shard, sharded_attention, state_shardings
+from rcm_jax.training.lora import LoraConfig
 from rcm_jax.training.state import init_state
 from rcm_jax.training.step import make_steps
 from tests.hosts import environment, finish, free_port
@@ -41,6 +42,7 @@ METHODS = {
     "df": dict(method=dict(name="diffusion"), causal=dict(forcing="df")),
     "tf_scm": dict(method=dict(consistency="rf_scm", dmd_scale=0.0), causal={}),
     "tf_dcm": dict(method=dict(consistency="dcm", dmd_scale=0.0), causal=dict(noisy_context_from=1)),
+    "lora": dict(lora=LoraConfig(rank=2, alpha=4.0, targets=("self_attn.*", "ffn.*"))),
     "sf_dmd": dict(method=dict(consistency="", max_simulation_steps=2), causal=dict(steps_per_chunk=(2, 1))),
     "i2v": dict(model=I2V),
     "i2v_low": dict(model=I2V, method=dict(t_range=(0.0, 0.9))),
@@ -49,15 +51,12 @@ METHODS = {
 STEPS = [
     ("rcm", "student"), ("rcm", "student_dmd"), ("rcm", "critic"), ("dmd", "student_dmd"), ("dcm", "student"),
     ("rf_scm", "student"), ("diffusion", "diffusion"), ("tf", "diffusion"), ("df", "diffusion"), ("tf_scm", "student"),
-    ("tf_dcm", "student"), ("sf_dmd", "student_dmd"), ("sf_dmd", "critic"), ("i2v", "student"),
-    ("i2v_low", "student_dmd"), ("i2v_low", "critic"), ("i2v_diffusion", "diffusion"),
+    ("tf_dcm", "student"), ("lora", "student_dmd"), ("lora", "critic"), ("sf_dmd", "student_dmd"), ("sf_dmd", "critic"),
+    ("i2v", "student"), ("i2v_low", "student_dmd"), ("i2v_low", "critic"), ("i2v_diffusion", "diffusion"),
 ]  # fmt: skip
-QUICK = {
-    ("diffusion", "diffusion", "all three", 2), ("tf_scm", "student", "sequence 4", 1),
-    ("i2v_diffusion", "diffusion", "all three", 2),
-}  # fmt: skip
+QUICK = {("diffusion", "diffusion", "all three", 2), ("tf_scm", "student", "sequence 4", 1)}
 LONG = {
-    ("rcm", "critic", "fsdp 8", 1), ("sf_dmd", "student_dmd", "all three", 1),
+    ("rcm", "critic", "fsdp 8", 1), ("sf_dmd", "student_dmd", "all three", 1), ("lora", "student_dmd", "all three", 1),
     ("i2v_low", "student_dmd", "all three", 2),
 }  # fmt: skip
 
@@ -77,10 +76,17 @@ def arguments(config):
     """The state before step 5, by which two steps are simulated; the networks, and two batches."""
     teacher, score = (perturbed_params(config.model, seed) for seed in (7, 2))
     state = init_state(config, teacher, score if config.score_teacher else None)
+    if config.lora.rank:  # factors that are zero would hide errors
+        state = state.replace(student=moved(state.student), fake_score=moved(state.fake_score))
     networks = Networks(teacher=teacher, score_teacher=score if config.score_teacher else None)
     source = RandomSource(config)
     null_text = np.random.default_rng(1).normal(size=source.null_text.shape).astype(np.float32)
     return state.replace(step=jnp.int32(5)), networks, [source.batch(i) for i in range(2)], null_text
+
+
+def moved(factors):
+    rng = np.random.default_rng(3)
+    return jax.tree.map(lambda x: x + jnp.asarray(rng.normal(size=x.shape) / 8, x.dtype), factors)
 
 
 @functools.cache
@@ -120,8 +126,8 @@ def test_a_mesh_gives_the_numbers_of_one_device(name, step, mesh, cuts, capfd):
     assert shardings == state_shardings(mesh, got)
     assert all(m.sharding.is_fully_replicated for m in metrics.values())
     assert_close(before, (want, want_metrics), (got, metrics))
-    moved = "fake_score" if step == "critic" else "student"
-    changed = jax.tree.map(lambda a, b: np.any(a != b), getattr(before, moved), getattr(want, moved))
+    field = "fake_score" if step == "critic" else "student"
+    changed = jax.tree.map(lambda a, b: np.any(a != b), getattr(before, field), getattr(want, field))
     assert all(jax.tree.leaves(changed)), "every leaf has a gradient"
 
 
