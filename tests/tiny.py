@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -64,6 +65,8 @@ IMAGE_TOKENS = 5
 
 class RandomSource:
     """Batches of noise: what a step computes does not depend on what the data mean."""
+
+    about: ClassVar = {}
 
     def __init__(self, config: RunConfig):
         self.config = config

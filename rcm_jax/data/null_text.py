@@ -12,19 +12,27 @@ from rcm_jax.data.config import DataConfig
 from rcm_jax.finite import check_finite
 from rcm_jax.hub import find
 from rcm_jax.wan.config import DiTConfig
+from rcm_jax.worlds import toy
 from rcm_jax.worlds.wan.files import open_text
 from rcm_jax.worlds.wan.negative import PROMPT
 from rcm_jax.worlds.wan.text import encode_prompts
+
+TOY = "toy"
 
 
 def open_null_text(
     data: DataConfig, model: DiTConfig, *, text_encoder: str = "", tokenizer: str = ""
 ) -> Float[np.ndarray, "L D"]:
     """Of the file `data.null_text`, a bare tensor of at most text_len features; without one, of Wan's negative prompt
-    by the text encoder. Float32, zeros after the text.
+    by the text encoder; "toy" is the built-in world's, which is zeros there. Float32, zeros after the text.
 
     Raises ValueError where there is neither, and for a file that holds something else.
     """
+    if data.null_text == TOY:
+        features = toy.encode_text([""])[0]
+        if features.shape != (model.text_len, model.text_dim):
+            raise ValueError(f"data.null_text='toy' is {features.shape}, and the network reads other texts")
+        return features
     if data.null_text:
         path = find(data.null_text, "data.null_text")
         if not path.exists():

@@ -37,6 +37,7 @@ from rcm_jax.data.tar_members import (
     index_json,
     read_index,
     scan,
+    scan_once,
 )
 from rcm_jax.finite import check_finite
 from rcm_jax.outputs import unfinished
@@ -153,7 +154,7 @@ def open_shard(address: str | os.PathLike) -> "Shard":
         members = None
     indexed = members is not None
     if members is None:
-        members, wrong = scan(address, size)
+        members, wrong = scan_once(address, size)
     return Shard(address, size, members, wrong, indexed)
 
 

@@ -31,6 +31,11 @@ def size(address: str) -> int:
     return int(_ask(address, lambda system, path: system.info(path)["size"]))
 
 
+def version(address: str) -> str:
+    """What changes when the file at an address does, as far as its place tells."""
+    return _ask(address, lambda system, path: system.ukey(path))
+
+
 def read(address: str, start: int = 0, stop: int | None = None) -> bytearray | bytes:
     """Those bytes, or all of a small file. Raises as `size`, and OSError where fewer came than were asked for."""
     if is_remote(address):

@@ -36,11 +36,13 @@ def _as_read(model: DiTConfig, dtype: str) -> Params:
 
 
 def abstract_batch(config: RunConfig) -> Batch:
-    """Shapes of a batch: latents and texts of full length, and what an image-to-video network takes besides."""
+    """Shapes of a batch: latents and texts of full length, and what an image-to-video network takes besides; in
+    bfloat16, as Wan's shards are, or in the built-in world's float32."""
     model, B, grid = config.model, config.data.batch_size, config.data.latent_shape
+    dtype = jnp.bfloat16 if config.data.name == "shards" else jnp.float32
 
     def shape(*dims: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((B, *dims), jnp.float32)
+        return jax.ShapeDtypeStruct((B, *dims), dtype)
 
     extra = model.in_channels - model.out_channels
     return Batch(

@@ -75,8 +75,8 @@ class Checkpoints:
         """The state saved before `step`, with the shapes, dtypes and shardings of `like` (may be abstract), and what
         its save was told of it. Raises DamagedError that names the file where its numbers are not those saved."""
         where = self.folder / str(step)
+        about = self.about(step)
         try:
-            about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
             saved = about["checksums"]
             state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like)))["state"]
         except Exception as error:  # Orbax, TensorStore, JSON: each has kinds of its own
@@ -88,6 +88,14 @@ class Checkpoints:
                 f"{min(wrong)} among them"
             )
         return state, about
+
+    def about(self, step: int) -> dict[str, Any]:
+        """What the save of `step` was told of it. Raises DamagedError."""
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+        except Exception as error:
+            where = self.folder / str(step)
+            raise DamagedError(f"{_file_in(error, where)} is damaged: {_first_words(error)}") from error
 
     def whole_before(self, step: int, like: TrainState) -> int | None:
         """The newest checkpoint before `step` that restores."""

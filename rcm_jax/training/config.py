@@ -125,10 +125,11 @@ class RunConfig:
     stop_after: int = 20
 
     # May differ between a run and its resumption: they change what is written, or where a step is computed (the last
-    # digits with it), not what.
+    # digits with it), not what. A set of shards may move; that it is the same one, its fingerprint tells.
     CADENCE = (
         "steps", "log_every", "checkpoint_every", "keep", "keep_every", "sample_every", "weights_every", "tensorboard",
-        "wandb", "stop_after", "mesh.data", "mesh.fsdp", "mesh.sequence", "model.remat",
+        "wandb", "stop_after", "mesh.data", "mesh.fsdp", "mesh.sequence", "model.remat", "data.path", "data.threads",
+        "data.max_bad",
         *(f"previews.{field.name}" for field in dataclasses.fields(PreviewConfig)),
     )  # fmt: skip
 

@@ -31,5 +31,5 @@ def fake_info(config: RunConfig) -> ModelInfo | None:
 
 
 def world_name(config: RunConfig) -> str:
-    """The world around the networks. Batches of the built-in world come from its own codec; all others are Wan's."""
-    return "toy" if config.data.name == "toy" else "wan"
+    """The world around the networks: the built-in one where its codec or shards of it give the batches, else Wan's."""
+    return "toy" if "toy" in (config.data.name, config.data.null_text) else "wan"

@@ -101,11 +101,12 @@ def train(
     profile_steps: these are traced, into the workdir.
     about: JSON that checkpoints carry besides step, config and code.
     Raises Interrupted after SIGTERM or SIGINT, with the state saved; StoppedLearningError as `config.stop_after` says,
-    with a report; ValueError where the workdir is another run's, or hosts disagree; RuntimeError where another job
-    trains in it; DamagedError for a checkpoint whose numbers are not those saved.
+    with a report; ValueError where the workdir is another run's or its checkpoints are of other data, or hosts
+    disagree; RuntimeError where another job trains in it; DamagedError for a checkpoint whose numbers are not those
+    saved.
     """
     parse_resume(resume)
-    check_same(differences, as_json(config), code_version())
+    check_same(differences, as_json(config) | {"shards": dict(source.about)}, code_version())
     mesh = open_mesh(config, devices)
     with contextlib.ExitStack() as stack:
         if workdir is not None:
@@ -118,7 +119,7 @@ def train(
             stack.callback(checkpoints.close)
         weights = weights or Weights()
         with waiting(progress and f"{progress}: preparing the state"):
-            state = open_state(config, weights, mesh, checkpoints, resume)
+            state = open_state(config, weights, mesh, checkpoints, resume, source.about)
         run = _Run(config, source, mesh, workdir, checkpoints, about or {}, progress)
         return run.steps(state, weights, on_samples, on_weights, profile_steps)
 
@@ -187,7 +188,7 @@ class _Run:
             yield step, place_batch(batch, sharding, rows, self.config.data.batch_size)
 
     def _about(self, step: int) -> dict[str, Any]:
-        return self.about | {"data": {"position": step * self.config.data.batch_size}}
+        return self.about | {"data": {"position": step * self.config.data.batch_size, **self.source.about}}
 
     def _flush(self, state: TrainState, done: int) -> dict[str, str]:
         """Writes what is waiting, and ends a run that learns nothing; the newest losses, and how fast it goes."""

@@ -1,6 +1,8 @@
 """Where a run begins: from what it is given, or from a checkpoint of its workdir."""
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -21,14 +23,30 @@ def parse_resume(resume: str | int) -> str | int:
     return int(resume)
 
 
+def check_data(then: Mapping[str, Any], now: Mapping[str, Any], run: str) -> None:
+    """Raises ValueError where the data are not those that a checkpoint was trained on: its position would be another
+    sample's."""
+    then = {name: value for name, value in then.items() if name != "position"}
+    if then == dict(now):
+        return
+    counts = [f"{then.get(name)} {name} then, {now.get(name)} now" for name in ("shards", "samples")]
+    differ = [line for line, name in zip(counts, ("shards", "samples"), strict=True) if then.get(name) != now.get(name)]
+    raise ValueError(
+        f"{run} was trained on other data ({'; '.join(differ) or 'as many samples, of other names or sizes'}): put the "
+        "set back as it was; or train on this one in a new workdir, from the weights that the old one has"
+    )
+
+
 def open_state(
-    config: RunConfig, weights: Start, mesh: Mesh, checkpoints: Checkpoints | None, resume: str | int = "auto"
-) -> TrainState:
+    config: RunConfig, weights: Start, mesh: Mesh, checkpoints: Checkpoints | None, resume: str | int = "auto",
+    data: Mapping[str, Any] | None = None,
+) -> TrainState:  # fmt: skip
     """The state that a run goes on from, sharded over the mesh: the newest checkpoint's, or that of step `resume`, or
     the first one.
 
-    Raises DamagedError that names the newest checkpoint that is whole; ArgumentError for a step that is not there, and
-    for resume "no" where there are checkpoints.
+    data: what the source says of itself; a checkpoint's must be the same. Raises ValueError where it is not;
+    DamagedError that names the newest checkpoint that is whole; ArgumentError for a step that is not there, and for
+    resume "no" where there are checkpoints.
     """
     steps, resume = checkpoints.steps() if checkpoints else [], parse_resume(resume)
     if resume == "no" and steps:
@@ -43,7 +61,9 @@ def open_state(
     like = abstract_like(abstract_state(config), state_shardings(mesh, abstract_state(config)))
     step = resume if isinstance(resume, int) else steps[-1]
     try:
-        state, about = checkpoints.restore(step, like)
+        about = checkpoints.about(step)
+        check_data(about["data"], data or {}, f"step {step} of {checkpoints.folder.parent}")
+        state = checkpoints.restore(step, like)[0]
     except DamagedError as error:
         whole = checkpoints.whole_before(step, like)
         way = "no older one is whole" if whole is None else f"step {whole} is whole: --resume={whole} goes on from it"

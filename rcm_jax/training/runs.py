@@ -93,7 +93,11 @@ def train_recipe(
     Raises as `WeightFiles`, before data are opened, and what `train` raises.
     """
     weights = WeightFiles(config)
-    source = make_source(config.data, config.seed)
+    around = config.previews
+    source = make_source(
+        config.data, config.seed, config.model, text_encoder=around.text_encoder, tokenizer=around.tokenizer,
+        vae=around.vae,
+    )  # fmt: skip
     info, fake, workdir = model_info(config), fake_info(config), Path(workdir)
     about = {"model": info.to_json()} | ({"fake_model": fake.to_json()} if fake else {})
 

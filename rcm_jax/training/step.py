@@ -128,6 +128,7 @@ def make_steps(config: RunConfig, null_text: Float[Array, "L D"], attend: Callab
 
     def gradient(kind: str, losses: SampleLosses, params: Params, batch: Batch, key: Array) -> tuple[Params, Metrics]:
         def of_cut(params, batch, key):
+            batch = jax.tree.map(lambda x: x.astype(jnp.float32), batch)  # shards' latents and texts come in bfloat16
             draws = draw(kind, method, config.causal, config.diffusion, key, batch.latents.shape)
             grads, parts = one_after_the_other(losses(batch, draws), params)
             return grads, summary(parts)
