@@ -58,7 +58,11 @@ def inspect_set(address: str, limit: int) -> tuple[list[str], list[str]]:
         broken.append(f"{len(twice)} keys come more than once: {', '.join(twice[:NAMED])}")
     broken += _against_manifest(address, opened)
     places = [(shard, i) for shard in opened for i in range(len(shard))]
-    picked = places if not limit else [places[i] for i in np.unique(np.linspace(0, len(places) - 1, limit).astype(int))]
+    picked = (
+        places
+        if len(places) <= (limit or len(places))
+        else [places[i] for i in np.unique(np.linspace(0, len(places) - 1, limit).astype(int))]
+    )
     found, captions = Found(), []
     for shard, i in tqdm(picked, "read", unit="sample", delay=2, leave=False):
         try:

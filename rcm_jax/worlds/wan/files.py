@@ -88,12 +88,10 @@ def open_encoders(
     """What is around a network, without one: autoencoder, text encoder and tokenizer where text is read, CLIP where it
     is named. What is not named is looked for beside the autoencoder and in rCM's folders. Raises as `open_files`."""
     vae_path = _found("vae", vae, _near(Path()))
-    near, reader, words = _near(vae_path), None, None
+    opened, near, reader, words = _open("vae", vae_path), _near(vae_path), None, None
     if reads_text:
-        text_path = _found("umt5", text, near)
-        reader, words = open_text(str(text_path), tokenizer)
-    opened_clip = None if clip is None else _open("clip", _found("clip", clip, near))
-    return WanFiles((), _open("vae", vae_path), reader, words, opened_clip)
+        reader, words = open_text(str(_found("umt5", text, near)), tokenizer)
+    return WanFiles((), opened, reader, words, None if clip is None else _open("clip", _found("clip", clip, near)))
 
 
 def open_text(text: str, tokenizer: str | None = None) -> tuple[Checkpoint, Tokenizer]:

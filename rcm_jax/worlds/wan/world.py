@@ -42,8 +42,8 @@ def _see(network: CLIP, params: Params, image: Float[Array, "B H W 3"]) -> Float
 class WanWorld:
     """A `World` from opened files. The text encoder and CLIP compute in `dtype`, the autoencoder in `vae_dtype`.
 
-    All of them run on one device. The last prompts that were encoded are remembered, and the last image. `tiled` decodes
-    large frames in tiles: less memory, and not quite the same numbers.
+    All of them run on one device. The last prompts that were encoded are remembered, and the last image. `tiled`
+    decodes large frames in tiles: less memory, and not quite the same numbers.
     """
 
     name, fps, scale, gap, small = "wan", 16, 1, 0, False
