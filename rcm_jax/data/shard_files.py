@@ -15,6 +15,7 @@ import hashlib
 import os
 import sys
 import tarfile
+import threading
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -141,7 +142,7 @@ def _folder_to_disk(folder: Path) -> None:
 
 
 def open_shard(address: str | os.PathLike) -> "Shard":
-    """Where the samples of a shard lie: by its index, or by its headers. No sample is read.
+    """Where the samples of a shard lie: by its index, or by its headers; no sample is read.
 
     Raises FileNotFoundError where there is no such file, OSError where its place does not answer.
     """
@@ -152,10 +153,9 @@ def open_shard(address: str | os.PathLike) -> "Shard":
     except LyingIndexError as error:
         _say(str(error))
         members = None
-    indexed = members is not None
     if members is None:
         members, wrong = scan_once(address, size)
-    return Shard(address, size, members, wrong, indexed)
+    return Shard(address, size, members, wrong)
 
 
 class Shard:
@@ -165,8 +165,8 @@ class Shard:
     broken: a line for each sample that is not complete, and for the file where it is cut off or damaged.
     """
 
-    def __init__(self, address: str, size: int, members: Sequence[Member], wrong: str, indexed: bool):
-        self.address, self.size, self._indexed = address, size, indexed
+    def __init__(self, address: str, size: int, members: Sequence[Member], wrong: str):
+        self.address, self.size, self._rescanned, self._lock = address, size, False, threading.Lock()
         self._places, broken = _grouped(members)
         self.keys = tuple(self._places)
         self.broken = (*((f"{address}: {wrong}",) if wrong else ()), *(f"{address}: {line}" for line in broken))
@@ -181,17 +181,15 @@ class Shard:
     def read(self, i: int) -> Sample:
         """Sample i, as it is stored; its tensors are views. Raises ValueError that names shard and key where it is not
         whole, or wants to run code, and OSError where the shard's place does not answer."""
-        key = self.keys[i]
+        key, rescanned = self.keys[i], self._rescanned
         try:
             parts = self._parts(key)
         except LyingIndexError as error:
-            if not self._indexed:
+            if rescanned:
                 raise
-            _say(f"{error}; the index is not true, so the headers are read")
-            members, wrong = scan(self.address, self.size)
-            self._places, self._indexed = _grouped(members)[0], False
+            self._rescan(str(error))
             if key not in self._places:
-                raise ValueError(f"{self.name(i)} is in the index and not in the shard {wrong}".rstrip()) from error
+                raise ValueError(f"{self.name(i)} is in the index and not in the shard") from error
             parts = self._parts(key)
         try:
             return _unpacked(key, parts)
@@ -201,6 +199,14 @@ class Shard:
 
     def close(self) -> None:
         """Nothing is held between reads; for callers who close what they open."""
+
+    def _rescan(self, why: str) -> None:
+        """Puts what the headers say in the place of an index that is not true. What is there keeps its number."""
+        with self._lock:
+            if not self._rescanned:
+                _say(f"{why}; what was known of it is not true, so all headers are read")
+                self._places = _grouped(scan(self.address, self.size)[0])[0]
+                self._rescanned = True
 
     def _parts(self, key: str) -> dict[str, memoryview]:
         """The data of a sample's members by their fields, in one read where they lie together."""
@@ -270,6 +276,8 @@ def _bare(data: memoryview, name: str) -> np.ndarray:
     found = read_torch_bytes(data, name)
     if not isinstance(found, Tensor):
         raise ValueError(f"{name} is a {type(found).__name__.lstrip('_')}, and not a tensor alone")
+    if found.nbytes > len(data):
+        raise ValueError(f"{name} is a tensor of shape {found.shape} that repeats the numbers of a smaller one")
     return found.load()
 
 

@@ -8,6 +8,7 @@ the next one of the order takes its place; all others stay where they are. More 
 error. A disk or server that does not answer is no bad sample: it ends the run, and a resumption goes on from there.
 """
 
+import dataclasses
 import hashlib
 import sys
 import threading
@@ -45,7 +46,7 @@ def open_shards(path: str) -> list[Shard]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"data.path={path}: {error.strerror or error}") from error
     except (OSError, ValueError) as error:
-        raise type(error)(f"data.path={path}: {error}") from error
+        raise (OSError if isinstance(error, OSError) else ValueError)(f"data.path={path}: {error}") from error
 
 
 class ShardSource:
@@ -71,7 +72,10 @@ class ShardSource:
             raise ValueError(f"data.path={config.path} has {len(shards)} shards and no sample that is whole")
         self._order = Order(counts, seed=seed, window=config.window, shuffle=config.shuffle)
         self.about = {"shards": len(shards), "samples": sum(counts), "fingerprint": _fingerprint(shards)}
-        self._dtypes = {field: value.dtype for field, value in self._first().items()}
+        first = self._first()
+        self._dtypes = {field: value.dtype for field, value in first.items()}
+        if "image" in first:  # of which networks take any number, but a batch one
+            self._wanted = dataclasses.replace(wanted, tokens=len(first["image"]))
         if reencode:
             self._dtypes["latents"] = np.dtype(np.float32)
 

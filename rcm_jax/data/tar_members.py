@@ -51,7 +51,7 @@ def read_index(address: str, size: int) -> list[Member] | None:
     """Of the tar of that size; None where there is none. Raises LyingIndexError where it cannot be that tar's."""
     try:
         text = storage.read(address + INDEX)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # which of them, some servers do not tell
         return None
     try:
         return _checked(json.loads(bytes(text)), size)

@@ -15,13 +15,14 @@ Row = dict[str, np.ndarray]  # one sample of a Batch, by its fields
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """latents, condition: [T, H, W, channels]; text: [tokens, width]; image: the width of CLIP's tokens. None where the
-    networks take none."""
+    """latents, condition: [T, H, W, channels]; text: [tokens, width]; image: the width of CLIP's tokens, and `tokens`
+    how many there are in this set. None where the networks take none."""
 
     latents: tuple[int, int, int, int]
     text: tuple[int, int]
     condition: tuple[int, int, int, int] | None
     image: int | None
+    tokens: int | None = None
 
     @classmethod
     def of(cls, data: DataConfig, model: DiTConfig) -> "Wanted":
@@ -46,9 +47,13 @@ class Wanted:
         if self.condition:
             row["condition"] = _frames(sample.condition, self.condition, f"{name}: condition is")
         if self.image:
-            if sample.image.shape[1] != self.image:
-                found = list(sample.image.shape)
-                raise ValueError(f"{name}: image is {found}, and the recipe's network takes a width of {self.image}")
+            tokens, width = sample.image.shape
+            if width != self.image:
+                raise ValueError(
+                    f"{name}: image is {[tokens, width]}, and the recipe's network takes a width of {self.image}"
+                )
+            if self.tokens not in (None, tokens):
+                raise ValueError(f"{name}: image is {[tokens, width]}, and the set's others have {self.tokens} tokens")
             row["image"] = sample.image
         for field, value in row.items():
             check_finite(_as_stored(value), f"{name}: {field}")

@@ -79,7 +79,7 @@ def main() -> None:
         write_set(Path(folder), args.samples, args.per_shard)
         data = DataConfig(
             "shards", path=folder, null_text=f"{folder}/{NULL}", batch_size=args.batch, threads=args.threads,
-            latent_shape=(LATENTS[1], *LATENTS[2:]),
+            latent_shape=config.data.latent_shape,
         )  # fmt: skip
         start = time.perf_counter()
         source = make_source(data, 0, config.model)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -157,6 +158,20 @@ def test_an_index_that_lies_is_named_and_not_used(tmp_path, capsys):
     assert len(open_shard(path)) == 3
 
 
+def test_an_index_that_lies_is_found_by_many_threads_once(tmp_path, capsys):
+    path = tmp_path / "shard-0.tar"
+    write_shard(path, [sample(i) for i in range(16)])
+    index = tmp_path / "shard-0.tar.index.json"
+    true = json.loads(index.read_text())
+    turned = [[name, *place] for (name, *_), (_, *place) in zip(true["members"], true["members"][::-1], strict=True)]
+    index.write_text(json.dumps(true | {"members": turned}))
+    shard = open_shard(path)
+    with ThreadPoolExecutor(8) as pool:
+        for i, read in enumerate(pool.map(shard.read, range(16))):
+            same(read, sample(i))
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_a_malicious_pickle_is_refused(tmp_path):
     s = sample(0)
     members = dict(members_of(s))
@@ -175,10 +190,11 @@ def test_members_that_are_no_tensors_of_a_sample(tmp_path):
     wrong = {
         "latent.pt": (bare(np.zeros((3, 4), np.float32)), r"latents have shape \(3, 4\)"),
         "embed.pt": (bare(np.zeros((1, 3, 4), np.float32)), r"text has shape \(1, 3, 4\)"),
+        "latent.pt ": (bare(np.zeros(1, np.float32), shape=(1 << 40, 8), strides=(0, 0)), "repeats the numbers"),
         "prompt.txt": (b"\xff", "decode"),
     }
     for i, (field, (data, why)) in enumerate(wrong.items()):
-        members = dict(members_of(s)) | {f"{s.key}.{field}": data}
+        members = dict(members_of(s)) | {f"{s.key}.{field.strip()}": data}
         shard = open_shard(write_tar(tmp_path / f"shard-{i}.tar", [*members.items()]))
         with pytest.raises(ValueError, match=rf"shard-{i}.tar: .*{why}"):
             shard.read(0)

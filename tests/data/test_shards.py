@@ -106,6 +106,9 @@ def test_conditions_and_image_tokens(tmp_path, open_set):
     batch = open_set(folder, I2V, shuffle=False).batch(0)
     np.testing.assert_array_equal(batch.condition[2], samples[2].condition, strict=True)
     np.testing.assert_array_equal(batch.image[3], samples[3].image, strict=True)
+    odd = dataclasses.replace(samples[1], image=samples[1].image[:5])
+    mixed = open_set(write_set(tmp_path / "mixed", [samples[0], odd, *samples[2:]]), I2V, shuffle=False)
+    assert seen(mixed, 1) == [0, 2, 2, 3]
     with pytest.raises(ValueError, match=r"000000000 has a condition, and the recipe's network takes no image"):
         open_set(folder)
     with pytest.raises(ValueError, match=r"000000000 has no condition, and the recipe's network takes an image"):
