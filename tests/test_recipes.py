@@ -44,6 +44,7 @@ def test_recipe_builds_abstractly(name):
     _, teacher, scoring = config.models
     still = {"teacher": teacher} if config.method.uses_consistency else {}
     still |= {score: scoring} if config.method.uses_dmd else {}
+    still |= {"teacher": teacher} if config.lora.rank else {}
     part = {"bfloat16": (0.5, 0.52), "float32": (1, 1)}[config.model.dtype]
     for key, network in still.items():
         full = bytes_per_device(mesh, abstract_network(network)) / 2**30
@@ -52,8 +53,11 @@ def test_recipe_builds_abstractly(name):
     want["all"] = sum(want.values())
     assert rows.keys() == want.keys()
     assert {key: float(value) for key, value in rows.items()} == pytest.approx(want, abs=2e-3)
-    count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(state.student))
-    assert f"parameters of one network  {count:,}" in text
+    whole, learned = (
+        sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
+        for tree in (abstract_network(config.model), state.student)
+    )
+    assert f"parameters of one network  {whole:,}" + f", of its LoRA {learned:,}" * (learned != whole) in text
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ for it. A product of two factors costs once itself; along a direction once more 
 gradient once more for each factor that needs one. So a linear layer's tangent costs as much as the layer, its gradient
 twice as much; attention's cost twice as much each, and where text is seen, which stands still, its tangent as much.
 Attention counts the pairs that its mask allows. Not counted: norms, softmax, the embedding of time, the optimiser, and
-whatever is computed again (remat, the scores in attention's backward pass, a rollout's last steps).
+whatever is computed again (remat, the scores in attention's backward pass, a rollout's last steps). A LoRA is taken to
+be in the blocks; its own products, a few hundredths of the layer's, are not counted.
 """
 
 import dataclasses
@@ -24,17 +25,23 @@ Shape = tuple[int, int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Operations for one video: of the value, and what a tangent and a gradient cost besides."""
+    """Operations for one video: of the value, and what a tangent and a gradient cost besides. of_weights: the part of
+    the gradient that is of weights, or of what comes before all layers that may have a LoRA."""
 
     plain: float = 0.0
     tangent: float = 0.0
     gradient: float = 0.0
+    of_weights: float = 0.0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(self.plain + other.plain, self.tangent + other.tangent, self.gradient + other.gradient)
+        return Work(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
     def times(self, count: int) -> "Work":
-        return Work(count * self.plain, count * self.tangent, count * self.gradient)
+        return Work(*(count * x for x in dataclasses.astuple(self)))
+
+    @property
+    def with_weights_that_stand(self) -> "Work":
+        return dataclasses.replace(self, gradient=self.gradient - self.of_weights, of_weights=0.0)
 
     @property
     def with_gradient(self) -> float:
@@ -46,10 +53,11 @@ class Work:
         return self.plain + self.tangent + self.gradient
 
 
-def _product(multiplications: float, moving: int, learned: int) -> Work:
-    """Of whose two factors so many move along the tangent, and so many need a gradient."""
+def _product(multiplications: float, moving: int, learned: int, weights: int = 0) -> Work:
+    """Of whose two factors so many move along the tangent, and so many need a gradient, of which so many are weights or
+    stand before all that learns in a LoRA."""
     once = 2.0 * multiplications
-    return Work(once, moving * once, learned * once)
+    return Work(once, moving * once, learned * once, weights * once)
 
 
 # --- a network --------------------------------------------------------------------------------------------------------
@@ -62,7 +70,7 @@ def image_tokens(c: DiTConfig) -> int:
 def blocks(c: DiTConfig, tokens: int, seen: int, *, still: int = 0, moves: bool = True) -> Work:
     """Tokens through all blocks: self-attention over `seen` pairs, and over `still` pairs whose keys do not move."""
     around = tokens * (c.text_len + image_tokens(c))
-    layer = _product(tokens * (6 * c.dim + 2 * c.ffn_dim) * c.dim, moves, 2)
+    layer = _product(tokens * (6 * c.dim + 2 * c.ffn_dim) * c.dim, moves, 2, 1)
     layer += _product(2 * seen * c.dim, 2 * moves, 2) + _product(2 * (still + around) * c.dim, moves, 2)
     return layer.times(c.num_layers)
 
@@ -70,18 +78,18 @@ def blocks(c: DiTConfig, tokens: int, seen: int, *, still: int = 0, moves: bool 
 def prompt(c: DiTConfig) -> Work:
     """Text and image tokens to the keys and values of every layer."""
     image, width = image_tokens(c), c.image_dim or 0
-    embedded = _product(c.text_len * c.text_dim * c.dim, 0, 1) + _product(c.text_len * c.dim**2, 0, 2)
-    embedded += _product(image * (width + c.dim) * width, 0, 2)
-    return embedded + _product(2 * (c.text_len + image) * c.dim**2, 0, 2).times(c.num_layers)
+    embedded = _product(c.text_len * c.text_dim * c.dim, 0, 1, 1) + _product(c.text_len * c.dim**2, 0, 2, 2)
+    embedded += _product(image * (width + c.dim) * width, 0, 2, 2)
+    return embedded + _product(2 * (c.text_len + image) * c.dim**2, 0, 2, 2).times(c.num_layers)
 
 
 def patches(c: DiTConfig, tokens: int) -> Work:
     """The embedding of patches before the blocks; its input is data."""
-    return _product(tokens * math.prod(c.patch_size) * c.in_channels * c.dim, 1, 1)
+    return _product(tokens * math.prod(c.patch_size) * c.in_channels * c.dim, 1, 1, 1)
 
 
 def head(c: DiTConfig, tokens: int) -> Work:
-    return _product(tokens * math.prod(c.patch_size) * c.out_channels * c.dim, 1, 2)
+    return _product(tokens * math.prod(c.patch_size) * c.out_channels * c.dim, 1, 2, 1)
 
 
 def forward(c: DiTConfig, latent_shape: Shape, seen: int | None = None) -> Work:
@@ -123,6 +131,10 @@ class _Step:
             self.network = config.causal.network(DiT(student), shape)
             self.student = (_forced if forced else _masked)(self.network, shape[0])
             self.teacher = _forced(config.causal.network(DiT(teacher), shape), shape[0])
+        self.student, self.score = self._learning(self.student), self._learning(self.score)
+
+    def _learning(self, work: Work) -> Work:
+        return work.with_weights_that_stand if self.config.lora.rank else work
 
     def diffusion(self) -> float:
         return self.student.with_gradient
@@ -153,7 +165,7 @@ class _Step:
             body = patches(c, tokens) + blocks(c, tokens, tokens * end * network.frame_tokens)
             last = body + head(c, tokens)
             total += Work((steps - 1) * last.plain + body.plain) + last  # the second: its keys for the cache
-        return total
+        return self._learning(total)
 
 
 def kind_flops(config: RunConfig, kind: str, num_steps: int = 1) -> float:

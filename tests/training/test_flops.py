@@ -13,6 +13,7 @@ from rcm_jax.kernels.masks import pairs
 from rcm_jax.recipes import read_config
 from rcm_jax.training import flops
 from rcm_jax.training.abstract import abstract_batch, abstract_networks
+from rcm_jax.training.lora import LoraConfig
 from rcm_jax.training.state import abstract_state
 from rcm_jax.training.step import make_steps
 from rcm_jax.wan.config import WAN_1_3B
@@ -83,6 +84,7 @@ def filled(config) -> dict[int, float]:
 
 
 LONG = pytest.mark.long
+FLOW = {"name": "diffusion"}
 SF, PLAIN, IMAGE = "wan_1_3b_causal_sf_dmd", {"causal": {"replay": False}}, {"in_channels": 36, "image_dim": 1280}
 
 
@@ -112,6 +114,18 @@ def test_a_step_has_the_products_of_the_formula(recipe, kind, changes):
     simulated = 2 if "2step" in recipe else SIMULATED  # which all chunks have
     got = traced(config, kind, trips=simulated - 1, filled=filled(config))
     assert flops.kind_flops(config, kind, simulated) == pytest.approx(got, rel=CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [("student_dmd", {}), pytest.param("critic", {}, marks=LONG), pytest.param("diffusion", FLOW, marks=LONG)],
+)
+def test_a_lora_has_no_gradient_of_the_weights(kind, changes):
+    """Counted are all products but its own, which are few."""
+    config = shallow("wan_1_3b_rcm_lora", **changes)
+    got, counted = traced(config, kind, trips=SIMULATED - 1), flops.kind_flops(config, kind, SIMULATED)
+    assert 0.97 * got < counted < got
+    assert counted < 0.97 * flops.kind_flops(dataclasses.replace(config, lora=LoraConfig()), kind, SIMULATED)
 
 
 def test_a_run_counts_each_step_as_its_number_says():
