@@ -91,7 +91,6 @@ def test_dit_to_diffusers(tmp_path, image):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_lora_that_is_exported_gives_diffusers_our_numbers(tmp_path, form):
     """Each form through the door of diffusers' users, on a network with image tokens."""
-    pytest.importorskip("peft")
     model = dit(image=True)
     model.save_pretrained(tmp_path / "base")
     source = open_checkpoint(tmp_path / "base")
