@@ -47,6 +47,23 @@ def test_prompts_layer_by_layer_are_the_whole_encoders(files, world):
     np.testing.assert_array_equal(other[1], mine[0])
 
 
+def test_only_the_last_prompts_are_remembered(files, monkeypatch):
+    asked = []
+
+    def encode(_, ids, masks, *, dtype):
+        asked.append(len(ids))
+        return ids[:, :, None].astype(np.float32)
+
+    monkeypatch.setattr("rcm_jax.worlds.wan.world.encode_prompts", encode)
+    monkeypatch.setattr("rcm_jax.worlds.wan.world.REMEMBERED", 2)
+    world = WanWorld(files)
+    ids = files.tokenizer(PROMPTS)[0]
+    np.testing.assert_array_equal(world.encode_text(PROMPTS)[..., 0], ids)
+    np.testing.assert_array_equal(world.encode_text(PROMPTS[3:])[..., 0], ids[3:])
+    np.testing.assert_array_equal(world.encode_text(PROMPTS[2:])[..., 0], ids[2:])
+    assert asked == [5, 1]
+
+
 def test_frames_are_the_autoencoders(files, world):
     z = np.asarray(draw_noise(1, [0, 1], (*SHAPE, 16)))
     params = load_params(files.vae, dtype="float32")
