@@ -58,7 +58,6 @@ OWN = make_objective(METHOD, CausalConfig(), DiT(I2V), NULL)
 BY_HEART = Objective(Closed(Sizes.all(DiT(I2V)), NULL, 3.0), METHOD)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def losses(objective, params, networks, batch):
     """Every loss a sample, and the gradient of the student's."""
 
@@ -73,6 +72,9 @@ def losses(objective, params, networks, batch):
     return each | {"critic": critic, "diffusion": diffusion}, grads
 
 
+of_own, of_by_heart = (jax.jit(functools.partial(losses, objective)) for objective in (OWN, BY_HEART))
+
+
 @pytest.fixture(scope="module")
 def weights():
     student, teacher, fake = (perturbed_params(I2V, seed) for seed in (0, 7, 2))
@@ -81,11 +83,11 @@ def weights():
 
 @pytest.fixture(scope="module")
 def own(weights):
-    return losses(OWN, *weights, BATCH)
+    return of_own(*weights, BATCH)
 
 
 def test_losses_are_those_of_networks_that_close_over_the_picture(weights, own):
-    want, want_grads = losses(BY_HEART, *weights, Batch(BATCH.latents, TEXT))
+    want, want_grads = of_by_heart(*weights, Batch(BATCH.latents, TEXT))
     got, grads = own
     assert set(got) == {"consistency", "dmd", "critic", "diffusion"}
     for name in want:
@@ -97,7 +99,7 @@ def test_losses_are_those_of_networks_that_close_over_the_picture(weights, own):
 def test_each_sample_sees_its_own_picture(weights, own, name):
     """Another picture of the second sample changes all of its losses, and none of the first's."""
     other = dataclasses.replace(BATCH, **{name: getattr(BATCH, name).at[1].multiply(-2.0)})
-    for key, loss in losses(OWN, *weights, other)[0].items():
+    for key, loss in of_own(*weights, other)[0].items():
         np.testing.assert_allclose(loss[0], own[0][key][0], rtol=1e-5, err_msg=key)
         assert abs(loss[1] / own[0][key][1] - 1) > 1e-4, key
 

@@ -11,7 +11,7 @@ from rcm_jax.parallel import make_mesh
 from rcm_jax.pipelines.networks import Experts
 from rcm_jax.pipelines.pipeline import load
 from tests.tiny import perturbed_params
-from tests.wan.tiny import DIT, arrays, save, write_wan
+from tests.wan.tiny import DIT, NAMES, arrays, save, write_wan
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def files(tmp_path_factory):
     for seed, (name, side) in enumerate(sides.items()):
         info = ModelInfo(DIT, "teacher" if name == "teacher" else "student", "wan", (2, 4, 6), t_range=side)
         save_model(folder / f"{name}.safetensors", perturbed_params(DIT, seed), info)
-    return {name: str(folder / f"{name}.safetensors") for name in sides} | {"published": str(folder)}
+    return {name: str(folder / f"{name}.safetensors") for name in sides} | {"published": str(folder / NAMES["dit"])}
 
 
 def test_files_of_experts_say_where_they_change(files):

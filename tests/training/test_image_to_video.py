@@ -9,6 +9,7 @@ import pytest
 
 from rcm_jax.configs.base import run_config
 from rcm_jax.data.batch import Batch
+from rcm_jax.objectives.config import TimeSamplerConfig
 from rcm_jax.objectives.networks import Networks
 from rcm_jax.recipes import read_config
 from rcm_jax.training.abstract import abstract_batch
@@ -17,26 +18,34 @@ from rcm_jax.training.step import make_steps
 from tests.tiny import IMAGE_TOKENS, MODEL, tiny_run
 
 I2V = dataclasses.replace(MODEL, num_layers=1, remat="none", in_channels=MODEL.out_channels + 12, image_dim=6)
-STEPS = 30
+STEPS, LR = 30, 1e-2
 
 
-def config():
-    optimizer = {"lr": 5e-3, "b1": 0.9, "warmup_updates": 0, "weight_decay": 0.0}
-    made = tiny_run(method={"name": "diffusion"}, optimizer=optimizer, model=I2V)
+def config(lr=LR):
+    """Times near noise, from which a video cannot be told."""
+    method = {"name": "diffusion", "p_G": TimeSamplerConfig("lognormal", 3.0, 0.5)}
+    optimizer = {"lr": lr, "b1": 0.9, "warmup_updates": 0, "weight_decay": 0.0}
+    made = tiny_run(method=method, optimizer=optimizer, model=I2V)
     data = dataclasses.replace(made.data, latent_shape=(2, 4, 4), batch_size=8)
     return dataclasses.replace(made, data=data)
 
 
 @pytest.fixture(scope="module")
 def losses():
-    """Of thirty steps on a batch whose videos are their conditions, and on one whose conditions are of other videos."""
+    return trained(config())
+
+
+def trained(made):
+    """Losses of thirty steps on a batch whose conditions are its videos, and on one where they are others."""
     rng = np.random.default_rng(0)
 
     def normal(*shape):
         return rng.normal(size=(8, *shape)).astype(np.float32)
 
-    made = config()
-    video = normal(2, 4, 4, 12)
+    def grey():
+        return np.repeat(3 * normal(2, 4, 4, 1), 12, axis=-1)
+
+    video, other = grey(), grey()
     text, image = normal(MODEL.text_len, MODEL.text_dim), normal(IMAGE_TOKENS, 6)
     step = make_steps(made, np.zeros((MODEL.text_len, MODEL.text_dim), np.float32))["diffusion"]
 
@@ -47,18 +56,17 @@ def losses():
             out.append(float(metrics["loss_diffusion"]))
         return np.array(out)
 
-    return train(video), train(normal(2, 4, 4, 12))
+    return train(video), train(other)
 
 
 def test_a_fixed_batch_with_conditions_is_learnt(losses):
-    """The noise and the times of every step are its own, so ends are compared, not neighbours."""
     own, _ = losses
-    assert own[-5:].mean() < 0.6 * own[:3].mean()
+    assert own[-3:].mean() < 0.5 * own[:3].mean()
 
 
 def test_what_is_learnt_comes_from_the_condition(losses):
     own, others = losses
-    assert own[-5:].mean() < 0.8 * others[-5:].mean()
+    assert own[-3:].mean() < 0.7 * others[-3:].mean()
 
 
 @pytest.mark.parametrize("name", ["wan_14b_i2v_rcm", "wan22_i2v_high_rcm", "wan22_i2v_low_rcm"])
