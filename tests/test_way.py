@@ -79,10 +79,9 @@ def run(folder: Path, words: list[str], hosts: int = 1) -> str:
     """What the command, in one process or in several, prints."""
     port, processes, outs = free_port(), [], [folder / f"said.{i}.txt" for i in range(hosts)]
     for i, out in enumerate(outs):
-        own = []
-        if hosts > 1 and "rcm_jax.train" in words:
-            own = [f"--coordinator=127.0.0.1:{port}", f"--num_hosts={hosts}", f"--host={i}"]
-            own += [f"--config.mesh.fsdp={hosts}"]
+        own = [f"--config.mesh.fsdp={hosts}"] if "rcm_jax.train" in words else []
+        if hosts > 1 and own:
+            own += [f"--coordinator=127.0.0.1:{port}", f"--num_hosts={hosts}", f"--host={i}"]
         elif hosts > 1:
             own = ["--process", str(i), "--num_processes", str(hosts)]
         env = environment(1) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
