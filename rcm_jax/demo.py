@@ -171,7 +171,7 @@ def distil(config, workdir: Path) -> Path:
     if not read_previews(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         scored(0, load_model(find_model(config.teacher))[0], model_info(config), workdir)
-    return train_recipe(config, workdir, on_samples=scored, progress="distil with rCM")
+    return train_recipe(config, workdir, open_samples=lambda _: scored, progress="distil with rCM")
 
 
 def score_rows(rows: list[Row], demo: Demo) -> "tuple[Table, dict[str, np.ndarray]]":

@@ -69,8 +69,8 @@ def run(args: argparse.Namespace, changes: Sequence[str]) -> str:
         return runs.plan(config, args.devices)
     check_folder(args.workdir, "workdir")
     with hosts_of_a_run(hosts):
-        previews = open_previews(config) if config.sample_every else None
-        saved = runs.train_recipe(config, args.workdir, on_samples=previews, resume=resume, profile_steps=traced)
+        previews = open_previews if config.sample_every else None
+        saved = runs.train_recipe(config, args.workdir, open_samples=previews, resume=resume, profile_steps=traced)
         return f"weights: {saved}"
 
 

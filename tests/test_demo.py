@@ -104,7 +104,7 @@ def test_previews_are_spread_over_the_run(tmp_path, monkeypatch):
         demo.distil(demo.recipe(toy_rcm, 100, seed=5), tmp_path)
     assert seen == [(0, "student", 5)]
     assert [config.sample_every for config, _ in configs] == [13, 13]
-    configs[0][1]["on_samples"](13, None, demo_info(), tmp_path)
+    configs[0][1]["open_samples"](None)(13, None, demo_info(), tmp_path)
     assert seen[-1] == (13, "student", 5)
 
 

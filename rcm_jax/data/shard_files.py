@@ -197,9 +197,6 @@ class Shard:
             text = str(error)
             raise ValueError(text if text.startswith(self.address) else f"{self.address}: {text}") from error
 
-    def close(self) -> None:
-        """Nothing is held between reads; for callers who close what they open."""
-
     def _rescan(self, why: str) -> None:
         """Puts what the headers say in the place of an index that is not true. What is there keeps its number."""
         with self._lock:

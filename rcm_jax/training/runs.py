@@ -103,13 +103,13 @@ def _check_range(found: Checkpoint, setting: str, t_range: tuple[float, float]) 
 
 
 def train_recipe(
-    config: RunConfig, workdir: str | Path, *, on_samples: OnSamples | None = None, resume: str | int = "auto",
-    profile_steps: range | None = None, progress: str = "train",
+    config: RunConfig, workdir: str | Path, *, open_samples: Callable[[RunConfig], OnSamples] | None = None,
+    resume: str | int = "auto", profile_steps: range | None = None, progress: str = "train",
 ) -> Path:  # fmt: skip
     """Trains to the end and writes the averaged weights to `workdir`; returns their path.
 
-    on_samples: called as (step, averaged weights, what they are, workdir) every `config.sample_every` steps; the
-    weights lie as the run has them, and every process of the run calls it.
+    open_samples: makes, when weights and data are open, what is called as (step, averaged weights, what they are,
+    workdir) every `config.sample_every` steps. The weights lie as the run has them, and every process calls it.
     resume, profile_steps: as `train` has them.
     Raises as `WeightFiles`, before data are opened, and what `train` raises.
     """
@@ -119,6 +119,7 @@ def train_recipe(
         config.data, config.seed, config.model, text_encoder=around.text_encoder, tokenizer=around.tokenizer,
         vae=around.vae,
     )  # fmt: skip
+    on_samples = open_samples(config) if open_samples else None
     info, fake, workdir = model_info(config), fake_info(config), Path(workdir)
     about = {"model": info.to_json()} | ({"fake_model": fake.to_json()} if fake else {})
     about |= {"lora": {"rank": config.lora.rank, "alpha": config.lora.strength}} if config.lora.rank else {}

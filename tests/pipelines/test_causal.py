@@ -223,6 +223,6 @@ def test_a_run_previews_and_leaves_a_causal_file(tmp_path, params, monkeypatch):
     monkeypatch.setattr("rcm_jax.training.runs.train", trained)
     teacher = save_model(tmp_path / "teacher.safetensors", params, INFO)
     config = dataclasses.replace(RUN, teacher=str(teacher))
-    saved = train_recipe(config, tmp_path, on_samples=open_previews(config), progress="")
+    saved = train_recipe(config, tmp_path, open_samples=open_previews, progress="")
     assert read_info(saved).causal == INFO.causal
     assert (tmp_path / "samples" / "0000001.mp4").stat().st_size > 0

@@ -166,7 +166,7 @@ def files(tmp_path_factory, teacher):
     seen = []
     left = train_recipe(
         dataclasses.replace(config, sample_every=4), folder / "run", progress="",
-        on_samples=lambda step, params, info, workdir: seen.append(jax.device_get(params)),
+        open_samples=lambda _: lambda step, params, info, workdir: seen.append(jax.device_get(params)),
     )  # fmt: skip
     return folder, config, left, seen[0]
 
