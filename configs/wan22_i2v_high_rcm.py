@@ -1,6 +1,10 @@
 """rCM for Wan2.2-I2V-A14B's expert for high noise, at 480p, 81 frames (docs/i2v.md).
 
-python -m rcm_jax.train --config=wan22_i2v_high_rcm --dry_run --devices=64
+    python -m rcm_jax.train --config=wan22_i2v_high_rcm --dry_run --devices=64
+
+Trained on the times from the boundary up alone; wan22_i2v_low_rcm is the other half. For 64 GPUs of 80 GB, as
+wan_14b_rcm: eight share a video, 32 the weights; 22.0 GiB of a GPU at most (docs/planning.md). Nothing is published of
+its training, and it was not trained here: it is compiled for GPUs that are not here.
 """
 
 import dataclasses
