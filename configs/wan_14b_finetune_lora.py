@@ -3,8 +3,8 @@
     python -m rcm_jax.train --config=wan_14b_finetune_lora --workdir=runs/finetune --config.data.path=SHARDS \
         --config.teacher=Wan2.1-T2V-14B
 
-For one GPU of 80 GB at 81 frames of 480p, one video at a time: 64.5 GiB by the planner (docs/lora.md, also for 48 GB). An
-update on eight videos is 50 PFLOP: two minutes at 40% of an H100, so 1,000 take 35 hours. Leaves
+For one GPU of 80 GB at 81 frames of 480p, one video at a time: 64.5 GiB by the planner (docs/lora.md, also for 48 GB).
+An update on eight videos is 50 PFLOP: two minutes at 40% of an H100, so 1,000 take 35 hours. Leaves
 teacher_lora.safetensors, 0.6 GB; checkpoints take 2.5 GB. Planned, not trained here.
 """
 
