@@ -4,9 +4,9 @@
         --config.teacher=Wan2.1-T2V-14B
 
 For one GPU of 80 GB at 81 frames of 480p, one video at a time: 66.0 GiB by the planner (docs/lora.md). On eight videos
-an update with both losses is 205 PFLOP, a critic's 78: nine and three minutes at 40% of an H100, so take a host of
-eight: `--config.mesh.fsdp=8 --config.microbatches=1`. Batch, rates and steps are ours. Leaves
-student_lora.safetensors, 0.6 GB; checkpoints take 3.1 GB. Planned, not trained here.
+an update with both losses is 205 PFLOP at the least, a critic's 78: nine and more than three minutes at 40% of an
+H100. A host of eight takes one video each: `--config.mesh.fsdp=8 --config.microbatches=1`. Batch, rates and steps are
+ours. Leaves student_lora.safetensors, 0.6 GB; checkpoints take 3.1 GB. Planned, not trained here.
 """
 
 from rcm_jax.configs import wan_14b_rcm

@@ -4,8 +4,9 @@
         --config.teacher=Wan2.1-T2V-1.3B
 
 For one GPU of 48 GB at 81 frames of 480p, eight videos an update, one at a time: 41.7 GiB by the planner
-(docs/lora.md). An update is 9.9 PFLOP: 25 s at 40% of an H100, so 2,000 take 14 hours. Times are drawn as the causal
-teachers' are. Text is not dropped: the network comes with its unconditional text. Planned, not trained here.
+(docs/lora.md). An update is 9.9 PFLOP: 25 s at 40% of an H100, so 2,000 take 14 hours. Times are drawn as those of the
+published causal teachers are. Text is not dropped: the network comes with its unconditional text. Planned, not trained
+here.
 """
 
 from rcm_jax.configs import base

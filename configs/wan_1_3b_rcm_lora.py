@@ -4,9 +4,9 @@
         --config.teacher=Wan2.1-T2V-1.3B
 
 For one GPU of 24 GB at 77 frames of 480p, one video at a time: 12.8 GiB by the planner (docs/lora.md). On eight videos
-an update with both losses is 34 PFLOP, a critic's 14: a minute and a half, and 35 s, at 40% of an H100. Batch, rates
-and steps are ours: what is published trains whole networks on 256 videos an update. Leaves student_lora.safetensors,
-175 MB; checkpoints take 0.9 GB. Planned, not trained here; docs/results.md has what rank costs on the built-in world.
+an update with both losses is 34 PFLOP at the least, a critic's 13: 85 s and 33 s at 40% of an H100, more where the
+student's sampler has more than one step. Batch, rates and steps are ours: what is published trains whole networks on
+256 videos an update. Leaves student_lora.safetensors, 175 MB; checkpoints take 0.9 GB. Planned, not trained here.
 """
 
 from rcm_jax.configs import wan_1_3b_rcm

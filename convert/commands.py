@@ -114,6 +114,8 @@ def merge(args: argparse.Namespace, options: NetworkOptions, base: Checkpoint) -
 
     if bool(args.student) != bool(args.reference) or not (args.student or args.lora):
         raise ValueError("give --student and --reference together, or --lora")
+    if args.dtype == "float32":  # or the sum would be rounded to what the base is in
+        base = dataclasses.replace(base, tensors={name: t.astype("float32") for name, t in base.tensors.items()})
     network, like = base, base
     if args.student:
         paths, heads = (find(args.student, "student"), find(args.reference, "reference")), options.num_heads
@@ -137,9 +139,10 @@ def run_lora(args: argparse.Namespace) -> None:
     check_form(args.out, "safetensors")
     source = find(args.source)
     if not args.dry_run:
-        check_apart(args.out, [source])
+        check_apart(args.out, [Path(args.source)])
         check_place(args.out, overwrite=args.overwrite)
-    lora = lora_of_step(source, args.which) if (source / ABOUT).is_dir() else read_lora(source)
+    step = isinstance(source, Path) and (source / ABOUT).is_dir()
+    lora = lora_of_step(source, args.which) if step else read_lora(source)
     print(lora)
     if args.dry_run:
         print(*(f"{name} {t.shape} {t.dtype}" for name, t in lora_tensors(lora, args.form)[0].items()), sep="\n")

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -174,7 +173,9 @@ def _without_blocks(names: Iterable[str]) -> list[str]:
     return sorted({re.sub(r"^blocks\.\d+\.", "", name) for name in names})
 
 
-def write_lora(lora: Lora, path: Path, form: str = "diffusers", *, dtype: str = "keep", overwrite: bool = False) -> Any:
+def write_lora(
+    lora: Lora, path: Path, form: str = "diffusers", *, dtype: str = "keep", overwrite: bool = False
+) -> Path:
     """One safetensors file, whole or not at all. Raises as `lora_tensors` and `output.unfinished`."""
     tensors, metadata = lora_tensors(lora, form)
     if dtype != "keep":

@@ -4,7 +4,8 @@ A recipe is one of the package's, by its name, or a file of your own, --config=m
 takes one. Every setting can be changed from here, e.g. --config.optimizer.lr=1e-4 --config.method.consistency=dcm
 --config.seed=1. The workdir gets config.json, metrics.jsonl, tensorboard/, checkpoints/, samples/ (with
 --config.sample_every=N, of --config.previews.prompts) and, at the end, the averaged weights as student.safetensors
-(teacher.safetensors for method "diffusion"); weights/STEP/ has them on the way with --config.weights_every=N. The same
+(teacher.safetensors for method "diffusion"); weights/STEP/ has them on the way with --config.weights_every=N. With
+--config.lora.rank=N that is a LoRA, student_lora.safetensors, which `rcm_jax.convert merge` adds to its base. The same
 command again resumes from the newest checkpoint and gives the same numbers as a run that was never stopped; SIGTERM
 saves and exits with code 143. --dry_run prints parameters and bytes per device and stops; with --gpu h100 it compiles
 the steps for --devices such GPUs, which need not be here, as rcm_jax.plan does.
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace, changes: Sequence[str]) -> str:
     with hosts_of_a_run(hosts):
         previews = open_previews if config.sample_every else None
         saved = runs.train_recipe(config, args.workdir, open_samples=previews, resume=resume, profile_steps=traced)
-        return f"weights: {saved}"
+        return f"weights: {saved}" + f", a LoRA of {config.init or config.teacher}" * bool(config.lora.rank)
 
 
 def _compiled(config: "RunConfig", gpu: str, devices: int) -> str:

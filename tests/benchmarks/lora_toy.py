@@ -43,7 +43,8 @@ def student(config: RunConfig, workdir: Path, label: str) -> Path:
     if not config.lora.rank:
         return left
     whole = workdir / "student.safetensors"
-    convert(["merge", str(find_model(config.teacher)), str(whole), "--lora", str(left), "--overwrite"])
+    flags = ["--dtype", "float32", "--overwrite"]  # the teacher's file is in less
+    convert(["merge", str(find_model(config.teacher)), str(whole), "--lora", str(left), *flags])
     return whole
 
 

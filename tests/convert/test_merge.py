@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from rcm_jax.convert import commands
 from rcm_jax.convert.checkpoint import open_checkpoint
 from rcm_jax.convert.dialects import DIFFUSERS_DIT
+from rcm_jax.convert.lora import FORMS, read_lora, write_lora
 from rcm_jax.convert.merge import add_difference, add_lora
 from rcm_jax.wan.config import DiTConfig
 from tests.convert.tiny import T2V, save, wan_arrays
@@ -132,3 +134,44 @@ def test_what_does_not_fit_is_listed(tmp_path):
     save_file({f"{name}.diff_b": np.zeros(48)}, tmp_path / "d.safetensors", dora)
     with pytest.raises(ValueError, match="DoRA"):
         add_lora(base, tmp_path / "d.safetensors")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_lora_goes_from_every_form_to_every_other(tmp_path, form):
+    """Each layer with a rank of its own too: then alpha is in the factors where diffusers' form has one for all."""
+    arrays, metadata = as_kohya(6.0)
+    save_file(arrays, tmp_path / "lora.safetensors", metadata)
+    base = opened(tmp_path / "base.pt", wan_arrays())
+    want = add_lora(base, tmp_path / "lora.safetensors").wan()
+    commands.main(["lora", str(tmp_path / "lora.safetensors"), str(tmp_path / "other.safetensors"), "--form", form])
+    for name, tensor in add_lora(base, tmp_path / "other.safetensors").wan().items():
+        np.testing.assert_array_equal(tensor.read(), want[name].read(), err_msg=name)
+
+    longer = {
+        name: np.concatenate([x, x], axis=int("up" in name)) for name, x in arrays.items() if "ffn" in name and x.ndim
+    }
+    save_file(arrays | longer, tmp_path / "mixed.safetensors")
+    want = add_lora(base, tmp_path / "mixed.safetensors").wan()
+    write_lora(read_lora(tmp_path / "mixed.safetensors"), tmp_path / "again.safetensors", form)
+    for name, tensor in add_lora(base, tmp_path / "again.safetensors").wan().items():
+        np.testing.assert_allclose(tensor.read(), want[name].read(), rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_what_is_no_lora_of_factors_is_not_written(tmp_path):
+    arrays = {"diffusion_model.blocks.0.norm3.diff": np.ones(48, np.float32)}
+    with pytest.raises(ValueError, match=r"whole differences, which are not written: blocks.0.norm3: weight"):
+        write_lora(read_lora(save(tmp_path / "l.safetensors", arrays)), tmp_path / "o.safetensors")
+    with pytest.raises(ValueError, match=r"is no LoRA that is read here:\n  w \(2,\) is not known"):
+        read_lora(save(tmp_path / "n.safetensors", {"w": np.zeros(2, np.float32)}))
+    assert not (tmp_path / "o.safetensors").exists()
+
+
+def test_a_sum_asked_for_in_float32_is_not_rounded_to_the_base(tmp_path):
+    base = {name: x.astype(ml_dtypes.bfloat16) for name, x in wan_arrays().items()}
+    paths = [str(save(tmp_path / "base.pt", base)), str(tmp_path / "sum.safetensors")]
+    lora_file = str(save(tmp_path / "l.safetensors", as_comfyui(3.0)[0]))
+    commands.main(["merge", *paths, "--lora", lora_file, "--num_heads", "4", "--dtype", "float32"])
+    merged = open_checkpoint(paths[1]).wan()
+    for module, (up, down) in lora().items():
+        name = f"{module}.weight"
+        np.testing.assert_allclose(merged[name].read(), base[name].astype(np.float32) + up @ down, rtol=1e-6, atol=1e-6)
