@@ -1,6 +1,6 @@
 # make demo: the main job, end to end.   make demo-causal: a causal student, streamed and scored; TEACHER=1: its teacher too.
 # make test, make test-long, make test-gpu: what CI runs; the last compiles for GPUs, and needs none.
-# make test-full: the first two, and the slow proofs.
+# make test-full: all three, and the slow proofs.
 # make clean: removes what make installed and built. output/ is yours.
 PYTHON ?= python3
 VENV ?= .venv
@@ -57,6 +57,7 @@ test-gpu: $(VENV)/.aot
 test-full: lint goldens
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[aot,parity]'
 	$(PY) -m pytest -q -n $(WORKERS) --full
+	TF_CPP_MIN_LOG_LEVEL=2 $(PY) -m pytest -q -n $(WORKERS) --full --aot
 
 clean:
 	rm -rf $(VENV) build *.egg-info
