@@ -46,6 +46,15 @@ def differences(theirs: dict, ours: dict, one: str, other: str) -> list[str]:
     ]
 
 
+def _completed(saved: dict) -> dict:
+    """A config of an older version with the settings that it did not know yet, at which its run was computed: their
+    defaults. As it is, where this version cannot read it."""
+    try:
+        return as_json(RunConfig.from_dict(saved))
+    except (TypeError, ValueError):
+        return saved
+
+
 @contextlib.contextmanager
 def open_workdir(path: str | Path, config: RunConfig) -> Iterator[Path]:
     """The workdir, made or found to be this config's, and held for this job until the block ends.
@@ -56,7 +65,7 @@ def open_workdir(path: str | Path, config: RunConfig) -> Iterator[Path]:
     workdir = Path(path).absolute()
     file = workdir / "config.json"
     if file.exists():
-        differ = differences(json.loads(file.read_text()), as_json(config), "in the workdir", "now")
+        differ = differences(_completed(json.loads(file.read_text())), as_json(config), "in the workdir", "now")
         if differ:
             raise ValueError(
                 f"{workdir} holds a run of another config; use a new workdir, or make these equal:\n  "

@@ -50,9 +50,11 @@ STEPS = {
 }
 # programs that differ from others of the table in sizes, or in an input: with the slow proofs
 SLOW = {
-    ("wan_14b_causal_df", "diffusion"), ("wan_1_3b_causal_tf_scm_14b", "student"),
-    ("wan_1_3b_causal_tf_dcm_14b", "student"), ("wan_14b_i2v_rcm", "student_dmd"), ("wan_14b_i2v_rcm", "critic"),
-    ("wan22_i2v_high_rcm", "student_dmd"), ("wan22_i2v_low_rcm", "student_dmd"), ("wan22_i2v_low_rcm", "critic"),
+    ("wan_14b_rcm", "critic"), ("wan_14b_causal_tf", "diffusion"), ("wan_14b_causal_df", "diffusion"),
+    ("wan_1_3b_causal_tf_scm_14b", "student"), ("wan_1_3b_causal_tf_dcm_14b", "student"),
+    ("wan_1_3b_causal_sf_dmd_14b", "student_dmd"), ("wan_1_3b_causal_sf_dmd_14b", "critic"),
+    ("wan_14b_i2v_rcm", "student_dmd"), ("wan_14b_i2v_rcm", "critic"), ("wan22_i2v_high_rcm", "student_dmd"),
+    ("wan22_i2v_low_rcm", "student_dmd"), ("wan22_i2v_low_rcm", "critic"),
 }  # fmt: skip
 CASES = [pytest.param(*case, marks=pytest.mark.slow if case in SLOW else ()) for case in STEPS]
 

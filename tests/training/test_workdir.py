@@ -1,5 +1,6 @@
 """A workdir is one config's, and one job's at a time."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rcm_jax.training.lora import LoraConfig
 from rcm_jax.training.workdir import open_workdir
 from tests.tiny import tiny_run
 
@@ -74,4 +76,25 @@ def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
         pytest.raises(OSError, match=r"cannot write to the workdir .*file/run"),
         open_workdir(tmp_path / "file" / "run", tiny_run()),
     ):
+        pass
+
+
+def test_settings_that_came_since_have_their_defaults(tmp_path):
+    """A run goes on under a newer version; what the older one computed is what the defaults say."""
+    with open_workdir(tmp_path, tiny_run()):
+        pass
+    file = tmp_path / "config.json"
+    old = json.loads(file.read_text())
+    del old["lora"], old["method"]["t_range"], old["data"]["shuffle"]
+    file.write_text(json.dumps(old))
+    with (
+        pytest.raises(ValueError, match=r"another config\S*(.|\n)*lora.rank: 0 in the workdir, 2 now"),
+        open_workdir(tmp_path, tiny_run(lora=LoraConfig(rank=2))),
+    ):
+        pass
+    file.write_text(json.dumps(old | {"gone": 1}))
+    with pytest.raises(ValueError, match="gone: 1 in the workdir, absent now"), open_workdir(tmp_path, tiny_run()):
+        pass
+    file.write_text(json.dumps(old))
+    with open_workdir(tmp_path, tiny_run()):
         pass
