@@ -76,4 +76,4 @@ def test_what_a_recipe_is_planned_with(name):
     batch, grid = abstract_batch(c), (64, 21, 60, 104)
     assert (batch.latents.shape, batch.condition.shape) == ((*grid, 16), (*grid, 20))
     assert (batch.image and batch.image.shape) == ((64, 257, 1280) if name == "wan_14b_i2v_rcm" else None)
-    assert all(math.prod(x.shape) and x.dtype == jnp.float32 for x in (batch.latents, batch.condition))
+    assert all(math.prod(x.shape) and x.dtype == jnp.bfloat16 for x in (batch.latents, batch.condition))  # as stored
