@@ -1,0 +1,112 @@
+"""A chunk's keys or values as they lie in a cache: made by `store`, read by `restore`."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, BFloat16, Float
+
+from rcm_jax.errors import ArgumentError
+from rcm_jax.quant import clusters, codes, groups, smoothing
+from rcm_jax.quant.config import QuantConfig
+from rcm_jax.quant.groups import Heads, Shape
+
+Warm = tuple[Array, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """One chunk of keys or of values.
+
+    payload: int8 or float8 [rows, groups, size]; 4 and 2 bits as bytes in a row; bfloat16 [B, S, N, D].
+    scale: float8 [rows, groups, 1]; None beside bfloat16.
+    undo: what takes the smoothing back: channels' scales, the channels' places, clusters, or nothing.
+    config, shape: static; the shape of x.
+    """
+
+    payload: Array
+    scale: Array | None
+    undo: Any
+    config: QuantConfig
+    shape: Shape
+
+
+jax.tree_util.register_dataclass(Stored, ["payload", "scale", "undo"], ["config", "shape"])
+
+
+def _smoothed(x: Heads, config: QuantConfig, warm: Warm) -> tuple[Heads, Any, Warm]:
+    match config.smoothing:
+        case "clip":
+            return smoothing.clip(x, config.clip_percentile), None, ()
+        case "balance":
+            scale = smoothing.channel_scale(x, config.smooth_alpha)
+            return x / scale, codes.to_bfloat16(scale), ()
+        case "hadamard":
+            return smoothing.hadamard(x), None, ()
+        case "reorder":
+            order = smoothing.falling_order(x)
+            places = jnp.argsort(order, axis=-1).astype(jnp.uint8 if x.shape[-1] <= 256 else jnp.int16)
+            return smoothing.reordered(x, order), places, ()
+        case "qvg":
+            return clusters.subtract(x, config, warm)
+    return x, None, ()
+
+
+def _unsmoothed(x: Heads, config: QuantConfig, undo: Any) -> Heads:
+    match config.smoothing:
+        case "balance":
+            return x * undo.astype(jnp.float32)
+        case "hadamard":
+            return smoothing.hadamard(x)
+        case "reorder":
+            return smoothing.reordered(x, undo)
+        case "qvg":
+            return clusters.add(x, undo)
+    return x
+
+
+def store(x: Heads, config: QuantConfig, warm: Warm = ()) -> tuple[Stored, Warm]:
+    """A chunk of keys or values, and what the next one's clusters start from: give it back with the next chunk.
+
+    Pure and of fixed shapes: config is static. Raises ArgumentError where x cannot be stored so.
+    """
+    if config.granularity == "auto":
+        raise ArgumentError("{granularity} is settled by CacheQuant, or must be given", granularity="auto")
+    config.check_width(x.shape[-1])
+    smooth, undo, warm = _smoothed(x.astype(jnp.float32), config, warm)
+    if config.dtype == "bf16":
+        return Stored(codes.to_bfloat16(smooth), None, undo, config, x.shape), warm
+    grouped = groups.to_groups(smooth, config.granularity, config.group_size)
+    scale = codes.scale_of(grouped, config.dtype)
+    payload = codes.payload_of(codes.encode(grouped, scale, config.dtype), config.dtype)
+    return Stored(payload, codes.to_float8(scale), undo, config, x.shape), warm
+
+
+def restore_float32(stored: Stored) -> Float[Array, "B S N D"]:
+    """What was stored, in float32: not yet rounded to what attention reads."""
+    config, payload = stored.config, stored.payload
+    if config.dtype == "bf16":
+        return _unsmoothed(payload.astype(jnp.float32), config, stored.undo)
+    shape = groups.group_shape(stored.shape, config.granularity, config.group_size)
+    values = codes.decode(codes.codes_of(payload, config.dtype, shape), config.dtype)
+    values = values * stored.scale.astype(jnp.float32)
+    return _unsmoothed(groups.from_groups(values, stored.shape, config.granularity), config, stored.undo)
+
+
+def restore(stored: Stored) -> BFloat16[Array, "B S N D"]:
+    """What was stored, in bfloat16."""
+    return codes.to_bfloat16(restore_float32(stored))
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of all arrays of a `Stored`, or of any pytree, abstract ones too."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def bytes_a_token(config: QuantConfig, tokens: int, heads: int, width: int) -> float:
+    """Bytes that a token of a chunk of so many takes, in one layer, of keys or of values."""
+    chunk = jax.ShapeDtypeStruct((1, tokens, heads, width), jnp.bfloat16)
+    stored, _ = jax.eval_shape(functools.partial(store, config=config), chunk)
+    return nbytes(stored) / tokens
