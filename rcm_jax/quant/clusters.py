@@ -48,7 +48,7 @@ def _counts(members: Float[Array, "*sets S k"]) -> Float[Array, "*sets k"]:
 
 
 def _nearest(features: Features, centres: Centres) -> Assignments:
-    """Features have length 1, centres 1 or, of an empty cluster, 0: so half the squared distance, but for a constant."""
+    """By half the squared distance, but for the features' length, which is 1. Centres of empty clusters are zeros."""
     along = jnp.einsum("gsd,gkd->gsk", features, centres, precision="highest")
     return jnp.argmin(0.5 * jnp.sum(centres**2, axis=-1)[:, None] - along, axis=-1).astype(jnp.int32)
 
@@ -105,8 +105,11 @@ def _start(features: Features, k: int, warm: Array | None) -> Centres:
 def _stage(x: Heads, config: QuantConfig, warm: Array | None) -> tuple[Heads, Clusters, Array]:
     B, S, N, D = x.shape
     k, shared = min(config.qvg_clusters, S), config.qvg_share_assignments
-    features = _unit(jnp.mean(x, axis=2) if shared else x.swapaxes(1, 2).reshape(B * N, S, D))
+    tokens = jnp.mean(x, axis=2) if shared else x.swapaxes(1, 2).reshape(B * N, S, D)
+    features = _unit(tokens)
     assignments, centres = kmeans(features, _start(features, k, warm), config.qvg_iters)
+    if k == 1:  # published so: along the mean token, not along the mean direction
+        centres = _unit(jnp.mean(tokens, axis=1, keepdims=True))
     sets = (B,) if shared else (B, N)
     assignments, centres = assignments.reshape(*sets, S), centres.reshape(*sets, k, D)
     centroids = _means(x, assignments, k, shared)
@@ -115,7 +118,7 @@ def _stage(x: Heads, config: QuantConfig, warm: Array | None) -> tuple[Heads, Cl
 
 
 def subtract(x: Heads, config: QuantConfig, warm: tuple[Array, ...]) -> tuple[Heads, tuple[Clusters, ...], tuple]:
-    """What is left of x beside its clusters, the clusters of each stage, and the centres that the next chunk starts from.
+    """What is left of x beside its clusters, each stage's clusters, and the centres that the next chunk starts from.
 
     `warm`: those of the last chunk, one array a stage; they serve where their number of clusters is this chunk's.
     """

@@ -1,0 +1,187 @@
+"""Chunks stored and restored: every axis and smoothing, padding, bytes, clusters that go on, and one program."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcm_jax.quant import (
+    QuantConfig,
+    bytes_a_token,
+    clusters,
+    groups,
+    nbytes,
+    restore,
+    restore_float32,
+    smoothing,
+    store,
+)
+from tests.benchmarks import relative
+
+SHAPE = (2, 10, 2, 16)
+AXES = ("token", "channel", "head", "tensor")
+WAYS = ("none", "clip", "balance", "hadamard", "reorder", "qvg")
+
+
+def chunk(seed=0, shape=SHAPE):
+    """Channels of unlike size about unlike means."""
+    rng = np.random.default_rng(seed)
+    size = np.exp(np.random.default_rng(9).normal(size=shape[2:]))
+    return jnp.asarray(size * (rng.normal(size=shape) + 1), jnp.float32)
+
+
+def config(**settings):
+    return QuantConfig(**{"dtype": "int8", "granularity": "token", "group_size": 8, "qvg_clusters": 3} | settings)
+
+
+@pytest.mark.parametrize("granularity", AXES)
+@pytest.mark.parametrize("group_size", [0, 3, 8, 4096])
+def test_grouping_has_an_inverse(granularity, group_size):
+    """Padded with zeros to whole groups; whatever the size, every number is there once."""
+    x = chunk()
+    grouped = groups.to_groups(x, granularity, group_size)
+    assert grouped.shape == groups.group_shape(SHAPE, granularity, group_size)
+    assert jnp.count_nonzero(grouped) == x.size
+    np.testing.assert_array_equal(groups.from_groups(grouped, SHAPE, granularity), x)
+
+
+@pytest.mark.parametrize(("granularity", "rows"), [("token", 40), ("channel", 64), ("head", 4), ("tensor", 2)])
+def test_an_axis_has_its_rows(granularity, rows):
+    """A number that is changed moves the scale of its own row alone."""
+    x, whole = chunk(), config(granularity=granularity, group_size=0)
+    before, after = (store(y, whole)[0].scale.astype(jnp.float32) for y in (x, x.at[1, 4, 1, 5].set(1e3)))
+    assert before.shape == (rows, 1, 1)
+    assert jnp.count_nonzero(before != after) == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_program_and_none_agree(way):
+    """Every byte is the same under jit; what comes back, to float32's rounding."""
+    given, x = config(smoothing=way, dtype="int4"), chunk()
+    alone, _ = store(x, given)
+    compiled, _ = jax.jit(store, static_argnums=1)(x, given)
+    jax.tree.map(np.testing.assert_array_equal, alone, compiled)
+    np.testing.assert_allclose(jax.jit(restore_float32)(compiled), restore_float32(alone), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", [w for w in WAYS if w != "clip"])
+def test_smoothing_is_taken_back(way):
+    """In bfloat16, where codes add no error of their own, x comes back to bfloat16's rounding, channel by channel."""
+    stored, _ = store(chunk(), config(dtype="bf16", smoothing=way))
+    assert stored.scale is None
+    assert relative(restore_float32(stored), chunk()) < 4e-3
+    assert restore(stored).dtype == jnp.bfloat16
+
+
+def test_clipping_keeps_a_share():
+    x = chunk()
+    stored, _ = store(x, config(dtype="bf16", smoothing="clip", clip_percentile=0.9))
+    cut = np.abs(np.asarray(restore_float32(stored))) < np.abs(np.asarray(x)) * (1 - 2**-8)
+    np.testing.assert_allclose(cut.mean(axis=(1, 3)), 0.1, atol=0.01)
+
+
+@pytest.mark.parametrize("way", ["hadamard", "balance", "qvg"])
+def test_smoothing_helps_where_channels_are_unlike(way):
+    x = chunk(shape=(1, 64, 2, 16))
+    plain, smooth = (store(x, config(dtype="int2", group_size=0, smoothing=s))[0] for s in ("none", way))
+    assert relative(restore_float32(smooth), x) < 0.85 * relative(restore_float32(plain), x)
+
+
+def test_hadamard_is_orthonormal_and_its_own_inverse():
+    x = chunk()
+    y = smoothing.hadamard(x)
+    np.testing.assert_allclose(jnp.linalg.norm(y, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(smoothing.hadamard(y), x, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(smoothing.hadamard(jnp.ones((1, 1, 1, 4))), [[[[2.0, 0, 0, 0]]]])
+
+
+def test_constant_chunks_and_zeros():
+    """All tokens alike: one cluster holds them, and nothing is left to code. Zeros come back as zeros, never NaN."""
+    same = jnp.broadcast_to(chunk()[:, :1], SHAPE)
+    stored, _ = store(same, config(smoothing="qvg", dtype="int2"))
+    assert not stored.undo[0].assignments.any()
+    assert relative(restore_float32(stored), same) < 4e-3
+    for way in WAYS:
+        stored, _ = store(jnp.zeros(SHAPE), config(smoothing=way, dtype="int4"))
+        assert not np.asarray(restore_float32(stored)).any(), way
+
+
+def test_clusters_find_what_is_there():
+    """Tokens about three directions, one cluster each, from wherever k-means starts; empty ones stay empty."""
+    rng = np.random.default_rng(0)
+    which = np.array([0, 0, 1, 1, 2, 2, 0, 1, 2, 0])
+    directions = 10 * rng.normal(size=(3, 16))
+    x = jnp.asarray(directions[which] + 0.01 * rng.normal(size=(10, 16)), jnp.float32)[None, :, None]
+    left, stages, _ = clusters.subtract(x, config(qvg_clusters=8), ())
+    groups_found = {frozenset(np.flatnonzero(np.asarray(stages[0].assignments[0]) == i)) for i in range(8)} - {
+        frozenset()
+    }
+    for found in groups_found:  # no cluster mixes directions
+        assert len({which[i] for i in found}) == 1
+    assert float(jnp.abs(left).max()) < 0.1
+    np.testing.assert_allclose(clusters.add(left, stages), x, rtol=1e-2, atol=1e-2)
+
+
+def test_the_last_chunk_warms_the_next():
+    """Where it may, and where its number of clusters is the same: one round twice is then two rounds."""
+    given = config(smoothing="qvg", qvg_iters=1, qvg_stages=2)
+    x = chunk(shape=(2, 40, 2, 16))
+    cold, warm = store(x, given)
+    assert [w.shape for w in warm] == [(2, 3, 16)] * 2
+    assert all(w.dtype == jnp.bfloat16 for w in warm)
+    again, _ = store(x, given, warm)
+    two, _ = store(x, dataclasses.replace(given, qvg_iters=2))
+    np.testing.assert_array_equal(again.undo[0].assignments, two.undo[0].assignments)
+    assert (cold.undo[0].assignments != two.undo[0].assignments).any()
+    short = x[:, :2]
+    jax.tree.map(np.testing.assert_array_equal, store(short, given, warm)[0], store(short, given)[0])
+    off = dataclasses.replace(given, qvg_warm_start=False)
+    stored, none = store(x, off, warm)
+    assert none == ()
+    np.testing.assert_array_equal(stored.payload, cold.payload)
+
+
+def test_a_chunk_in_a_loop():
+    """Clusters are a loop's state, and a chunk is a pytree: layers map over it, as over any array."""
+    given = config(smoothing="qvg", dtype="int2", qvg_share_assignments=False)
+    layers = jnp.stack([chunk(0), chunk(1)])
+    stored, warm = jax.jit(jax.vmap(lambda x: store(x, given)))(layers)
+    assert warm[0].shape == (2, 2, 2, 3, 16)
+    one, _ = store(layers[1], given)
+    np.testing.assert_array_equal(stored.payload[1], one.payload)
+    np.testing.assert_allclose(jax.vmap(restore_float32)(stored)[1], restore_float32(one), rtol=1e-6, atol=1e-6)
+
+
+# SPEC: bytes a token of 12 heads of 128 in groups of 64, payload and scales, of a chunk of 4680 tokens
+BYTES = [
+    ({"dtype": "bf16"}, 3072),
+    ({"dtype": "int8"}, 1536 + 24),
+    ({"dtype": "fp8"}, 1536 + 24),
+    ({"dtype": "int4"}, 768 + 24),
+    ({"dtype": "fp4"}, 768 + 24),
+    ({"dtype": "int2"}, 384 + 24),
+    ({"dtype": "int2", "granularity": "channel"}, (384 + 24) * 74 * 64 / 4680),
+    ({"dtype": "int2", "smoothing": "qvg", "qvg_clusters": 256}, 384 + 24 + 256 * 1536 * 2 / 4680 + 1),
+    (
+        {"dtype": "int2", "smoothing": "qvg", "qvg_clusters": 256, "qvg_share_assignments": False},
+        408 + 256 * 1536 * 2 / 4680 + 12,
+    ),
+    ({"dtype": "int2", "smoothing": "qvg", "qvg_clusters": 257}, 384 + 24 + 257 * 1536 * 2 / 4680 + 2),
+]
+
+
+@pytest.mark.parametrize(("settings", "expected"), BYTES)
+def test_bytes_are_those_of_the_arithmetic(settings, expected):
+    assert bytes_a_token(config(**{"group_size": 64} | settings), 4680, 12, 128) == pytest.approx(expected, abs=0.01)
+
+
+def test_bytes_are_real():
+    """What is counted is what lies there."""
+    given = config(dtype="int2", smoothing="qvg")
+    stored, _ = store(chunk(), given)
+    assert nbytes(stored) == sum(x.nbytes for x in jax.tree.leaves(stored))
+    assert stored.payload.dtype == jnp.uint8
+    assert stored.payload.nbytes == chunk().size // 4
+    assert nbytes(store(chunk()[:1], given)[0]) == pytest.approx(10 * bytes_a_token(given, 10, 2, 16))
