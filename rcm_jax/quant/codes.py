@@ -1,10 +1,10 @@
 """Numbers to codes and back, each group by its own scale, and codes packed into bytes.
 
-All codes are symmetric around 0. A code is made with the exact scale, and read with the scale as it is stored, in
-float8: what comes back has that rounding's error, as in the published code.
+All codes are symmetric around 0. Scales are stored in float8.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,8 @@ def to_bfloat16(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jax.lax.reduce_precision(x.astype(jnp.float32), 8, 7).astype(jnp.bfloat16)
 
 
-def to_float8(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Rounded to e4m3fn, half to even; beyond its range, its greatest number.
+def to_float8(x: Float[Array, "..."], rounded: Callable[[Array], Array] = jnp.round) -> Float[Array, "..."]:
+    """Rounded to e4m3fn, half to even (or as `rounded` does to whole numbers); beyond its range, its greatest number.
 
     Rounded by arithmetic, so that the cast is exact: backends go through float16 (rounding twice) or leave the cast
     out where another one follows.
@@ -34,7 +34,7 @@ def to_float8(x: Float[Array, "..."]) -> Float[Array, "..."]:
     x = jnp.clip(x, -448.0, 448.0)
     _, exponent = jnp.frexp(x)
     step = jnp.ldexp(jnp.float32(1), jnp.maximum(exponent - 4, -9))  # 3 bits of fraction; 2^-9 below the normal range
-    return (jnp.round(x / step) * step).astype(FLOAT8)
+    return (rounded(x / step) * step).astype(FLOAT8)
 
 
 def scale_of(x: Float[Array, "rows groups size"], dtype: str) -> Scale:

@@ -8,7 +8,10 @@ from rcm_jax.ranges import Range, at_least, between
 DTYPES = ("bf16", "fp8", "fp4", "int8", "int4", "int2")
 SMOOTHINGS = ("none", "clip", "balance", "hadamard", "reorder", "qvg")
 GRANULARITIES = ("auto", "token", "channel", "head", "tensor")
-CHOICES = {"dtype": DTYPES, "smoothing": SMOOTHINGS, "granularity": GRANULARITIES}
+SCALE_ROUNDINGS = ("after", "before")
+CHOICES = {
+    "dtype": DTYPES, "smoothing": SMOOTHINGS, "granularity": GRANULARITIES, "scale_rounding": SCALE_ROUNDINGS,
+}  # fmt: skip
 RANGES = {
     "smooth_alpha": between(0, 1),
     "clip_percentile": Range(0, 1, open=True),
@@ -29,6 +32,8 @@ class QuantConfig:
     clip_percentile: of `clip`: the share of numbers, by size, that stay as they are.
     qvg_*: of `qvg`: clusters of tokens, rounds of k-means, how often what is left is clustered again, whether all heads
         share the clusters, and whether a chunk's clusters start where the last chunk's ended.
+    scale_rounding: to float8, after codes were made with the exact scale, as published, or before, upwards: then the
+        codes are those of the scale that is stored, and its rounding is no error of what comes back.
     """
 
     dtype: str = "bf16"
@@ -42,6 +47,7 @@ class QuantConfig:
     qvg_stages: int = 1
     qvg_share_assignments: bool = True
     qvg_warm_start: bool = True
+    scale_rounding: str = "after"
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():

@@ -67,6 +67,14 @@ def _unsmoothed(x: Heads, config: QuantConfig, undo: Any) -> Heads:
     return x
 
 
+def _scales(scale: codes.Scale, config: QuantConfig) -> tuple[Array, Array]:
+    """The scales that codes are made with, and those that are kept."""
+    if config.scale_rounding == "after":
+        return scale, codes.to_float8(scale)
+    kept = codes.to_float8(scale, jnp.ceil)  # upwards: the group's greatest number must have a code
+    return kept.astype(jnp.float32), kept
+
+
 def store(x: Heads, config: QuantConfig, warm: Warm = ()) -> tuple[Stored, Warm]:
     """A chunk of keys or values, and what the next one's clusters start from: give it back with the next chunk.
 
@@ -79,9 +87,9 @@ def store(x: Heads, config: QuantConfig, warm: Warm = ()) -> tuple[Stored, Warm]
     if config.dtype == "bf16":
         return Stored(codes.to_bfloat16(smooth), None, undo, config, x.shape), warm
     grouped = groups.to_groups(smooth, config.granularity, config.group_size)
-    scale = codes.scale_of(grouped, config.dtype)
-    payload = codes.payload_of(codes.encode(grouped, scale, config.dtype), config.dtype)
-    return Stored(payload, codes.to_float8(scale), undo, config, x.shape), warm
+    used, kept = _scales(codes.scale_of(grouped, config.dtype), config)
+    payload = codes.payload_of(codes.encode(grouped, used, config.dtype), config.dtype)
+    return Stored(payload, kept, undo, config, x.shape), warm
 
 
 def restore_float32(stored: Stored) -> Float[Array, "B S N D"]:

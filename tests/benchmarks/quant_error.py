@@ -27,9 +27,12 @@ TOKENS, FEW_HEADS, CLUSTERS = 1170, 2, 64
 SCHEMES = [
     QuantConfig("bf16"),
     QuantConfig("int8"),
+    QuantConfig("int8", scale_rounding="before"),
     QuantConfig("fp8"),
+    QuantConfig("fp8", scale_rounding="before"),
     QuantConfig("fp8", smoothing="clip"),
     QuantConfig("int4"),
+    QuantConfig("int4", scale_rounding="before"),
     QuantConfig("fp4"),
     QuantConfig("int4", granularity="token"),
     QuantConfig("int4", granularity="token", smoothing="balance"),
@@ -40,6 +43,7 @@ SCHEMES = [
     QuantConfig("int2"),
     QuantConfig("int2", granularity="token", smoothing="hadamard"),
     QuantConfig("int2", smoothing="qvg"),
+    QuantConfig("int2", smoothing="qvg", scale_rounding="before"),
     QuantConfig("int2", granularity="token", smoothing="qvg"),
     QuantConfig("int2", smoothing="qvg", qvg_share_assignments=False),
     QuantConfig("int2", smoothing="qvg", qvg_stages=2),
@@ -89,12 +93,13 @@ def errors(quant: CacheQuant, seeds: int) -> list[float]:
 def title(config: QuantConfig) -> str:
     words = [config.dtype] + [config.smoothing] * (config.smoothing != "none")
     words += [f"{config.qvg_stages} stages"] * (config.qvg_stages > 1)
+    words += ["scale first"] * (config.scale_rounding == "before")
     return ", ".join(words + ["per head"] * (not config.qvg_share_assignments))
 
 
 def groups(config: QuantConfig, settled: str) -> str:
     if config.dtype == "bf16":
-        return "–"
+        return ""
     return f"{settled}, {config.group_size if config.group_size > 0 else 'all'}"
 
 
@@ -112,7 +117,7 @@ def main() -> None:
         error = errors(quant, args.seeds)
         axes = {groups(config, c.granularity): None for c in (quant.keys, quant.values)}
         print(
-            f"| {title(config)} | {'; '.join(axes)} | {' '.join(f'{s:.0f}' for s in sizes)} | "
+            f"| {title(config)} | {'; '.join(axes)} | {', '.join(f'{s:.0f}' for s in sizes)} | "
             f"{4 * HEADS * WIDTH / sum(sizes):.1f} | {' | '.join(f'{e:.1e}' for e in error)} |",
             flush=True,
         )

@@ -10,6 +10,7 @@ WRONG = [
     ({"dtype": "int3"}, "dtype=int3 must be one of bf16, fp8, fp4, int8, int4, int2"),
     ({"smoothing": "svd"}, "smoothing=svd must be one of none, clip, balance, hadamard, reorder, qvg"),
     ({"granularity": "row"}, "granularity=row must be one of auto, token, channel, head, tensor"),
+    ({"scale_rounding": "up"}, "scale_rounding=up must be one of after, before"),
     ({"smooth_alpha": 1.5}, "smooth_alpha=1.5 must be at least 0 and at most 1"),
     ({"clip_percentile": 0.0}, "clip_percentile=0.0 must be above 0 and at most 1"),
     ({"qvg_clusters": 0}, "qvg_clusters=0 must be at least 1"),

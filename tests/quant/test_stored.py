@@ -89,6 +89,19 @@ def test_smoothing_helps_where_channels_are_unlike(way):
     assert relative(restore_float32(smooth), x) < 0.85 * relative(restore_float32(plain), x)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_scale_that_is_rounded_first_costs_no_error(dtype):
+    """All within half a step of the stored scale; numbers too small for a published scale stay, in the same bytes."""
+    x = chunk().at[:, :, 0].multiply(2.0**-8)
+    published, first = (store(x, config(dtype=dtype, scale_rounding=s))[0] for s in ("after", "before"))
+    step = np.repeat(np.asarray(first.scale.astype(jnp.float32)), 8, axis=2).reshape(SHAPE)
+    assert (np.abs(restore_float32(first) - x) <= 0.5001 * step).all()
+    assert nbytes(first) == nbytes(published)
+    if dtype == "int8":
+        assert not np.asarray(restore_float32(published))[:, :, 0].all()
+        assert relative(restore_float32(first), x) < 0.3 * relative(restore_float32(published), x)
+
+
 def test_hadamard_is_orthonormal_and_its_own_inverse():
     x = chunk()
     y = smoothing.hadamard(x)
@@ -122,6 +135,14 @@ def test_clusters_find_what_is_there():
         assert len({which[i] for i in found}) == 1
     assert float(jnp.abs(left).max()) < 0.1
     np.testing.assert_allclose(clusters.add(left, stages), x, rtol=1e-2, atol=1e-2)
+
+
+def test_clusters_start_at_evenly_spaced_tokens():
+    """Halves go to the even token: 8.5 to 8."""
+    assert clusters.spaced(18, 5).tolist() == [0, 4, 8, 13, 17]
+    assert clusters.spaced(24, 6).tolist() == [0, 5, 9, 14, 18, 23]
+    assert clusters.spaced(7, 7).tolist() == list(range(7))
+    assert clusters.spaced(9, 1).tolist() == [0]
 
 
 def test_the_last_chunk_warms_the_next():
