@@ -12,10 +12,20 @@ from pathlib import Path
 import jax
 
 from rcm_jax.kernels.attention import BACKENDS
-from tests import golden_causal, golden_causal_losses, golden_encoders, golden_losses, golden_networks, golden_samplers
+from tests import (
+    golden_causal,
+    golden_causal_losses,
+    golden_encoders,
+    golden_losses,
+    golden_networks,
+    golden_samplers,
+    golden_tiny,
+)
 from tests.golden_common import load_case, run_case
 
-MODULES = (golden_networks, golden_causal, golden_causal_losses, golden_encoders, golden_losses, golden_samplers)
+MODULES = (
+    golden_networks, golden_causal, golden_causal_losses, golden_encoders, golden_losses, golden_samplers, golden_tiny,
+)  # fmt: skip
 CASES = {kind: checker for module in MODULES for kind, checker in module.CASES.items()}
 
 
