@@ -41,7 +41,7 @@ class NetworkOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """One network of a file. tensors: by Wan2.1's names. aside: what else is in the file, entry -> number of tensors.
+    """One network of a file. tensors: by Wan2.1's names, of a network that is not Wan2.1's its own. aside: what else is in the file, entry -> number of tensors.
 
     dialect: "wan", "rcm" (patch embedding as a Linear), "diffusers", "transformers" or "rcm_jax". info: of our own
     files, else None.
@@ -87,7 +87,7 @@ class Checkpoint:
 
     def __str__(self) -> str:
         names = {
-            "wan": "Wan2.1 names", "rcm": "rCM names (Linear patch embedding)", "diffusers": "diffusers names",
+            "wan": f"{self.network.names} names", "rcm": "rCM names (Linear patch embedding)", "diffusers": "diffusers names",
             "transformers": "transformers names", "rcm_jax": "our own file",
         }  # fmt: skip
         same = [name for name, (network, c) in MODELS.items() if network is self.network]
