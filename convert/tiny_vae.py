@@ -43,7 +43,7 @@ def _decoder(levels: int) -> list[Row]:
         first, ours = 3 + (3 + BLOCKS) * i, f"decoder/level_{i}"
         out += _blocks("decoder", first, i)
         out += [Row(f"decoder.{first + BLOCKS + 1}.conv.weight", f"{ours}_time/kernel", f"time_{i}")]
-        out += _conv(f"decoder.{first + BLOCKS + 2}", f"{ours}_space", bias=False)
+        out += _conv(f"decoder.{first + BLOCKS + 2}", f"{ours}_space/conv", bias=False)
     return out + _conv(f"decoder.{4 + (3 + BLOCKS) * levels}", "decoder/conv_out")
 
 

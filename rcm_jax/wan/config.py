@@ -127,11 +127,11 @@ class VAEConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TinyVAEConfig:
-    """The tiny autoencoder for the same latents: `decoder_widths` from the latents' size to the pixels', and one width of
-    the encoder at all sizes.
+    """The tiny autoencoder for the same latents: `decoder_widths` from the latents' size to the pixels', one width of the
+    encoder at all sizes.
 
-    `decoder_time` says how many frames each doubling of height and width makes of one, `encoder_time` of how many frames
-    each halving makes one. Decoders with smaller `decoder_time` read the same files: previews with fewer frames.
+    `decoder_time` says how many frames each doubling of height and width makes of one, `encoder_time` of how many each
+    halving makes one. Decoders with smaller `decoder_time` read the same files: previews with fewer frames.
     """
 
     decoder_widths: tuple[int, ...] = (256, 128, 64, 64)

@@ -52,6 +52,17 @@ class MemoryBlock(nn.Module):
         return nn.relu(_conv(C, "conv_2", h) + x)
 
 
+class Doubling(nn.Module):
+    """Height and width."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Frames) -> Frames:
+        x = x.repeat(2, axis=2).repeat(2, axis=3)
+        return nn.Conv(self.features, (3, 3), padding=1, use_bias=False, dtype=x.dtype, name="conv")(x)
+
+
 class Encoder(nn.Module):
     """Frames in [0, 1], a multiple of `config.seen` of them, to normalised latents."""
 
@@ -86,9 +97,12 @@ class Decoder(nn.Module):
             # published after the doubling: a layer within a pixel is the same before it, for a quarter of the work
             x = nn.Dense(frames * C, use_bias=False, dtype=x.dtype, name=f"level_{i}_time")(x)
             x = rearrange(x, "b f h w (s c) -> b (f s) h w c", s=frames)
-            x = x.repeat(2, axis=2).repeat(2, axis=3)
-            x = _conv(c.decoder_widths[i + 1], f"level_{i}_space", x, bias=False)
-        return _conv(3, "conv_out", nn.relu(x)).astype(jnp.promote_types(c.dtype, jnp.float32))
+            space = Doubling(c.decoder_widths[i + 1], name=f"level_{i}_space")
+            x = space(x) if i + 1 < len(c.decoder_time) else x
+        out = nn.Conv(3, (3, 3), padding=1, dtype=x.dtype, name="conv_out")
+        # one frame after the other: at this size a frame is work enough, and all at once are most of the memory
+        parts = [out(nn.relu(space(x[:, f : f + 1]))) for f in range(x.shape[1])]
+        return jnp.concatenate(parts, axis=1).astype(jnp.promote_types(c.dtype, jnp.float32))
 
 
 State = Params  # {"past": frames} of every memory block; None before the first frame

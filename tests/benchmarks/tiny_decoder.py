@@ -71,7 +71,9 @@ def main() -> None:
         print(f"{name}: first call, with compilation, {time.perf_counter() - start:.1f} s", flush=True)
     seconds = time_in_turn(calls, args.rounds, 1)
 
-    print(f"{'decoder':8s} {'s':>8s} {'GFLOP a step':>13s} {'temporary MiB':>14s} {'weights MiB':>12s} {'peak MiB':>9s}")
+    print(
+        f"{'decoder':8s} {'s':>8s} {'GFLOP a step':>13s} {'temporary MiB':>14s} {'weights MiB':>12s} {'peak MiB':>9s}"
+    )
     for name, m in memory.items():
         row = f"{m['gflop']:13.1f} {m['temporary']:14.1f} {m['weights']:12.1f} {m['peak']:9.1f}"
         print(f"{name:8s} {np.median(seconds[name]):8.3f} {row}")

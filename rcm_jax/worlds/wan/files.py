@@ -52,7 +52,8 @@ def open_files(
     model_size: str | None = None,
 ) -> WanFiles:
     """Opens what belongs to a DiT, or to Wan2.2's two, with the tiny autoencoder if the decoder is "tiny"; what is not
-    named is looked for beside it and in rCM's folders. All is found before any of it is fetched from the hub, and the text encoder, the largest, is fetched last.
+    named is looked for beside it and in rCM's folders. All is found before any of it is fetched from the hub, and the
+    text encoder, the largest, is fetched last.
 
     Raises MissingFileError that says where it looked, ArgumentError for a file of another network or size, ValueError
     for networks that do not go together.
