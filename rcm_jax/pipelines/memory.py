@@ -23,7 +23,7 @@ from rcm_jax.worlds.wan.files import WanFiles
 GIB = 2**30
 SLACK = 1.1  # of what is computed: the compiler's padding, noise, text
 PEAK_DECODE, PEAK_ENCODE = 9, 12  # of a step of the autoencoder, in features of four frames at full size and `dim` wide
-PEAK_TINY = 6  # of the tiny decoder, in features of one frame at full size
+PEAK_TINY = 3.5  # of the tiny decoder, in features of one frame at full size
 TILE = 32  # latent rows and columns of a tile
 
 
@@ -80,7 +80,7 @@ def _tiny_bytes(config: TinyVAEConfig, size: int) -> int:
     params, latents = abstract_network(config), jnp.zeros((1, 1, 1, 1, config.z_dim))
     state = jax.eval_shape(functools.partial(TinyVAE.decode_chunk, TinyVAE(config)), params, latents)[1]
     features = 4 * config.decoder_widths[-1] * config.space**2
-    return _bytes(params) + (_bytes(state) + PEAK_TINY * features) * size
+    return int(_bytes(params) + (_bytes(state) + PEAK_TINY * features) * size)
 
 
 @functools.cache

@@ -46,7 +46,7 @@ class FileOptions(NetworkOptions):
     dtype: str | None = option(None, "of weights and products (default bfloat16)", choices=PRECISIONS, only=[WAN])
     vae_dtype: str | None = option(None, "of the autoencoder (default float32)", choices=PRECISIONS, only=[WAN])
     decoder: str = option(
-        "full", "of frames: full is the autoencoder's; tiny, TAEW2.1, is rougher and takes a small part of time and memory",
+        "full", "of frames: full is the autoencoder's; tiny, TAEW2.1, rougher for a small part of time and memory",
         choices=DECODERS, only=[WAN],
     )  # fmt: skip
     tiny_vae_path: str | None = option(None, "TAEW2.1, for --decoder tiny", only=[WAN])

@@ -127,8 +127,8 @@ class VAEConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TinyVAEConfig:
-    """The tiny autoencoder for the same latents: `decoder_widths` from the latents' size to the pixels', one width of the
-    encoder at all sizes.
+    """The tiny autoencoder for the same latents: `decoder_widths` from the latents' size to the pixels', and
+    `encoder_width` at all sizes.
 
     `decoder_time` says how many frames each doubling of height and width makes of one, `encoder_time` of how many each
     halving makes one. Decoders with smaller `decoder_time` read the same files: previews with fewer frames.
