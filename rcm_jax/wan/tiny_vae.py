@@ -89,7 +89,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, latents: Latents) -> Video:
         c = self.config
-        x = nn.relu(_conv(c.decoder_widths[0], "conv_in", soft_clamp(latents.astype(c.dtype))))
+        x = nn.relu(_conv(c.decoder_widths[0], "conv_in", soft_clamp(latents).astype(c.dtype)))
         for i, frames in enumerate(c.decoder_time):
             C = x.shape[-1]
             for j in range(BLOCKS):

@@ -1,5 +1,6 @@
 """The tiny autoencoder in pieces and whole."""
 
+import dataclasses
 import functools
 
 import jax
@@ -83,6 +84,14 @@ def test_frames_stay_in_range_however_large_the_latents():
     video = np.asarray(TINY.decode(params(), large))
     assert np.abs(video).max() <= 1
     np.testing.assert_allclose(video, TINY.decode(params(), 10 * large), atol=1e-6)  # tanh has them both at 3
+
+
+@pytest.mark.long
+def test_bfloat16_weights_run_and_stay_close(whole):
+    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params())
+    got = TinyVAE(dataclasses.replace(SMALL, dtype="bfloat16")).decode(half, LATENTS)
+    assert got.dtype == jnp.float32
+    assert 1e-4 < np.linalg.norm(got - whole) / np.linalg.norm(whole) < 5e-2
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 4, 4, 16), (1, 0, 4, 4, 3)])
