@@ -41,7 +41,8 @@ class NetworkOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """One network of a file. tensors: by Wan2.1's names. aside: what else is in the file, entry -> number of tensors.
+    """One network of a file. tensors: by Wan2.1's names, or of a network that is not Wan2.1's by its own. aside: what
+    else is in the file, entry -> number of tensors.
 
     dialect: "wan", "rcm" (patch embedding as a Linear), "diffusers", "transformers" or "rcm_jax". info: of our own
     files, else None.
@@ -87,8 +88,8 @@ class Checkpoint:
 
     def __str__(self) -> str:
         names = {
-            "wan": "Wan2.1 names", "rcm": "rCM names (Linear patch embedding)", "diffusers": "diffusers names",
-            "transformers": "transformers names", "rcm_jax": "our own file",
+            "wan": f"{self.network.names} names", "rcm": "rCM names (Linear patch embedding)",
+            "diffusers": "diffusers names", "transformers": "transformers names", "rcm_jax": "our own file",
         }  # fmt: skip
         same = [name for name, (network, c) in MODELS.items() if network is self.network]
         known = [name for name in same if not differences(MODELS[name][1], self.config)]

@@ -18,7 +18,7 @@ TARGETS = ("wan", "rcm", "diffusers", "transformers")
 def their_tensors(source: Checkpoint, target: str, dtype: str = "keep") -> dict[str, Tensor]:
     """The network by the names and in the layouts of `target`. Raises ValueError where that has no such network."""
     network = source.network
-    if network.library is None:
+    if not network.whole:
         raise ValueError(f"our {network.title} lacks what Wan does not use of it: take the file that it was made from")
     tensors = source.wan(dtype)
     if target == "wan":
@@ -27,9 +27,10 @@ def their_tensors(source: Checkpoint, target: str, dtype: str = "keep") -> dict[
         linear = tensors["patch_embedding.weight"].apply(lambda x: rearrange(x, "d c pt ph pw -> d (c pt ph pw)"))
         flat = {"patch_embedding.weight": linear}
         return {f"net.{name}": tensor for name, tensor in (tensors | flat).items()}
-    if target == network.library.dialect:
+    library = [] if network.library is None else [network.library.dialect]
+    if target in library:
         return network.renamings[target].from_wan(tensors)
-    valid = ["wan", *(["rcm"] if network.name == "dit" else []), network.library.dialect]
+    valid = ["wan", *(["rcm"] if network.name == "dit" else []), *library]
     raise ValueError(f"{target!r} has no {network.title}; export it to one of {valid}")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from rcm_jax.convert import clip, dialects, dit, sizes, umt5, vae
+from rcm_jax.convert import clip, dialects, dit, sizes, tiny_vae, umt5, vae
 from rcm_jax.convert.tensors import Tensor
 from rcm_jax.wan import config as published
 from rcm_jax.wan.networks import abstract_network
@@ -32,7 +32,8 @@ class Network:
     table: the module with its rows and layouts. signs: for each dialect, names that no other network has; any of them
     is enough. renamings: dialects whose names differ from Wan2.1's. read_config: see `sizes`. models: the published
     sizes that `--model` names. full_precision: parts that stay float32 when weights are rounded. library: None where
-    there is no way back.
+    none has it. whole: whether we keep all of it, so that there is a way back. names: whose its own names are, "wan" as
+    a dialect.
     """
 
     name: str
@@ -44,6 +45,8 @@ class Network:
     models: Mapping[str, Any]
     full_precision: re.Pattern
     library: Library | None
+    whole: bool = True
+    names: str = "Wan2.1"
 
     def num_layers(self, config: Any) -> int:
         return getattr(config, "num_layers", 1)
@@ -105,6 +108,18 @@ NETWORKS = (
         library=Library("diffusers", "diffusion_pytorch_model.safetensors", sizes.vae_library),
     ),
     Network(
+        name="tiny_vae",
+        title="tiny video autoencoder",
+        table=tiny_vae,
+        signs={"wan": ("encoder.4.conv.0.weight", "decoder.3.conv.0.weight")},
+        renamings={},
+        read_config=sizes.tiny_vae_config,
+        models={"taew2.1": published.TAEW2_1},
+        full_precision=re.compile(r"(?!)"),
+        library=None,
+        names="TAEHV",
+    ),
+    Network(
         name="umt5",
         title="umT5 text encoder",
         table=umt5,
@@ -134,6 +149,7 @@ NETWORKS = (
         models={"clip-vit-h": published.CLIP_VIT_H},
         full_precision=re.compile(r"(^|/)norm"),
         library=None,
+        whole=False,
     ),
 )
 MODELS = {name: (network, config) for network in NETWORKS for name, config in network.models.items()}

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rcm_jax.wan.config import WAN_VAE, CLIPConfig, DiTConfig, UMT5Config, VAEConfig
+from rcm_jax.wan.config import TAEW2_1, WAN_VAE, CLIPConfig, DiTConfig, TinyVAEConfig, UMT5Config, VAEConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 DIT_HEAD_DIM, CLIP_HEAD_DIM = 128, 80  # of the published networks; shapes do not tell them
@@ -127,6 +127,14 @@ def vae_library(c: VAEConfig) -> dict[str, Any]:
         "latents_mean": list(c.mean),
         "latents_std": list(c.std),
     }
+
+
+def tiny_vae_config(shapes: Shapes, config: Mapping[str, Any], num_heads: int | None) -> TinyVAEConfig:
+    """Of TAEW2.1's form: what its levels do with time, shapes do not tell."""
+    width, z_dim = need(shapes, "decoder.1.weight")[:2]
+    spaces = [f"decoder.{8 + 6 * i}.weight" for i in range(len(TAEW2_1.decoder_time))]
+    widths = (width, *(need(shapes, name)[0] for name in spaces))
+    return TinyVAEConfig(widths, need(shapes, "encoder.0.weight")[0], z_dim)
 
 
 def umt5_config(shapes: Shapes, config: Mapping[str, Any], num_heads: int | None) -> UMT5Config:

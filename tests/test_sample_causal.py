@@ -19,7 +19,7 @@ from rcm_jax.worlds.builtin import BUILTIN
 from tests.media.test_video import moving
 from tests.test_entry_points import fails
 from tests.tiny import MODEL
-from tests.wan.tiny import I2V, write_wan
+from tests.wan.tiny import I2V, write_tiny_vae, write_wan
 
 STUDENT = ModelInfo(
     dataclasses.replace(MODEL, remat="none"), "student", "toy", (5, 6, 6), 1600.0, 3.0,
@@ -135,6 +135,7 @@ def test_it_starts_from_an_image(tmp_path, student):
         ("--model toy", "give --model or --dit_path, not both"),
         ("--size 32x32 --resolution 480p", "--resolution, --size does not apply"),
         ("--dtype float32 --num_heads 2 --vae_path v", "--vae_path, --dtype does not apply"),
+        ("--decoder tiny", "--decoder does not apply"),
         ("--sequence 3", "--sequence=3 must divide the 2 heads; use one of [1, 2]"),
         ("--fsdp 3 --sequence 3", "must be at least 1 and at most the 8 devices"),
         ("--fsdp 0", "--fsdp=0 must be at least 1"),
@@ -185,6 +186,11 @@ def test_wan_streams_through_its_autoencoder(tmp_path, folder, shown):
     assert [len(part) for part in shown] == [1, 4, 4, 4]
     assert iio.imread(path, plugin="pyav").shape == (13, 48, 32, 3)
     assert iio.immeta(path, plugin="pyav")["fps"] == 16
+
+
+def test_wan_streams_through_the_tiny_decoder(tmp_path, folder, shown):
+    run_wan(folder, tmp_path / "v.mp4", "--decoder", "tiny", "--tiny_vae_path", str(write_tiny_vae(tmp_path)))
+    assert [part.shape for part in shown] == [(1, 48, 32, 3), *[(4, 48, 32, 3)] * 3]
 
 
 @pytest.mark.long

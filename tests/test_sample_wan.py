@@ -15,7 +15,7 @@ from rcm_jax.worlds.wan.world import WanWorld
 from tests.convert.tiny import save
 from tests.media.test_video import moving
 from tests.test_entry_points import fails, student  # noqa: F401
-from tests.wan.tiny import DIT, I2V, NAMES, arrays, write_wan
+from tests.wan.tiny import DIT, I2V, NAMES, arrays, write_tiny_vae, write_wan
 
 SMALL = ["--size", "32x48", "--num_frames", "5"]
 STUDENT = ["--kind", "student", "--num_steps", "2"]
@@ -118,6 +118,30 @@ def test_converted_files_give_the_same(tmp_path, folder, videos):
     np.testing.assert_array_equal(videos[1], videos[0])
 
 
+def test_the_tiny_decoder(tmp_path, folder, videos):
+    """Named, or found beside the network; the same latents in other frames; --again knows of it."""
+    asked, tiny = [*STUDENT, "--prompt", "a cat"], write_tiny_vae(tmp_path / "elsewhere")
+    run(folder, tmp_path / "v.mp4", *asked)
+    run(folder, tmp_path / "w.mp4", *asked, "--decoder", "tiny", "--tiny_vae_path", str(tiny))
+    assert videos[1].shape == videos[0].shape
+    assert np.abs(videos[1].astype(int) - videos[0]).max() > 10
+    shutil.copytree(folder, tmp_path / "whole")
+    converted = tmp_path / "whole" / "tiny_vae.safetensors"
+    commands.main([str(tiny), str(converted), "--dtype", "keep"])
+    run(tmp_path / "whole" / NAMES["dit"], tmp_path / "x.mp4", *asked, "--decoder", "tiny")
+    np.testing.assert_array_equal(videos[2], videos[1])
+    sample.main(["--again", str(tmp_path / "x.mp4")])
+    sample.main(["--again", str(tmp_path / "w.mp4"), "--decoder", "full"])
+    np.testing.assert_array_equal(videos[3], videos[1])
+    np.testing.assert_array_equal(videos[4], videos[0])
+
+
+def test_an_image_is_encoded_by_the_full_autoencoder(tmp_path, i2v, picture, videos):
+    flags = [*STUDENT, "--prompt", "a fox", "--image_path", str(picture), "--adaptive_resolution"]
+    run(i2v, tmp_path / "v.mp4", *flags, "--decoder", "tiny", "--tiny_vae_path", str(write_tiny_vae(tmp_path)))
+    assert videos[0].shape == (5, 32, 48, 3)
+
+
 def test_wan22_has_two_networks(tmp_path, folder, videos):
     second = save(
         tmp_path / NAMES["dit"], arrays("dit", DIT, seed=5), config={"_class_name": "WanModel", "num_heads": 2}
@@ -147,6 +171,14 @@ def test_wan22_has_two_networks(tmp_path, folder, videos):
         (["--vae_path", "{folder}/" + NAMES["umt5"]], ["umT5 text encoder, not a video autoencoder", "--vae_path="]),
         (["--text_encoder_path", "{folder}/" + NAMES["vae"]], ["autoencoder, not a umT5", "--text_encoder_path="]),
         (["--vae_path", "{folder}/none.pth"], ["none.pth"]),
+        (["--decoder", "tiny"], ["no tiny video autoencoder", "--tiny_vae_path", "TAEHV publishes it as taew2_1.pth"]),
+        (["--decoder", "tiny", "--tiny_vae_path", "none.pth"], ["none.pth"]),
+        (
+            ["--decoder", "tiny", "--tiny_vae_path", "{folder}/" + NAMES["vae"]],
+            ["is a video autoencoder, not a tiny video autoencoder", "--tiny_vae_path="],
+        ),
+        (["--tiny_vae_path", "x.pth"], ["--tiny_vae_path=x.pth is the tiny decoder's: give --decoder tiny too"]),
+        (["--decoder", "tiny", "--vae_tiling"], ["--vae_tiling is for the full decoder; --decoder=tiny needs no"]),
         (["--tokenizer_path", "{folder}"], ["tokenizer.json", "google/umt5-xxl", "--tokenizer_path"]),
         (["--prompts_file", "none.txt"], ["none.txt"]),
         (["--num_samples", "0"], ["--num_samples=0"]),
@@ -212,3 +244,4 @@ def test_too_little_memory_is_known_before_anything_is_loaded(tmp_path, folder, 
 def test_the_toy_world_has_no_such_flags(student):  # noqa: F811
     fails(sample.main, ["--dit_path", student, "--num_frames", "5"], "--num_frames=5 does not apply", "built-in world")
     fails(sample.main, ["--dit_path", student, "--vae_path", "x"], "--vae_path does not apply", "built-in world")
+    fails(sample.main, ["--dit_path", student, "--decoder", "tiny"], "--decoder does not apply", "built-in world")

@@ -33,6 +33,7 @@ INSTEAD = {
     "dit_path": ("scale",),
     "model": ("dit_path", "scale"),
     "distilled": ("kind",),
+    "decoder": ("tiny_vae_path",),
     "fsdp": ("batch_size",),  # which goes by it
 }
 
@@ -54,7 +55,7 @@ def describe(opened: Opened, request: Request, asked: SamplingOptions) -> list[d
         options["batch_size"] = request.batch_size
     files = {value: _state(value) for name, value in options.items() if name.endswith("_path")}
     if opened.files is not None:  # those that were found beside the network too
-        own = (*opened.files.dit, opened.files.vae, opened.files.text, opened.files.clip)
+        own = (*opened.files.dit, opened.files.vae, opened.files.text, opened.files.clip, opened.files.tiny)
         files |= {_place(network.path): _state(str(network.path)) for network in own if network is not None}
     whole = {
         "command": "sample_causal" if opened.info.causal else "sample",

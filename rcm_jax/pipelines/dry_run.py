@@ -135,17 +135,18 @@ def _chunk(pipe: Pipeline, request: Request, asked: SamplingOptions, gpu: Gpu) -
 
 
 def _decoder(pipe: Pipeline, request: Request, gpu: Gpu) -> Report:
-    """A step of the autoencoder's decoder after the first, on one GPU: a latent frame of a video, or a whole chunk."""
+    """A step of the decoder after the first, on one GPU: a latent frame of a video, or a whole chunk."""
     world, mesh = pipe.world, make_mesh(devices=absent(gpu, 1))
     _, H, W = request.latent_shape
     height, width = (min(TILE, H), min(TILE, W)) if world.tiled else (H, W)
     videos, frames = (len(request.prompts), _chunk_frames(pipe)) if pipe.causal else (1, 1)
-    params = abstract_weights(pipe.opened.files.vae, mesh, world.vae_dtype)
+    files = pipe.opened.files
+    params = abstract_weights(files.tiny or files.vae, mesh, world.vae_dtype)
     with jax.set_mesh(mesh):
-        latents = _shape(mesh, (videos, frames, height, width, world.vae.config.z_dim))
-        state: PyTree = jax.eval_shape(world.vae.decode_chunk, params, latents)[1]
+        latents = _shape(mesh, (videos, frames, height, width, world.painter.config.z_dim))
+        state: PyTree = jax.eval_shape(world.painter.decode_chunk, params, latents)[1]
         state = jax.tree.map(lambda x: _shape(mesh, x.shape, x.dtype), state)
-        step = jax.jit(world.vae.decode_chunk, donate_argnums=2)
+        step = jax.jit(world.painter.decode_chunk, donate_argnums=2)
         return report("decoder", compile_for(step, params, latents, state), mesh, gpu)
 
 

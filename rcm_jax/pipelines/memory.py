@@ -14,14 +14,16 @@ from rcm_jax.errors import ArgumentError
 from rcm_jax.media.sizes import RESOLUTIONS, latent_shape
 from rcm_jax.parallel import abstract_mesh, bytes_per_device
 from rcm_jax.types import Params
-from rcm_jax.wan.config import DiTConfig, VAEConfig
+from rcm_jax.wan.config import TAEW2_1, DiTConfig, TinyVAEConfig, VAEConfig
 from rcm_jax.wan.networks import abstract_network
+from rcm_jax.wan.tiny_vae import TinyVAE
 from rcm_jax.wan.vae import VAE
 from rcm_jax.worlds.wan.files import WanFiles
 
 GIB = 2**30
 SLACK = 1.1  # of what is computed: the compiler's padding, noise, text
 PEAK_DECODE, PEAK_ENCODE = 9, 12  # of a step of the autoencoder, in features of four frames at full size and `dim` wide
+PEAK_TINY = 3.5  # of the tiny decoder, in features of one frame at full size
 TILE = 32  # latent rows and columns of a tile
 
 
@@ -59,16 +61,26 @@ def network_bytes(job: Job, loaded: int = 1) -> int:
 
 
 def autoencoder_bytes(job: Job) -> int:
-    """Of the autoencoder, float32: weights, the state that a step hands to the next, and a step's features."""
-    c = job.files.vae.config
+    """Of the autoencoder, float32: weights, the state that a step hands to the next, and a step's features. With a tiny
+    decoder the full one encodes images alone."""
+    c, tiny = job.files.vae.config, job.files.tiny
     _, H, W = job.latent_shape
     h, w = (min(TILE, H), min(TILE, W)) if job.tiled else (H, W)
     weights, decoder, encoder = _autoencoder(c)
     features = 4 * c.time * c.dim * c.space**2  # bytes for one latent pixel
-    peak = (decoder + PEAK_DECODE * features) * h * w
+    peak = weights + (decoder + PEAK_DECODE * features) * h * w if tiny is None else _tiny_bytes(tiny.config, H * W)
     if job.files.dit[0].config.takes_image:
-        peak = max(peak, (encoder + PEAK_ENCODE * features) * H * W)
-    return weights + peak
+        peak = max(peak, weights + (encoder + PEAK_ENCODE * features) * H * W)
+    return peak
+
+
+@functools.cache
+def _tiny_bytes(config: TinyVAEConfig, size: int) -> int:
+    """Of the tiny decoder, for a frame of so many latent pixels."""
+    params, latents = abstract_network(config), jnp.zeros((1, 1, 1, 1, config.z_dim))
+    state = jax.eval_shape(functools.partial(TinyVAE.decode_chunk, TinyVAE(config)), params, latents)[1]
+    features = 4 * config.decoder_widths[-1] * config.space**2
+    return int(_bytes(params) + (_bytes(state) + PEAK_TINY * features) * size)
 
 
 @functools.cache
@@ -141,8 +153,12 @@ def _what_fits(job: Job, limit: int) -> list[tuple[str, dict[str, Any]]]:
         return max(network_bytes(changed), autoencoder_bytes(changed)) <= limit
 
     out: list[tuple[str, dict[str, Any]]] = []
-    if fits(tiled=True):
-        out.append(("{vae_tiling}", {"vae_tiling": True}))
+    files, tiles = job.files, {"vae_tiling": True} if job.files.tiny is None else {}
+    if tiles and fits(tiled=True):
+        out.append(("{vae_tiling}", tiles))
+    tiny = dataclasses.replace(files, tiny=dataclasses.replace(files.vae, config=TAEW2_1))
+    if tiles and fits(tiled=False, files=tiny):
+        out.append(("{decoder}", {"decoder": "tiny"}))
     if fits(dtype="bfloat16"):
         out.append(("{dtype}", {"dtype": "bfloat16"}))
     time, heads = job.files.vae.config.time, job.files.dit[0].config.num_heads
@@ -153,8 +169,8 @@ def _what_fits(job: Job, limit: int) -> list[tuple[str, dict[str, Any]]]:
         out.append(("{resolution}", {"resolution": "480p"}))
     meshes = [(f, s) for n in (2, 4, 8) for f, s in ((1, n), (2, n // 2), (n, 1)) if f * s > job.fsdp * job.sequence]
     for fsdp, sequence in meshes:
-        if heads % sequence == 0 and fits(fsdp=fsdp, sequence=sequence, tiled=True):
-            mesh = {"fsdp": fsdp, "sequence": sequence, "vae_tiling": True}
-            out.append((f"{fsdp * sequence} GPUs with {{fsdp}} {{sequence}} {{vae_tiling}}", mesh))
+        if heads % sequence == 0 and fits(fsdp=fsdp, sequence=sequence, tiled=bool(tiles)):
+            mesh = {"fsdp": fsdp, "sequence": sequence} | tiles
+            out.append((f"{fsdp * sequence} GPUs with {' '.join(f'{{{name}}}' for name in mesh)}", mesh))
             break
     return out

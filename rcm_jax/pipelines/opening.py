@@ -75,7 +75,8 @@ def _open_wan(options: FileOptions, network: Checkpoint, devices: Sequence[jax.D
         check_weights(network.config, device_limit(), dtype=dtype, fsdp=options.fsdp, sequence=options.sequence)
     files = open_files(
         [network, *second], vae=options.vae_path, text=options.text_encoder_path, tokenizer=options.tokenizer_path,
-        clip=options.image_encoder_path, model_size=options.model_size,
+        clip=options.image_encoder_path, tiny=options.tiny_vae_path, decoder=options.decoder,
+        model_size=options.model_size,
     )  # fmt: skip
     info = _with_chunks(info_of(network, options), options)
     if info.causal:

@@ -15,6 +15,7 @@ from rcm_jax.worlds.wan.files import SIZES
 
 SOLVERS = ("euler", "unipc", "dpm++", "wan_unipc", "wan_dpm++")
 PRECISIONS = ("bfloat16", "float32")
+DECODERS = ("full", "tiny")
 WAN, BIDIRECTIONAL, CAUSAL = "wan", "bidirectional", "causal"  # kinds of network to which alone an option applies
 
 
@@ -44,6 +45,11 @@ class FileOptions(NetworkOptions):
     )
     dtype: str | None = option(None, "of weights and products (default bfloat16)", choices=PRECISIONS, only=[WAN])
     vae_dtype: str | None = option(None, "of the autoencoder (default float32)", choices=PRECISIONS, only=[WAN])
+    decoder: str = option(
+        "full", "of frames: full is the autoencoder's; tiny, TAEW2.1, rougher for a small part of time and memory",
+        choices=DECODERS, only=[WAN],
+    )  # fmt: skip
+    tiny_vae_path: str | None = option(None, "TAEW2.1, for --decoder tiny", only=[WAN])
     vae_tiling: bool = option(False, "decode in tiles: less memory", only=[WAN, BIDIRECTIONAL])
     fsdp: int = option(1, "GPUs that share the network's weights (default 1)", range=at_least(1))
     sequence: int = option(1, "GPUs that share a video's tokens, and a cache's heads (default 1)", range=at_least(1))
@@ -56,6 +62,15 @@ class FileOptions(NetworkOptions):
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.decoder == "full" and self.tiny_vae_path is not None:
+            raise ArgumentError(
+                "{tiny_vae_path} is the tiny decoder's: give {decoder} tiny too", tiny_vae_path=self.tiny_vae_path,
+                decoder=None,
+            )  # fmt: skip
+        if self.decoder == "tiny" and self.vae_tiling:
+            raise ArgumentError(
+                "{vae_tiling} is for the full decoder; {decoder} needs no tiles", vae_tiling=None, decoder="tiny"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

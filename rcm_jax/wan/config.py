@@ -1,6 +1,7 @@
 """Sizes of the Wan2.1 networks."""
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -125,6 +126,47 @@ class VAEConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TinyVAEConfig:
+    """The tiny autoencoder for the same latents: `decoder_widths` from the latents' size to the pixels', and
+    `encoder_width` at all sizes.
+
+    `decoder_time` says how many frames each doubling of height and width makes of one, `encoder_time` of how many each
+    halving makes one. Decoders with smaller `decoder_time` read the same files: previews with fewer frames.
+    """
+
+    decoder_widths: tuple[int, ...] = (256, 128, 64, 64)
+    encoder_width: int = 64
+    z_dim: int = 16
+    decoder_time: tuple[int, ...] = (1, 2, 2)
+    encoder_time: tuple[int, ...] = (2, 2, 1)
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        for name in ("decoder_widths", "decoder_time", "encoder_time"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not len(self.decoder_time) == len(self.encoder_time) == len(self.decoder_widths) - 1:
+            raise ValueError(
+                f"decoder_time={self.decoder_time} and encoder_time={self.encoder_time} need an entry between two of "
+                f"decoder_widths={self.decoder_widths}"
+            )
+
+    @property
+    def space(self) -> int:
+        """Pixels along a side of a latent pixel."""
+        return 2 ** len(self.decoder_time)
+
+    @property
+    def time(self) -> int:
+        """Frames that a latent frame becomes, but for the first, of which the last one is kept."""
+        return math.prod(self.decoder_time)
+
+    @property
+    def seen(self) -> int:
+        """Frames that the encoder makes a latent frame of."""
+        return math.prod(self.encoder_time)
+
+
+@dataclasses.dataclass(frozen=True)
 class UMT5Config:
     """The umT5 encoder. `dtype` is what layers compute in; norms' statistics, scores and softmax are float32."""
 
@@ -172,6 +214,7 @@ class CLIPConfig:
 
 
 WAN_VAE = VAEConfig()
+TAEW2_1 = TinyVAEConfig()
 UMT5_XXL = UMT5Config(
     vocabulary=256384, dim=4096, attention_dim=4096, ffn_dim=10240, num_heads=64, num_layers=24, dtype="bfloat16"
 )

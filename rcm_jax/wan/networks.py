@@ -10,8 +10,9 @@ from jax import Array
 
 from rcm_jax.types import Params
 from rcm_jax.wan.clip import CLIP
-from rcm_jax.wan.config import CLIPConfig, DiTConfig, UMT5Config, VAEConfig
+from rcm_jax.wan.config import CLIPConfig, DiTConfig, TinyVAEConfig, UMT5Config, VAEConfig
 from rcm_jax.wan.dit import DiT
+from rcm_jax.wan.tiny_vae import TinyVAE
 from rcm_jax.wan.umt5 import UMT5
 from rcm_jax.wan.vae import VAE
 
@@ -49,6 +50,7 @@ def _clip(config: CLIPConfig) -> Params:
 NETWORKS = {
     "dit": Network(DiTConfig, abstract_params),
     "vae": Network(VAEConfig, lambda config: jax.eval_shape(VAE(config).init, jax.random.key(0))),
+    "tiny_vae": Network(TinyVAEConfig, lambda config: jax.eval_shape(TinyVAE(config).init, jax.random.key(0))),
     "umt5": Network(UMT5Config, _umt5),
     "clip": Network(CLIPConfig, _clip),
 }

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from rcm_jax.convert import clip, umt5, vae
+from rcm_jax.convert import clip, tiny_vae, umt5, vae
 from rcm_jax.convert.checkpoint import open_checkpoint
 from rcm_jax.convert.export import export, their_tensors
 from rcm_jax.convert.files import open_weights
@@ -15,16 +15,17 @@ from rcm_jax.convert.networks import NETWORKS, with_dtype
 from rcm_jax.convert.output import write_model
 from rcm_jax.convert.tensors import Tensor
 from rcm_jax.model_file import ModelInfo, load_model
-from rcm_jax.wan.config import CLIPConfig, UMT5Config, VAEConfig
+from rcm_jax.wan.config import CLIPConfig, TinyVAEConfig, UMT5Config, VAEConfig
 from rcm_jax.wan.networks import abstract_network
 from tests.convert.tiny import T2V, save, wan_arrays
 
-TABLES = {"vae": vae, "umt5": umt5, "clip": clip}
+TABLES = {"vae": vae, "tiny_vae": tiny_vae, "umt5": umt5, "clip": clip}
 CONFIGS = {
     "vae": VAEConfig(
         dim=4, z_dim=3, dim_mult=(1, 2, 2), num_res_blocks=2, temporal_downsample=(False, True), mean=(0.0,) * 3,
         std=(1.0,) * 3,
     ),
+    "tiny_vae": TinyVAEConfig((8, 6, 5, 4), 7, 3),
     "umt5": UMT5Config(
         vocabulary=50, dim=24, attention_dim=16, ffn_dim=32, num_heads=2, num_layers=3, dtype="bfloat16"
     ),
@@ -78,6 +79,19 @@ def test_round_trip_is_bit_exact(tmp_path, name, target):
     assert (again.dialect, again.config) == (target, source.config)
     write_model(tmp_path / "again", again.ours(), info)
     assert (tmp_path / "again").read_bytes() == (tmp_path / "ours").read_bytes()
+
+
+def test_the_tiny_autoencoder_goes_back_by_its_own_names_alone(tmp_path):
+    source = open_checkpoint(save(tmp_path / "x.pth", arrays("tiny_vae")))
+    assert "tiny video autoencoder" in str(source)
+    assert "TAEHV names" in str(source)
+    write_model(tmp_path / "ours", source.ours(), ModelInfo(source.config, "tiny_vae", "wan"))
+    export(open_checkpoint(tmp_path / "ours"), tmp_path / "y.safetensors", "wan")
+    back = open_weights(tmp_path / "y.safetensors").groups[""]
+    assert back.keys() == arrays("tiny_vae").keys()
+    assert all(np.array_equal(back[key].read(), array) for key, array in arrays("tiny_vae").items())
+    with pytest.raises(ValueError, match=r"'diffusers' has no tiny video autoencoder; export it to one of \['wan'\]"):
+        their_tensors(source, "diffusers")
 
 
 def test_what_wan_does_not_use_of_clip_is_said_and_has_no_way_back(tmp_path):

@@ -18,9 +18,10 @@ from rcm_jax.parallel import batch_sharding, make_mesh, sharded_attention, state
 from rcm_jax.pipelines import memory
 from rcm_jax.pipelines.bidirectional import one_pass
 from rcm_jax.pipelines.memory import GIB, Job, check_memory
-from rcm_jax.wan.config import WAN_1_3B, WAN_14B, WAN_VAE
+from rcm_jax.wan.config import TAEW2_1, WAN_1_3B, WAN_14B, WAN_VAE
 from rcm_jax.wan.dit import DiT
 from rcm_jax.wan.networks import abstract_network
+from rcm_jax.wan.tiny_vae import TinyVAE
 from rcm_jax.wan.vae import VAE
 from rcm_jax.worlds.wan.files import open_files
 from tests.wan.tiny import write_wan
@@ -62,6 +63,18 @@ def test_what_does_not_fit_says_what_would(files, changes, limit, fitting):
     for words in fitting:
         assert words in error.value.as_flags()
         assert words.lstrip("-") in str(error.value)
+
+
+def test_a_tiny_decoder_is_what_fits_and_needs_no_tiles(files):
+    with pytest.raises(ArgumentError, match="decoder=tiny") as error:
+        check_memory(published(files), 5 * GIB)
+    tiny = dataclasses.replace(files.vae, config=TAEW2_1)
+    job = published(files)
+    job = dataclasses.replace(job, files=dataclasses.replace(job.files, tiny=tiny))
+    check_memory(job, 5 * GIB)
+    with pytest.raises(ArgumentError, match="would fit") as error:
+        check_memory(dataclasses.replace(job, num_frames=501), 5 * GIB)
+    assert not {"vae_tiling", "decoder"} & set(error.value.arguments)
 
 
 def test_what_is_said_to_fit_does(files):
@@ -119,6 +132,22 @@ def test_the_network_s_estimate_is_the_compilers(files, model, size, dtype, fsdp
             one_pass, dit, params, shaped(512, 4096), shaped(*job.latent_shape, 16), shaped(), None, None
         )
     assert memory.network_bytes(job) == pytest.approx(program.peak, rel=0.15)
+
+
+@pytest.mark.aot
+@pytest.mark.optimised
+def test_the_tiny_decoder_s_estimate_is_the_compilers(files):
+    job, mesh, tiny = published(files), make_mesh(devices=absent("h200", 1)), TinyVAE(TAEW2_1)
+    job = dataclasses.replace(
+        job, files=dataclasses.replace(job.files, tiny=dataclasses.replace(files.vae, config=TAEW2_1))
+    )
+    latents = jax.ShapeDtypeStruct((1, 1, *job.latent_shape[1:], 16), jnp.float32)
+    params = abstract_network(TAEW2_1)
+    state = jax.eval_shape(tiny.decode_chunk, params, latents)[1]
+    placed = jax.tree.map(lambda x: x.update(sharding=NamedSharding(mesh, P())), (params, latents, state))
+    with jax.set_mesh(mesh), jax.default_matmul_precision(None):
+        program = compile_for(jax.jit(tiny.decode_chunk, donate_argnums=2), *placed)
+    assert memory.autoencoder_bytes(job) == pytest.approx(program.peak, rel=0.15)
 
 
 @pytest.mark.aot

@@ -5,8 +5,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rcm_jax.convert import clip, dit, umt5, vae
-from rcm_jax.wan.config import CLIPConfig, DiTConfig, UMT5Config, VAEConfig
+from rcm_jax.convert import clip, dit, tiny_vae, umt5, vae
+from rcm_jax.wan.config import CLIPConfig, DiTConfig, TinyVAEConfig, UMT5Config, VAEConfig
 from rcm_jax.wan.networks import abstract_network
 from tests.convert.tiny import save
 
@@ -16,12 +16,14 @@ I2V = DiTConfig(
     dtype="bfloat16",
 )  # fmt: skip
 VAE = VAEConfig(dim=4)
+TINY_VAE = TinyVAEConfig(decoder_widths=(8, 6, 5, 4), encoder_width=4)
 UMT5 = UMT5Config(vocabulary=200, dim=24, attention_dim=16, ffn_dim=32, num_heads=2, num_layers=3, dtype="bfloat16")
 CLIP = CLIPConfig(dim=80, num_heads=1, num_layers=2, image_size=28)
-TABLES = {"dit": dit, "vae": vae, "umt5": umt5, "clip": clip}
+TABLES = {"dit": dit, "vae": vae, "tiny_vae": tiny_vae, "umt5": umt5, "clip": clip}
 NAMES = {
     "dit": "diffusion_pytorch_model.safetensors",
     "vae": "Wan2.1_VAE.pth",
+    "tiny_vae": "taew2_1.pth",
     "umt5": "models_t5_umt5-xxl-enc-bf16.pth",
     "clip": "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
 }
@@ -41,6 +43,11 @@ def arrays(name: str, config, seed: int = 0) -> dict[str, np.ndarray]:
         last = f"visual.transformer.{config.num_layers}.norm1.bias"  # of the block that Wan does not use
         out |= {last: np.zeros(4, np.float32), "textual.x": np.zeros(3, np.float32)}
     return out
+
+
+def write_tiny_vae(folder: Path) -> Path:
+    """The tiny autoencoder's file; it is not published beside the others."""
+    return save(folder / NAMES["tiny_vae"], arrays("tiny_vae", TINY_VAE, 2))
 
 
 def write_tokenizer(folder: Path) -> Path:

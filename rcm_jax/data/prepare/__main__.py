@@ -82,8 +82,8 @@ def _teacher_flags(p: argparse.ArgumentParser) -> None:
 def _file_names(options: type) -> list[str]:
     import dataclasses
 
-    causal = ("dit_path", "first_chunk_t", "chunk_t", "image_encoder_path")
-    return [field.name for field in dataclasses.fields(options) if field.name not in causal]
+    without = ("dit_path", "first_chunk_t", "chunk_t", "image_encoder_path", "decoder", "tiny_vae_path")
+    return [field.name for field in dataclasses.fields(options) if field.name not in without]
 
 
 def _teacher(given: dict[str, Any]) -> str:

@@ -12,9 +12,13 @@ from rcm_jax.wan.config import WAN_1_3B, WAN_14B
 from rcm_jax.wan.tokenizer import FILES, Tokenizer, open_tokenizer
 
 CHECKPOINTS = (Path("checkpoints"), Path("assets/checkpoints"))  # where rCM's commands look
-ARGUMENTS = {"dit": "dit_path", "vae": "vae_path", "umt5": "text_encoder_path", "clip": "image_encoder_path"}
+ARGUMENTS = {
+    "dit": "dit_path", "vae": "vae_path", "tiny_vae": "tiny_vae_path", "umt5": "text_encoder_path",
+    "clip": "image_encoder_path",
+}  # fmt: skip
 USUAL = {  # the published file, diffusers' folder, and what docs/convert.md calls the converted file
     "vae": ("Wan2.1_VAE.pth", "vae", "vae.safetensors"),
+    "tiny_vae": ("taew2_1.pth", "taew2_1.safetensors", "tiny_vae.safetensors"),  # of TAEHV
     "umt5": ("models_t5_umt5-xxl-enc-bf16.pth", "text_encoder", "umt5.safetensors"),
     "clip": ("models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth", "image_encoder", "clip.safetensors"),
 }
@@ -26,13 +30,14 @@ SIZES = {"1.3B": WAN_1_3B, "14B": WAN_14B}
 class WanFiles:
     """Names and shapes are read and checked, weights are not. dit: one network, or Wan2.2's for more and for less
     noise; none where encoders alone are asked for. text, tokenizer: None where no text is. clip: None where the network
-    takes no CLIP tokens."""
+    takes no CLIP tokens. tiny: the decoder of the frames, where it is not the autoencoder's."""
 
     dit: tuple[Checkpoint, ...]
     vae: Checkpoint
     text: Checkpoint | None
     tokenizer: Tokenizer | None
     clip: Checkpoint | None
+    tiny: Checkpoint | None = None
 
 
 def open_files(
@@ -42,10 +47,13 @@ def open_files(
     text: str | None = None,
     tokenizer: str | None = None,
     clip: str | None = None,
+    tiny: str | None = None,
+    decoder: str = "full",
     model_size: str | None = None,
 ) -> WanFiles:
-    """Opens what belongs to a DiT, or to Wan2.2's two; what is not named is looked for beside it and in rCM's folders.
-    All is found before any of it is fetched from the hub, and the text encoder, the largest, is fetched last.
+    """Opens what belongs to a DiT, or to Wan2.2's two, with the tiny autoencoder if the decoder is "tiny"; what is not
+    named is looked for beside it and in rCM's folders. All is found before any of it is fetched from the hub, and the
+    text encoder, the largest, is fetched last.
 
     Raises MissingFileError that says where it looked, ArgumentError for a file of another network or size, ValueError
     for networks that do not go together.
@@ -60,19 +68,22 @@ def open_files(
     near = _near(networks[0].path)
     vae_path, text_path = _found("vae", vae, near), _found("umt5", text, near)
     clip_path = None if config.image_dim is None else _found("clip", clip, near)
+    tiny_path = _found("tiny_vae", tiny, near) if decoder == "tiny" else None
     places = [find(tokenizer, "tokenizer_path")] if tokenizer else _tokenizer_places(text_path)
     opened_tokenizer = open_tokenizer([_local_tokenizer(place) for place in places])
     opened_vae, opened_clip = _open("vae", vae_path), clip_path and _open("clip", clip_path)
+    opened_tiny = tiny_path and _open("tiny_vae", tiny_path)
     opened_text = _open("umt5", text_path)
-    if opened_vae.config.z_dim != config.out_channels:
-        raise ValueError(
-            f"{opened_vae.path} has latents of {opened_vae.config.z_dim} channels, the network {config.out_channels}"
-        )
+    for opened in (opened_vae, *([opened_tiny] if opened_tiny else [])):
+        if opened.config.z_dim != config.out_channels:
+            raise ValueError(
+                f"{opened.path} has latents of {opened.config.z_dim} channels, the network {config.out_channels}"
+            )
     if opened_text.config.dim != config.text_dim:
         raise ValueError(
             f"{opened_text.path} gives features of width {opened_text.config.dim}, the network takes {config.text_dim}"
         )
-    files = WanFiles(networks, opened_vae, opened_text, opened_tokenizer, opened_clip)
+    files = WanFiles(networks, opened_vae, opened_text, opened_tokenizer, opened_clip, opened_tiny)
     if files.tokenizer.size > opened_text.config.vocabulary:
         raise ValueError(
             f"{files.tokenizer.path} has {files.tokenizer.size} tokens and {opened_text.path} knows "
@@ -144,9 +155,10 @@ def _find(kind: str, folders: Sequence[Place]) -> Place:
             if (folder / name).exists():
                 return folder / name
     title = next(network.title for network in NETWORKS if network.name == kind)
+    published = "TAEHV publishes it" if kind == "tiny_vae" else "Wan2.1 is published with it"
     raise MissingFileError(
         f"no {title}: {', '.join(map(str, folders))} have no {' or '.join(USUAL[kind])}{unreached(*folders)}; name it "
-        f"with {{{ARGUMENTS[kind]}}}. Wan2.1 is published with it as {USUAL[kind][0]}", **{ARGUMENTS[kind]: None},
+        f"with {{{ARGUMENTS[kind]}}}. {published} as {USUAL[kind][0]}", **{ARGUMENTS[kind]: None},
     )  # fmt: skip
 
 

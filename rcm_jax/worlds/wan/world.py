@@ -26,6 +26,7 @@ from rcm_jax.types import Latents, Params, Video
 from rcm_jax.wan.clip import CLIP, preprocess
 from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.image import image_condition
+from rcm_jax.wan.tiny_vae import TinyVAE
 from rcm_jax.wan.vae import VAE
 from rcm_jax.worlds.wan.files import WanFiles
 from rcm_jax.worlds.wan.text import encode_prompts
@@ -43,7 +44,8 @@ class WanWorld:
     """A `World` from opened files. The text encoder and CLIP compute in `dtype`, the autoencoder in `vae_dtype`.
 
     All of them run on one device. The last prompts that were encoded are remembered, and the last image. `tiled`
-    decodes large frames in tiles: less memory, and not quite the same numbers.
+    decodes large frames in tiles: less memory, and not quite the same numbers. Frames come from the tiny autoencoder if
+    the files have it; images are encoded by the full one all the same.
     """
 
     name, fps, scale, gap, small = "wan", 16, 1, 0, False
@@ -56,9 +58,12 @@ class WanWorld:
     ) -> None:
         self.files, self.dtype, self.vae_dtype, self.tiled = files, dtype, vae_dtype, tiled
         self.vae = VAE(dataclasses.replace(files.vae.config, dtype=vae_dtype))
+        tiny = files.tiny and TinyVAE(dataclasses.replace(files.tiny.config, dtype=vae_dtype))
+        self.painter: VAE | TinyVAE = tiny or self.vae
         self.device = make_mesh(devices=jax.local_devices()[:1])  # of every host its own
         self._features: dict[str, Float[np.ndarray, "L D"]] = {}
         self._vae_params: Params | None = None
+        self._tiny_params: Params | None = None
         self._seen: tuple[tuple, tuple] | None = None
         self._clip_params: Params | None = None
 
@@ -148,17 +153,17 @@ class WanWorld:
     # --- what it makes ------------------------------------------------------------------------------------------------
 
     def decode(self, latents: Latents) -> Iterator[Iterator[Pixels]]:
-        params = self._autoencoder()
+        params = self._paints()
         for one in latents:
             if self.tiled:
                 yield iter(np.asarray(self.vae.decode_tiled(params, one[None])))
             else:
-                parts = self.vae.stream(params, jnp.asarray(one)[None])
+                parts = self.painter.stream(params, jnp.asarray(one)[None])
                 yield (np.asarray(part)[0] for part in self._bar(parts, "decode", len(one)))
 
     def decoder(self) -> Decode:
         """On one device, whatever devices the network has."""
-        params, decode_chunk = self._autoencoder(), jax.jit(self.vae.decode_chunk, donate_argnums=2)
+        params, decode_chunk = self._paints(), jax.jit(self.painter.decode_chunk, donate_argnums=2)
         here = NamedSharding(self.device, P())
 
         def decode(latents: Latents, state: PyTree | None) -> tuple[Video, PyTree]:
@@ -168,7 +173,15 @@ class WanWorld:
         return decode
 
     def release(self) -> None:
-        self._vae_params = self._clip_params = None
+        self._vae_params = self._tiny_params = self._clip_params = None
+
+    def _paints(self) -> Params:
+        """Parameters of what makes the frames."""
+        if self.files.tiny is None:
+            return self._autoencoder()
+        if self._tiny_params is None:
+            self._tiny_params = load_params(self.files.tiny, self.device, dtype=self.vae_dtype)
+        return self._tiny_params
 
     def _autoencoder(self) -> Params:
         if self._vae_params is None:

@@ -10,11 +10,12 @@ from PIL import Image
 from rcm_jax.convert.checkpoint import open_checkpoint
 from rcm_jax.convert.load import load_params
 from rcm_jax.sampling.noise import draw_noise
+from rcm_jax.wan.tiny_vae import TinyVAE
 from rcm_jax.wan.umt5 import UMT5
 from rcm_jax.wan.vae import VAE
 from rcm_jax.worlds.wan.files import open_files
 from rcm_jax.worlds.wan.world import WanWorld
-from tests.wan.tiny import DIT, write_wan
+from tests.wan.tiny import DIT, write_tiny_vae, write_wan
 
 SHAPE = (2, 4, 4)
 PROMPTS = ["a red fox", "two dogs run", "it rains in the snow", "a cat", "a boat"]
@@ -83,6 +84,27 @@ def test_frames_are_the_autoencoders(files, world):
     np.testing.assert_allclose(np.concatenate(streamed, axis=1), video, atol=1e-5)
     world.release()
     assert world._vae_params is None
+
+
+def test_frames_of_the_tiny_decoder(folder, tmp_path):
+    """Whole, streamed, and a chunk at a time; in [-1, 1]; and the full one is not read for them."""
+    files = open_files([open_checkpoint(folder)], tiny=str(write_tiny_vae(tmp_path)), decoder="tiny")
+    world, z = WanWorld(files, dtype="float32"), np.asarray(draw_noise(1, [0, 1], (*SHAPE, 16)))
+    video = np.asarray(TinyVAE(files.tiny.config).decode(load_params(files.tiny, dtype="float32"), z))
+    assert video.shape == (2, 5, 32, 32, 3)
+    assert np.abs(video).max() <= 1
+    parts = [list(parts) for parts in world.decode(z)]
+    assert [part.shape for part in parts[0]] == [(1, 32, 32, 3), (4, 32, 32, 3)]
+    np.testing.assert_allclose(np.stack([np.concatenate(one) for one in parts]), video, atol=1e-5)
+    decode, state, streamed = world.decoder(), None, []
+    for chunk in np.split(z, 2, axis=1):
+        out, state = decode(jnp.asarray(chunk), state)
+        streamed.append(out)
+    np.testing.assert_allclose(np.concatenate(streamed, axis=1), video, atol=1e-5)
+    assert world._vae_params is None
+    assert world._tiny_params is not None
+    world.release()
+    assert world._tiny_params is None
 
 
 def test_sizes(world):
