@@ -25,6 +25,7 @@ from jaxtyping import Array
 
 from rcm_jax.types import Latents, Params, Video
 from rcm_jax.wan.config import TinyVAEConfig
+from rcm_jax.wan.in_chunks import InChunks, State, encode_compiled
 from rcm_jax.wan.vae_layers import Frames, after_past
 
 BLOCKS = 3  # memory blocks of a level
@@ -105,11 +106,8 @@ class Decoder(nn.Module):
         return jnp.concatenate(parts, axis=1).astype(jnp.promote_types(c.dtype, jnp.float32))
 
 
-State = Params  # {"past": frames} of every memory block; None before the first frame
-
-
 @dataclasses.dataclass(frozen=True)
-class TinyVAE:
+class TinyVAE(InChunks):
     """Encoder and decoder with their parameters {"encoder": …, "decoder": …}; either half serves alone. The methods are
     those of `wan.vae.VAE`; frames are in [-1, 1] and do not leave it."""
 
@@ -124,31 +122,15 @@ class TinyVAE:
             "decoder": Decoder(c).init(keys[1], latents)["params"],
         }
 
-    def encode(self, params: Params, video: Video) -> Latents:
-        """Latents of a whole video, whose last frame stands for those that lack to a latent frame. Not for inside jit:
-        see `encode_chunk`."""
-        return jnp.concatenate(list(self.stream_latents(params, video)), axis=1)
-
     def stream_latents(self, params: Params, video: Video) -> Iterator[Latents]:
-        """`encode`, one latent frame after the other."""
+        """`encode`, one latent frame after the other. The last frame stands for those that lack to a latent frame."""
         size, state = self.config.seen, None
         for start in range(0, max(1, video.shape[1]), size):
             part = video[:, start : start + size]
             if 0 < part.shape[1] < size:
                 part = jnp.concatenate([part, *[part[:, -1:]] * (size - part.shape[1])], axis=1)
-            latents, state = _encode_chunk(self, params, part, state)
+            latents, state = encode_compiled(self, params, part, state)
             yield latents
-
-    def decode(self, params: Params, latents: Latents) -> Video:
-        """The video, float32. Not for inside jit: see `decode_chunk`."""
-        return jnp.concatenate(list(self.stream(params, latents)), axis=1)
-
-    def stream(self, params: Params, latents: Latents) -> Iterator[Video]:
-        """`decode`, frames as they come: 1, then 4 for each latent frame."""
-        state = None
-        for i in range(max(1, latents.shape[1])):
-            frames, state = _decode_chunk(self, params, latents[:, i : i + 1], state)
-            yield frames
 
     def encode_chunk(self, params: Params, video: Video, state: State | None = None) -> tuple[Latents, State]:
         """The latents of the next 4k frames, with or without a state. Raises ValueError for others."""
@@ -171,7 +153,3 @@ def _step(module: nn.Module, params: Params, x: Frames, state: State | None) -> 
     variables = {"params": params} if state is None else {"params": params, "cache": state}
     y, new = module.apply(variables, x, mutable=["cache"])
     return y, new["cache"]
-
-
-_encode_chunk = jax.jit(TinyVAE.encode_chunk, static_argnums=0, donate_argnums=3)
-_decode_chunk = jax.jit(TinyVAE.decode_chunk, static_argnums=0, donate_argnums=3)

@@ -23,10 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from rcm_jax.types import Latents, Params, Video
 from rcm_jax.wan.config import VAEConfig
+from rcm_jax.wan.in_chunks import InChunks, State, encode_compiled
 from rcm_jax.wan.tiles import blend_tiles
 from rcm_jax.wan.vae_layers import CausalConv, Downsample, Frames, Middle, Norm, ResidualBlock, Upsample, by_channel
 
@@ -73,12 +74,12 @@ class Decoder(nn.Module):
         return x.astype(jnp.promote_types(c.dtype, jnp.float32))
 
 
-State = PyTree  # {"past": frames} of every layer that looks back; None before the first frame
-
-
 @dataclasses.dataclass(frozen=True)
-class VAE:
-    """Encoder and decoder with their parameters {"encoder": …, "decoder": …}; either half serves alone."""
+class VAE(InChunks):
+    """Encoder and decoder with their parameters {"encoder": …, "decoder": …}; either half serves alone.
+
+    Latents are the mean, each channel normalised. Frames are not clipped: values may leave [-1, 1].
+    """
 
     config: VAEConfig
 
@@ -91,29 +92,14 @@ class VAE:
             "decoder": Decoder(c, first=False).init(keys[1], latents)["params"],
         }
 
-    def encode(self, params: Params, video: Video) -> Latents:
-        """The mean of the latents, each channel normalised, float32. Not for inside jit: see `encode_chunk`."""
-        return jnp.concatenate(list(self.stream_latents(params, video)), axis=1)
-
     def stream_latents(self, params: Params, video: Video) -> Iterator[Latents]:
         """`encode`, one latent frame after the other."""
         self._check(video.shape, first=True)
         ends = range(1, video.shape[1] + self.config.time, self.config.time)
         state = None
         for start, end in zip((0, *ends), ends, strict=False):
-            latents, state = _encode_chunk(self, params, video[:, start:end], state)
+            latents, state = encode_compiled(self, params, video[:, start:end], state)
             yield latents
-
-    def decode(self, params: Params, latents: Latents) -> Video:
-        """The video, float32, not clipped: values may leave [-1, 1]. Not for inside jit: see `decode_chunk`."""
-        return jnp.concatenate(list(self.stream(params, latents)), axis=1)
-
-    def stream(self, params: Params, latents: Latents) -> Iterator[Video]:
-        """`decode`, frames as they come: 1, then 4 for each latent frame."""
-        state = None
-        for i in range(max(1, latents.shape[1])):
-            frames, state = _decode_chunk(self, params, latents[:, i : i + 1], state)
-            yield frames
 
     def encode_chunk(self, params: Params, video: Video, state: State | None = None) -> tuple[Latents, State]:
         """The latents of the next frames: 1 + 4k of them without a state, 4k with one. Raises ValueError else."""
@@ -145,10 +131,6 @@ class VAE:
         Not the same numbers: a tile does not attend to the rest of its frame.
         """
         return blend_tiles(functools.partial(self.decode, params), latents, self.config.space, tile, overlap)
-
-
-_encode_chunk = jax.jit(VAE.encode_chunk, static_argnums=0, donate_argnums=3)
-_decode_chunk = jax.jit(VAE.decode_chunk, static_argnums=0, donate_argnums=3)
 
 
 def _in_steps(module, config: VAEConfig, params: Params, x: Frames, size: int, state: State | None):

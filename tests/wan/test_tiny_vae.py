@@ -10,6 +10,7 @@ import pytest
 
 from rcm_jax.wan.config import TinyVAEConfig
 from rcm_jax.wan.tiny_vae import TinyVAE
+from tests.wan.tiny import pieces
 
 SMALL = TinyVAEConfig(decoder_widths=(8, 6, 5, 4), encoder_width=7, z_dim=3)
 TINY = TinyVAE(SMALL)
@@ -36,19 +37,9 @@ def whole():
     return np.asarray(TINY.decode(params(), LATENTS))
 
 
-def pieces(function, x, lengths):
-    """`function` over pieces of x, and the states between them."""
-    out, states, state, start = [], [], None, 0
-    for n in lengths:
-        part, state = jax.jit(function)(params(), x[:, start : start + n], state)
-        out, states, start = [*out, part], [*states, state], start + n
-    assert start == x.shape[1]
-    return np.concatenate(out, axis=1), states
-
-
 @pytest.mark.parametrize("lengths", [(4,), (1, 3), (2, 2)])
 def test_decoding_in_chunks_is_decoding(whole, lengths):
-    got, states = pieces(TINY.decode_chunk, LATENTS, lengths)
+    got, states = pieces(params(), TINY.decode_chunk, LATENTS, lengths)
     assert got.shape == (2, 13, 16, 24, 3)
     inside = np.abs(whole) < 1
     assert 0.5 < inside.mean() < 1  # some of it is clipped, and most not
@@ -60,7 +51,7 @@ def test_decoding_in_chunks_is_decoding(whole, lengths):
 @pytest.mark.parametrize("lengths", [(12,), (4, 8)])
 def test_encoding_in_chunks_is_encoding_of_the_clip_whose_last_frame_stays(lengths):
     padded = np.concatenate([VIDEO, VIDEO[:, -1:], VIDEO[:, -1:]], axis=1)
-    got, _ = pieces(TINY.encode_chunk, padded, lengths)
+    got, _ = pieces(params(), TINY.encode_chunk, padded, lengths)
     assert got.shape == (2, 3, 2, 3, 3)
     np.testing.assert_allclose(got, TINY.encode(params(), VIDEO), atol=2e-5)
 

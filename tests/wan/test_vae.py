@@ -10,6 +10,7 @@ import pytest
 
 from rcm_jax.wan.config import WAN_VAE, VAEConfig
 from rcm_jax.wan.vae import VAE
+from tests.wan.tiny import pieces
 
 SMALL = VAEConfig(
     dim=4, z_dim=3, dim_mult=(1, 2, 2), num_res_blocks=1, temporal_downsample=(True, True),
@@ -32,19 +33,9 @@ def params():
     return jax.tree.map(lambda leaf: draw(leaf).astype(np.float32), shapes)  # NumPy's: the first call may be under jit
 
 
-def pieces(function, x, lengths):
-    """`function` over pieces of x, and the states between them."""
-    out, states, state, start = [], [], None, 0
-    for n in lengths:
-        part, state = jax.jit(function)(params(), x[:, start : start + n], state)
-        out, states, start = [*out, part], [*states, state], start + n
-    assert start == x.shape[1]
-    return jnp.concatenate(out, axis=1), states
-
-
 @pytest.mark.parametrize("lengths", [(9,), (1, 4, 4), (1, 8), (5, 4)])
 def test_encoding_in_chunks_is_encoding(lengths):
-    got, states = pieces(VAE(SMALL).encode_chunk, VIDEO, lengths)
+    got, states = pieces(params(), VAE(SMALL).encode_chunk, VIDEO, lengths)
     np.testing.assert_allclose(got, VAE(SMALL).encode(params(), VIDEO), atol=2e-5)
     shapes = [jax.tree.map(jnp.shape, state) for state in states]
     assert all(s == shapes[0] for s in shapes)
@@ -52,7 +43,7 @@ def test_encoding_in_chunks_is_encoding(lengths):
 
 @pytest.mark.parametrize("lengths", [(3,), (1, 1, 1), (1, 2), (2, 1)])
 def test_decoding_in_chunks_is_decoding(lengths):
-    got, states = pieces(VAE(SMALL).decode_chunk, LATENTS, lengths)
+    got, states = pieces(params(), VAE(SMALL).decode_chunk, LATENTS, lengths)
     assert got.shape == VIDEO.shape
     np.testing.assert_allclose(got, VAE(SMALL).decode(params(), LATENTS), atol=2e-5)
     shapes = [jax.tree.map(jnp.shape, state) for state in states]

@@ -87,3 +87,13 @@ def write_wan(folder: Path, config: DiTConfig = DIT, seed: int = 0) -> Path:
             save(folder / NAMES[name], arrays(name, other, seed + 1))
     write_tokenizer(folder / "google" / "umt5-xxl")
     return folder
+
+
+def pieces(params, function, x, lengths):
+    """`function` over pieces of x, and the states between them."""
+    out, states, state, start = [], [], None, 0
+    for n in lengths:
+        part, state = jax.jit(function)(params, x[:, start : start + n], state)
+        out, states, start = [*out, part], [*states, state], start + n
+    assert start == x.shape[1]
+    return np.concatenate(out, axis=1), states
