@@ -22,6 +22,7 @@ from rcm_jax.sampling.stream import Decode
 from rcm_jax.types import Params
 from rcm_jax.wan.config import WAN_1_3B, WAN_VAE, DiTConfig, VAEConfig
 from rcm_jax.wan.networks import abstract_network
+from rcm_jax.worlds.wan.files import WanFiles
 from rcm_jax.worlds.wan.world import WanWorld
 from rcm_jax.worlds.world import Size
 
@@ -61,7 +62,7 @@ class RandomWorld(WanWorld):
 
     def __init__(self, config: DiTConfig, autoencoder: VAEConfig, size: Size, *, decodes: bool = True):
         one = types.SimpleNamespace
-        files = one(vae=one(config=autoencoder), dit=[one(config=config)])
+        files = WanFiles((one(config=config),), one(config=autoencoder), text=None, tokenizer=None, clip=None)
         super().__init__(files, dtype=config.dtype, vae_dtype=autoencoder.dtype)
         self._config, self._size, self._decodes = config, size, decodes
         self._vae_params = shard(random_weights(autoencoder, "vae"), self.device) if decodes else None
