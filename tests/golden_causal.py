@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rcm_jax.causal.network import CausalDiT
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.convert.dit import from_wan
 from rcm_jax.kernels.masks import KeyRuns, dense
@@ -15,7 +16,6 @@ from rcm_jax.pipelines.options import SamplingOptions
 from rcm_jax.pipelines.settings import schedule_from
 from rcm_jax.sampling.rollout import given_noises, rollout
 from rcm_jax.sampling.schedules import RolloutSchedule
-from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import MODEL_TIME, DiT, velocity
 from tests.golden_common import Case, Check, channels_first, channels_last
 from tests.golden_networks import dit_config

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Int
 
+from rcm_jax.causal.network import CausalDiT
 from rcm_jax.data.batch import Batch
 from rcm_jax.flow import RF, TRIG, Form, rf_noisy, rf_to_trig, trig_denoiser, trig_noisy
 from rcm_jax.losses.forcing import over_frames
@@ -24,7 +25,6 @@ from rcm_jax.sampling.few_step import fixed_simulation_times, simulate, simulati
 from rcm_jax.sampling.rollout import given_noises
 from rcm_jax.sampling.self_rollout import self_rollout
 from rcm_jax.types import Latents, Params, Text, Velocity
-from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import DiT, guided_velocity, velocity
 
 NullText = Float[Array, "L D"] | Text  # the unconditional text: one for all videos, or one a video

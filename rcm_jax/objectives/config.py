@@ -3,13 +3,13 @@
 import dataclasses
 import math
 
+from rcm_jax.causal.network import CausalDiT
 from rcm_jax.chunks import ChunkPattern, Spans
 from rcm_jax.flow import LogNormal, TimeSampler, Truncated, UniformShift, unshift_time
 from rcm_jax.losses.forcing import DF_TIMES, WEIGHTINGS
 from rcm_jax.ranges import FINITE, POSITIVE, at_least, between, check_settings
 from rcm_jax.sampling.few_step import sampler_times
 from rcm_jax.sampling.schedules import RolloutSchedule, few_step_schedule
-from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import DiT
 
 CONSISTENCY = ("scm", "rf_scm", "dcm")

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
+from rcm_jax.causal.network import CausalDiT
 from rcm_jax.finite import check_finite
 from rcm_jax.media.pictures import to_uint8
 from rcm_jax.objectives.config import CausalConfig
@@ -23,7 +24,6 @@ from rcm_jax.sampling.schedules import RolloutSchedule
 from rcm_jax.sampling.stream import Decode, stream
 from rcm_jax.tensor_stream import on_host
 from rcm_jax.types import Latents, Params, Text
-from rcm_jax.wan.causal import CausalDiT
 
 
 class Start(NamedTuple):

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rcm_jax.causal.network import CausalDiT
 from rcm_jax.sampling.rollout import Noises, chunk_noises
 from rcm_jax.sampling.schedules import RolloutSchedule
-from rcm_jax.wan.causal import CausalDiT
 
 
 def draw_noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Float[Array, "B n ..."]:

@@ -19,12 +19,12 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from rcm_jax.causal.network import CausalDiT
 from rcm_jax.chunks import ChunkIndex, ChunkPattern, Spans
 from rcm_jax.flow import guide, one_a_video, rf_noisy
 from rcm_jax.sampling.few_step import next_state
 from rcm_jax.sampling.schedules import RolloutSchedule, Times
 from rcm_jax.types import Latents, Params, Text
-from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.layers import KeyValues
 
 Noises = Callable[[ChunkIndex, int], Float[Array, "n B t H W C"]]  # (chunk, its frames) -> its start, then one a step

@@ -19,6 +19,7 @@ from einops import rearrange
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Int
 
+from rcm_jax.causal.network import CausalDiT
 from rcm_jax.chunks import ChunkIndex, Spans
 from rcm_jax.flow import rf_noisy
 from rcm_jax.parallel import stay_sharded
@@ -27,7 +28,6 @@ from rcm_jax.sampling.rollout import Noises, equal_chunks, joined
 from rcm_jax.sampling.schedules import RolloutSchedule
 from rcm_jax.spread import gathered_once
 from rcm_jax.types import Latents, Params
-from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.layers import KeyValues
 
 

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from rcm_jax.causal.network import CausalDiT
 from rcm_jax.sampling.rollout import Branch, Noises, condition_on_image, open_branches, sample_chunk
 from rcm_jax.sampling.schedules import RolloutSchedule, Times
 from rcm_jax.types import Latents, Params, Text, Video
-from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.layers import KeyValues
 
 Frames = Float[np.ndarray, "B F H W 3"]

@@ -13,10 +13,10 @@ import dataclasses
 import math
 
 from rcm_jax.aot.costs import RATES
+from rcm_jax.causal.network import CausalDiT
 from rcm_jax.kernels.masks import pairs
 from rcm_jax.training.config import RunConfig
 from rcm_jax.training.schedule import critic_updates, simulation_steps, step_name, student_updates
-from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.config import CLIP_VIT_H, DiTConfig
 from rcm_jax.wan.dit import DiT
 

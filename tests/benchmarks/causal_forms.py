@@ -15,12 +15,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from rcm_jax.causal.network import CausalDiT
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.sampling.rollout import Branch, chunk_noises, open_branches, sample_chunk
 from rcm_jax.sampling.schedules import few_step_schedule
 from rcm_jax.sampling.self_rollout import self_rollout
 from rcm_jax.types import Latents, Params
-from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.dit import DiT
 from tests import benchmarks

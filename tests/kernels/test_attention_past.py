@@ -10,8 +10,8 @@ import pytest
 from rcm_jax.kernels import masks
 from rcm_jax.kernels.attention import Past, attention
 from rcm_jax.kernels.masks import KeyRuns
+from tests.causal.test_products import count, pairs
 from tests.kernels.attention_cases import BACKENDS, close
-from tests.wan.test_causal_products import count, pairs
 
 B, S, P, K, N, D, V = 2, 12, 10, 14, 2, 8, 6
 MASKS = {  # of the past, of the own keys

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import rcm_jax
+from rcm_jax.causal.network import CausalDiT
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.convert.load import load_params
 from rcm_jax.data.config import DataConfig
@@ -23,7 +24,6 @@ from rcm_jax.sampling.noise import video_noises
 from rcm_jax.sampling.rollout import rollout
 from rcm_jax.sampling.schedules import few_step_schedule, ode_schedule
 from rcm_jax.training.runs import model_info, train_recipe
-from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import DiT
 from rcm_jax.worlds import toy
 from tests.tiny import MODEL, perturbed_params, tiny_run

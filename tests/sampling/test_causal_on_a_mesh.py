@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rcm_jax.causal.network import CausalDiT
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.parallel import make_mesh, shard, sharded_attention
 from rcm_jax.sampling.rollout import chunk_noises, rollout
 from rcm_jax.sampling.schedules import few_step_schedule, ode_schedule
 from rcm_jax.sampling.stream import stream
-from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import DiT
 from tests.tiny import MODEL as TINY
 from tests.tiny import perturbed_params

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rcm_jax.causal.network import CausalDiT
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.sampling.rollout import chunk_noises, equal_chunks, given_noises, open_branches, rollout, sample_chunk
 from rcm_jax.sampling.schedules import RolloutSchedule, few_step_schedule, ode_schedule
-from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import DiT
 from tests.tiny import MODEL as TINY
 from tests.tiny import perturbed_params

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rcm_jax.causal.network import CausalDiT
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.flow import rf_denoiser, rf_noisy
 from rcm_jax.losses.distribution import dmd_loss
 from rcm_jax.sampling.rollout import chunk_noises, rollout
 from rcm_jax.sampling.schedules import RolloutSchedule
 from rcm_jax.sampling.self_rollout import self_rollout
-from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import DiT
 from tests.tiny import MODEL as TINY
 from tests.tiny import perturbed_params

@@ -1,6 +1,6 @@
 """What teacher forcing computes: matrix products of a program, counted from its jaxpr.
 
-    python -m tests.wan.test_causal_products        the figures, at c1-1 and 21 chunks
+    python -m tests.causal.test_products        the figures, at c1-1 and 21 chunks
 
 Attention counts pairs of a query and a key that it may see, times the products of a pair, whatever a backend does
 beyond them; `forward` has two, `tangent` one for the scores, and one for each of tq kᵀ, q tkᵀ, (P∘tS) v and P tv that
@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rcm_jax.causal.network import CausalDiT
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.kernels.attention import attention
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.losses.consistency import rf_scm_loss
-from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import MODEL_TIME, DiT
 from tests.packed import pack
 from tests.tiny import MODEL, perturbed_params

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rcm_jax.causal.network import CausalDiT
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.losses.consistency import rf_scm_loss
 from rcm_jax.objectives.binding import fused_under_jvp
 from rcm_jax.parallel import make_mesh, shard, sharded_attention
-from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import DiT
+from tests.causal.test_products import normal, packed
 from tests.tiny import MODEL, perturbed_params
-from tests.wan.test_causal_products import normal, packed
 
 SIZE = (2, 6)  # 3 tokens a latent frame: lengths that two devices do not divide
 T = jnp.array([0.3, 0.8])

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rcm_jax.causal.network import CausalDiT
 from rcm_jax.chunks import ChunkPattern
-from rcm_jax.wan.causal import CausalDiT
 from rcm_jax.wan.dit import DiT, velocity
 from tests.tiny import MODEL as TINY
 from tests.tiny import perturbed_params
