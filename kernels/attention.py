@@ -10,28 +10,46 @@ does both in one pass. Derivatives of derivatives are not defined and come out a
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from rcm_jax.kernels import masks, primitives
 from rcm_jax.kernels.backends import BACKENDS, Backend, load_backend
-from rcm_jax.kernels.choice import choose
+from rcm_jax.kernels.choice import Call, choose
+from rcm_jax.kernels.joining import join
 from rcm_jax.kernels.masks import KeyRuns
 
 __all__ = ["BACKENDS", "Backend", "Past", "attention"]
 
 
 class Past(NamedTuple):
-    """Keys and values in front of a sequence's own, and the mask between the queries and them."""
+    """Keys and values in front of a sequence's own, and the mask between the queries and them.
 
-    k: Float[Array, "B P N D"]
-    v: Float[Array, "B P N V"]
+    With a `layer`, k and v are a stack [L, B, P, N, D] of which it is the one that is meant: a cache of all layers,
+    which kernels read where it lies.
+    """
+
+    k: Float[Array, "B P N D"] | Float[Array, "L B P N D"]
+    v: Float[Array, "B P N V"] | Float[Array, "L B P N V"]
     mask: KeyRuns | None = None
+    layer: Int[Array, ""] | None = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether it stays where it is, and what is seen of it is joined to the rest by lse."""
+        return self.layer is not None or (self.mask is not None and self.mask.kv_len is not None)
+
+    def one(self) -> tuple[Float[Array, "B P N D"], Float[Array, "B P N V"]]:
+        """k and v of the layer."""
+        if self.layer is None:
+            return self.k, self.v
+        return tuple(jax.lax.dynamic_index_in_dim(x, self.layer, keepdims=False) for x in self[:2])
 
 
 def attention(
@@ -58,28 +76,52 @@ def attention(
 
     With a `past` the softmax is over its keys and k together, and `mask` is between q and k. The derivative is taken by
     parts: keys that stand still while the others move cost a tangent three products a pair, not five. So does one
-    kernel for value and tangent cost more, and `fused` is of no effect.
+    kernel for value and tangent cost more, and `fused` is of no effect. A past that is `apart` is not copied.
 
     o and lse carry the names `name`_o and `name`_lse: a remat policy that saves them keeps the backward pass from
     running the forward kernel again.
 
     Raises ValueError or TypeError for operands that do not fit, NotImplementedError from a backend that can't serve.
     """
-    parts = [(k, v, mask)] if past is None else [past, (k, v, mask)]
+    parts = [(k, v, mask)] if past is None else [(*past.one(), past.mask), (k, v, mask)]
     parts = [((k, v), _checked(q, k, v, mask)) for k, v, mask in parts]
     keys, key_masks = zip(*parts, strict=True)
-    whole = keys[0] if past is None else tuple(jnp.concatenate(x, axis=1) for x in zip(*keys, strict=True))
-    mask = masks.joined(key_masks, [k.shape[1] for k, _ in keys], q.shape[1])
-    if not isinstance(implementation, Backend):
-        implementation = choose(q, *whole, mask) if implementation == "auto" else load_backend(implementation)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    if fused and past is None:
-        return _value_of_fused(implementation, scale, name, q, k, v, mask)
     # The forward kernel runs outside the rule, on values without tangents: remat policies see the names only here (they
     # do not look into a custom_jvp), and however often the op is differentiated there is one o and one lse to keep.
-    o, lse = primitives.forward(implementation, scale, jax.lax.stop_gradient((q, *whole)), mask)
+    if past is not None and past.apart:
+        backend = _backend(implementation, Call.of(q, k, v, mask, past.layer is not None))
+        o, lse = _forward_apart(backend, scale, q, keys, key_masks, past)
+    else:
+        whole = keys[0] if past is None else tuple(jnp.concatenate(x, axis=1) for x in zip(*keys, strict=True))
+        mask = masks.joined(key_masks, [k.shape[1] for k, _ in keys], q.shape[1])
+        backend = _backend(implementation, Call.of(q, *whole, mask))
+        if fused and past is None:
+            return _value_of_fused(backend, scale, name, q, k, v, mask)
+        o, lse = primitives.forward(backend, scale, jax.lax.stop_gradient((q, *whole)), mask)
     o, lse = _named(name, o, lse)
-    return _with_tangent(implementation, scale, q, keys, o, lse, key_masks)
+    return _with_tangent(backend, scale, q, keys, o, lse, key_masks)
+
+
+def _backend(implementation: str | Backend, call: Call) -> Backend:
+    if isinstance(implementation, Backend):
+        return implementation
+    return choose(call) if implementation == "auto" else load_backend(implementation)
+
+
+def _forward_apart(
+    backend: Backend, scale: float, q: Array, keys: Sequence, key_masks: Sequence, past: Past
+) -> tuple[Array, Array]:
+    """o and lse over both parts, each by itself: neither is copied."""
+    (pk, pv), own = keys
+    if past.layer is None:
+        first = primitives.forward(backend, scale, jax.lax.stop_gradient((q, pk, pv)), key_masks[0])
+    else:
+        stack = jax.lax.stop_gradient((q, past.k, past.v))
+        first = primitives.forward_of_layer(backend, scale, (*stack, past.layer), key_masks[0])
+    parts = first, primitives.forward(backend, scale, jax.lax.stop_gradient((q, *own)), key_masks[1])
+    o, lse = join(*map(jnp.stack, zip(*parts, strict=True)))
+    return o.astype(q.dtype), lse
 
 
 def _named(name: str, o: Array, lse: Array) -> tuple[Array, Array]:

@@ -36,12 +36,13 @@ class Call:
     queries: int
     keys: int
     runs: bool = False  # the mask has runs of keys, more than a kv_len
+    stack: bool = False  # some keys are one layer of a stack
 
     @classmethod
-    def of(cls, q: Array, k: Array, v: Array, mask: KeyRuns | None) -> "Call":
+    def of(cls, q: Array, k: Array, v: Array, mask: KeyRuns | None, stack: bool = False) -> "Call":
         device = target()
-        runs = mask is not None and bool(mask.query_ends)
-        return cls(device, _is_here(device), q.dtype.name, (q.shape[-1], v.shape[-1]), q.shape[1], k.shape[1], runs)
+        runs, widths = mask is not None and bool(mask.query_ends), (q.shape[-1], v.shape[-1])
+        return cls(device, _is_here(device), q.dtype.name, widths, q.shape[1], k.shape[1], runs, stack)
 
 
 def _is_here(device: Target) -> bool:
@@ -98,6 +99,10 @@ def _runs(call: Call) -> str | None:
     return "it has no masks of runs" if call.runs else None
 
 
+def _stack(call: Call) -> str | None:
+    return "it would copy a layer of the stack before it reads it" if call.stack else None
+
+
 def _not_for_cudnn(call: Call) -> str | None:
     (width, value_width), shortest = call.widths, min(call.queries, call.keys)
     if call.dtype != "bfloat16":
@@ -125,7 +130,7 @@ RULES = (
         "cudnn",
         ("forward", "backward"),
         "the fastest by its makers' figures",
-        (_no_such_gpu, _runs, _not_for_cudnn, _absent, _no_cudnn),
+        (_no_such_gpu, _runs, _stack, _not_for_cudnn, _absent, _no_cudnn),
     ),
     Rule("pallas_triton", PASSES, "kernels for every pass and mask", (_no_such_gpu, _not_for_pallas)),
     Rule("xla", PASSES, "any device, dtype and width"),
@@ -144,9 +149,9 @@ def _choose(kind: str, call: Call) -> Choice:
     return Choice(kind, rules[first].backend, rules[first].because, tuple(reasons[:first]))
 
 
-def choose(q: Array, k: Array, v: Array, mask: KeyRuns | None) -> Backend:
-    """The backend that implementation="auto" stands for with these operands."""
-    return _put_together(*(choice.backend for choice in explain(Call.of(q, k, v, mask))))
+def choose(call: Call) -> Backend:
+    """The backend that implementation="auto" stands for."""
+    return _put_together(*(choice.backend for choice in explain(call)))
 
 
 @functools.cache
@@ -155,4 +160,6 @@ def _put_together(*names: str) -> Backend:
     if len(set(names)) == 1:
         return load_backend(names[0])
     modules = (importlib.import_module(f"rcm_jax.kernels.{name}") for name in names)
-    return Backend(**{kind: getattr(module, kind, None) for kind, module in zip(PASSES, modules, strict=True)})
+    passes = dict(zip(PASSES, modules, strict=True))
+    of_layer = getattr(passes["forward"], "forward_of_layer", None)
+    return Backend(**{kind: getattr(module, kind, None) for kind, module in passes.items()}, forward_of_layer=of_layer)

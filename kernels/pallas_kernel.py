@@ -45,12 +45,15 @@ class Kernel:
     ) -> tuple[Array, ...]:
         """The outputs over all tiles, heads and samples: on CUDA compiled, anywhere else interpreted.
 
-        With several `parts` each walks its share of the other side, and has its own outputs: [parts, ...] in float32.
+        With a `first` among the arrays, k and v have more samples than q: q's are theirs from that one on. With several
+        `parts` each walks its share of the other side, and has its own outputs: [parts, ...] in float32.
         """
         tiles = tiles or tiles_for(self.name, arrays["q"], arrays["k"], arrays["v"])
         present = {name: arrays[name] for name in self.operands if arrays[name] is not None}
         if mask is not None and mask.kv_len is not None:
             present["kv_len"] = jnp.asarray(mask.kv_len, jnp.int32).reshape(1)
+        if arrays.get("first") is not None:
+            present["first"] = jnp.asarray(arrays["first"], jnp.int32).reshape(1)
         call = functools.partial(_call, self, tiles, scale, mask, parts)
         return jax.lax.platform_dependent(
             present, cuda=functools.partial(call, interpret=False), default=functools.partial(call, interpret=True)
@@ -66,14 +69,28 @@ def _call(
     (length, block), (walked_length, walked_block) = sizes[kernel.stays], sizes[kernel.walks]
     operands = {name: arrays[name] for name in kernel.operands if name in arrays}
     inputs = {}  # arrays, and the part of each that a program sees
+    stacked = {"k", "v"} if "first" in arrays else set()
     for name, x in operands.items():
-        inputs[name] = x, _row_spec(x, block if kernel.operands[name] == kernel.stays else None)
-    inputs |= _mask_inputs(kernel, tiles, mask, S, K, arrays.get("kv_len"))
+        spec = (
+            _stack_spec(x)
+            if name in stacked
+            else _row_spec(x, block if kernel.operands[name] == kernel.stays else None)
+        )
+        inputs[name] = x, spec
+    inputs |= _mask_inputs(kernel, tiles, mask, S, K)
+    scalar = pl.BlockSpec((1,), lambda i, n, b: (0,))
+    inputs |= {name: (arrays[name], scalar) for name in ("kv_len", "first") if name in arrays}
     outputs = {name: _output(arrays, length, like) for name, like in kernel.outputs.items()}
 
     def program(*refs: Any) -> None:
         named = dict(zip((*inputs, *outputs), refs, strict=True))
-        ins = {name: _operand(named[name], operands[name]) if name in operands else None for name in kernel.operands}
+        sample = named["first"][0] + jax.lax.rem(pl.program_id(2), jnp.int32(B)) if stacked else None
+        ins = {
+            name: _operand(named[name], operands[name], sample if name in stacked else None)
+            if name in operands
+            else None
+            for name in kernel.operands
+        }
         outs = {name: _operand(named[name], x) for name, x in outputs.items()}
         part = None if parts == 1 else jax.lax.div(pl.program_id(2), jnp.int32(B))
         stay = Rows(pl.program_id(0) * block, block, length, None)
@@ -127,26 +144,35 @@ def _of_part(spec: pl.BlockSpec, samples: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, *spec.block_shape), index)
 
 
-def _operand(ref: Any, x: Typed) -> Operand:
-    return Operand(ref, x.shape[3] if x.ndim == 4 else None)
+def _operand(ref: Any, x: Typed, sample: Int32[Array, ""] | None = None) -> Operand:
+    return Operand(ref, x.shape[3] if x.ndim == 4 else None, sample)
+
+
+def _padded(width: int) -> int:
+    """A head's width rounded up to a power of two."""
+    return max(MIN_BLOCK, pl.next_power_of_2(width))
+
+
+def _stack_spec(x: Typed) -> pl.BlockSpec:
+    """Of a program's head all rows of all samples: which sample it reads is known only when it runs."""
+    return pl.BlockSpec((*x.shape[:2], None, _padded(x.shape[3])), lambda i, n, b: (0, 0, n, 0))
 
 
 def _row_spec(x: Typed, block: int | None) -> pl.BlockSpec:
-    """Of a program's head and sample its own `block` rows, or (None) all; widths rounded up to a power of two."""
+    """Of a program's head and sample its own `block` rows, or (None) all."""
 
     def tile(i: Int32[Array, ""]) -> Int32[Array, ""] | int:
         return 0 if block is None else i
 
     if x.ndim == 3:
         return pl.BlockSpec((None, None, block or x.shape[2]), lambda i, n, b: (b, n, tile(i)))
-    width = max(MIN_BLOCK, pl.next_power_of_2(x.shape[3]))
-    return pl.BlockSpec((None, block or x.shape[1], None, width), lambda i, n, b: (b, tile(i), n, 0))
+    return pl.BlockSpec((None, block or x.shape[1], None, _padded(x.shape[3])), lambda i, n, b: (b, tile(i), n, 0))
 
 
 def _mask_inputs(
-    kernel: Kernel, tiles: Tiles, mask: KeyRuns | None, S: int, K: int, kv_len: Int32[Array, "1"] | None
+    kernel: Kernel, tiles: Tiles, mask: KeyRuns | None, S: int, K: int
 ) -> dict[str, tuple[Array, pl.BlockSpec]]:
-    """What a walk needs of the mask: the segments of the program's tile and the runs of its queries; kv_len."""
+    """What a walk needs of a mask's runs: the segments of the program's tile and the runs of its queries."""
     inputs = {}
     if mask is not None and mask.query_ends:
         keys_stay = kernel.stays == "keys"
@@ -156,6 +182,4 @@ def _mask_inputs(
         rows = S if keys_stay else tiles.block_q
         spec = pl.BlockSpec((*runs.shape[:2], rows), lambda i, n, b: (0, 0, 0 if keys_stay else i))
         inputs["runs"] = runs, spec
-    if kv_len is not None:
-        inputs["kv_len"] = kv_len, pl.BlockSpec((1,), lambda i, n, b: (0,))
     return inputs

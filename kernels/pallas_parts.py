@@ -1,13 +1,12 @@
-"""Few queries and many keys: the keys of each query tile are cut into parts, which are joined by their lse.
+"""Few queries and many keys: the keys of each query tile are cut into parts, which `joining.join` puts together.
 
 A chunk of a stream has so few tiles of queries that an H100 runs one wave of them and then most of a second one empty.
 Programs that walk a part of the keys each fill it; what they write, o in float32 and lse, is little beside the keys.
 """
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from rcm_jax.aot.gpus import gpus
 from rcm_jax.kernels.target import target
@@ -43,14 +42,3 @@ def multiprocessors() -> int | None:
     if here.device_kind == device.kind and hasattr(here, "core_count"):
         return here.core_count
     return next((gpu.cores for gpu in gpus().values() if gpu.device_kind == device.kind), None)
-
-
-def join(
-    o: Float[Array, "P B S N V"], lse: Float[Array, "P B N S"]
-) -> tuple[Float[Array, "B S N V"], Float[Array, "B N S"]]:
-    """Attention over all keys from that over each part: o = Σ exp(lse_p - lse) o_p. Without keys lse is -inf."""
-    highest = lse.max(axis=0)
-    weights = jnp.exp(lse - jnp.where(highest == -jnp.inf, 0, highest)[None])
-    total = weights.sum(axis=0)
-    weights = (weights / jnp.where(total == 0, 1, total)[None]).swapaxes(2, 3)[..., None]
-    return (weights * o).sum(axis=0), highest + jnp.log(total)

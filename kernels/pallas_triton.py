@@ -15,11 +15,12 @@ The order of the products in a body is the one that leaves the compiler most reg
 import functools
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from rcm_jax.kernels.joining import join
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.kernels.pallas_kernel import Kernel
-from rcm_jax.kernels.pallas_parts import join, multiprocessors, parts_for
+from rcm_jax.kernels.pallas_parts import multiprocessors, parts_for
 from rcm_jax.kernels.pallas_walk import LOG2_E, Arithmetic, Operand, Refs, Rows, Walk, load, store
 from rcm_jax.kernels.tiles import Tiles, tiles_for
 
@@ -45,11 +46,23 @@ def forward(
     return in_parts(q, k, v, mask, scale, tiles, parts_for(q, k, tiles, multiprocessors()))
 
 
+def forward_of_layer(
+    q: Query, k: Float[Array, "L B K N D"], v: Float[Array, "L B K N V"], layer: Int[Array, ""], mask: KeyRuns | None,
+    scale: float, *, tiles: Tiles | None = None,
+) -> tuple[Out, Lse]:  # fmt: skip
+    """`forward` with the keys of one layer of a stack, which are read where they lie."""
+    _check_served(q, v)
+    k, v = (x.reshape(-1, *x.shape[2:]) for x in (k, v))
+    tiles = tiles or tiles_for("forward", q, k, v)
+    return in_parts(q, k, v, mask, scale, tiles, parts_for(q, k, tiles, multiprocessors()), layer * q.shape[0])
+
+
 def in_parts(
-    q: Query, k: Key, v: Value, mask: KeyRuns | None, scale: float, tiles: Tiles, parts: int
-) -> tuple[Out, Lse]:
-    """`forward` with the keys of each program cut into so many parts, which are joined."""
-    o, lse = FORWARD({"q": q, "k": k, "v": v}, mask, scale, tiles, parts)
+    q: Query, k: Key, v: Value, mask: KeyRuns | None, scale: float, tiles: Tiles, parts: int,
+    first: Int[Array, ""] | None = None,
+) -> tuple[Out, Lse]:  # fmt: skip
+    """`forward` with the keys of each program cut into so many parts, which are joined. `first`: see `Kernel`."""
+    o, lse = FORWARD({"q": q, "k": k, "v": v, "first": first}, mask, scale, tiles, parts)
     if parts > 1:
         o, lse = join(o, lse)
     return o.astype(q.dtype), lse

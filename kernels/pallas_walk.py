@@ -36,10 +36,14 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Operand:
-    """A ref [rows, padded width] of an array that is `width` wide, or a ref [rows] of one that has no width."""
+    """A ref [rows, padded width] of an array that is `width` wide, or a ref [rows] of one that has no width.
+
+    sample: where the ref has all samples in front, the one that is meant.
+    """
 
     ref: Any
     width: int | None
+    sample: Int32[Array, ""] | None = None
 
 
 Refs = dict[str, Operand | None]  # None: a tangent that is absent, a zero
@@ -57,7 +61,8 @@ def _view(operand: Operand, rows: Rows) -> tuple[Any, Array | None]:
         exists = columns if exists is None else exists & columns
     if exists is not None:
         exists = jnp.broadcast_to(exists, (rows.size, padded))
-    return operand.ref.at[index, :], exists
+    at = (index, slice(None)) if operand.sample is None else (operand.sample, index, slice(None))
+    return operand.ref.at[at], exists
 
 
 def load(operand: Operand | None, rows: Rows) -> Array | None:

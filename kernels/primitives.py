@@ -62,6 +62,20 @@ def _batch(kernel: Primitive, operands: Sequence, dims: Sequence, *, tree: Any, 
     return out, [0] * len(out)
 
 
+def _batch_of_layer(
+    operands: Sequence, dims: Sequence, *, backend: Backend, scale: float, tree: Any
+) -> tuple[Sequence, Sequence]:
+    """Of a stack that is mapped, or a layer that is, no part of one buffer is left to read: the layer is copied."""
+
+    def one(*operands: Array) -> tuple:
+        (q, k, v, layer), mask = jax.tree.unflatten(tree, operands)
+        k, v = (jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (k, v))
+        return forward(backend, scale, (q, k, v), mask)
+
+    out = jax.vmap(one, in_axes=tuple(dims))(*operands)
+    return out, [0] * len(out)
+
+
 def _call(kernel: Primitive, backend: Backend, scale: float, arrays: Sequence, mask: KeyRuns | None) -> tuple:
     leaves, tree = jax.tree.flatten((tuple(arrays), mask))  # None among the arrays is part of the tree: no operand
     return tuple(kernel.bind(*leaves, backend=backend, scale=scale, tree=tree))
@@ -75,8 +89,13 @@ def _forward_shapes(q: ShapedArray, k: ShapedArray, v: ShapedArray) -> list:
 
 
 _forward_p = _kernel("forward", _forward_shapes)
+_forward_of_layer_p = _kernel(
+    "forward_of_layer", lambda q, k, v, _: _forward_shapes(q, *(ShapedArray(x.shape[1:], x.dtype) for x in (k, v)))
+)
 _tangent_p = _kernel("tangent", lambda q, k, v, o, *_: [ShapedArray(o.shape, o.dtype)])
 _backward_p = _kernel("backward", lambda *arrays: [ShapedArray(x.shape, x.dtype) for x in arrays[:3]])
+
+batching.primitive_batchers[_forward_of_layer_p] = _batch_of_layer
 
 
 def _fused_shapes(q: ShapedArray, k: ShapedArray, v: ShapedArray, *_: ShapedArray) -> list:
@@ -119,8 +138,8 @@ def _first_order(kernel: Primitive) -> Callable:
     return op
 
 
-# What the rules call, all as f(backend, scale, arrays, mask) -> results. The first is never differentiated there.
-forward = functools.partial(_call, _forward_p)
+# What the rules call, all as f(backend, scale, arrays, mask) -> results. The first two are never differentiated there.
+forward, forward_of_layer = (functools.partial(_call, kernel) for kernel in (_forward_p, _forward_of_layer_p))
 tangent, fused, backward = (_first_order(kernel) for kernel in (_tangent_p, _fused_p, _backward_p))
 
 

@@ -194,10 +194,11 @@ def cut_by_heads(cache: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, cache_spec(mesh, x.shape)), cache)
 
 
-def cache_spec(mesh: Mesh | AbstractMesh, shape: tuple[int, int, int, int, int]) -> P:
-    """Where `cut_by_heads` leaves keys or values [layers, B, K, N, D]."""
-    heads = SEQUENCE_AXIS if shape[3] % mesh.shape[SEQUENCE_AXIS] == 0 else None
-    return P(None, batch_axes(mesh, shape[1]), None, heads)
+def cache_spec(mesh: Mesh | AbstractMesh, shape: tuple[int, ...]) -> P:
+    """Where `cut_by_heads` leaves keys or values [layers, B, K, N, D], or those of one layer."""
+    *layers, samples, _, heads, _ = shape
+    heads = SEQUENCE_AXIS if heads % mesh.shape[SEQUENCE_AXIS] == 0 else None
+    return P(*(None for _ in layers), batch_axes(mesh, samples), None, heads)
 
 
 def bytes_per_device(mesh: Mesh | AbstractMesh, tree: PyTree) -> int:
@@ -221,9 +222,9 @@ def ulysses(mesh: Mesh, attend: Callable = attention) -> Callable:
     Returns a function of the same signature. Inside, every device holds all tokens of N / size heads (DeepSpeed
     Ulysses, arXiv 2309.14509): one all_to_all takes q, k and v there together, one brings o back, and a tangent takes
     one of each more. A length that the axis does not divide is padded, and the padding masked. Keys of another length
-    than the queries (text) stay whole on every device, which then needs no exchange. Keys whose mask bounds them by
-    kv_len alone are a cache, which lies cut by heads (`cut_by_heads`): only q and o are exchanged. A `past` has an
-    exchange of its own, so that where it has no tangent none is exchanged.
+    than the queries (text) stay whole on every device, which then needs no exchange. A `past` has an exchange of its
+    own, so that where it has no tangent none is exchanged; one that is `apart` is a cache, which lies cut by heads
+    already (`cut_by_heads`).
 
     Raises ValueError for heads that the axis does not divide.
     """
@@ -243,31 +244,31 @@ def ulysses(mesh: Mesh, attend: Callable = attention) -> Callable:
             raise ValueError(f"heads={N} must be divisible by mesh.{axis}={size}; use one of {_divisors(N)}")
         if K != S and mask is not None and mask.query_ends and size > 1:
             raise NotImplementedError("runs of keys need queries and keys of one length when the sequence is cut")
-        cached = mask is not None and mask.kv_len is not None and not mask.query_ends
-        own = K == S and not cached
-        if past is not None and size > 1 and not (own and past.k.shape[1] == S):
+        own, cached = K == S, past is not None and past.apart
+        if past is not None and not cached and size > 1 and not (own and past.k.shape[1] == S):
             raise NotImplementedError(f"a past of {past.k.shape[1]} keys, {K} keys and {S} queries need one length")
 
         def here(q: Array, k: Array, v: Array, mask: KeyRuns | None, past: Past | None) -> Array:
             given = static if past is None else static | {"past": past}
-            if size == 1 or not (own or cached):
+            if size == 1 or not own:
                 return attend(q, k, v, mask=mask, **given)
-            x = jax.lax.all_to_all(jnp.concatenate([q, k, v], axis=-1) if own else q, axis, 2, 1, tiled=True)
-            if past is not None:
+            x = jax.lax.all_to_all(jnp.concatenate([q, k, v], axis=-1), axis, 2, 1, tiled=True)
+            if past is not None and not cached:
                 kv = jax.lax.all_to_all(jnp.concatenate(past[:2], axis=-1), axis, 2, 1, tiled=True)
                 given["past"] = Past(*jnp.split(kv, (D,), axis=-1), past.mask)
-            o = attend(*(jnp.split(x, (D, 2 * D), axis=-1) if own else (x, k, v)), mask=mask, **given)
+            o = attend(*jnp.split(x, (D, 2 * D), axis=-1), mask=mask, **given)
             return jax.lax.all_to_all(o, axis, 1, 2, tiled=True)
 
         if short := -S % size:
             q = _longer(q, short)
             if own:
                 k, v, mask = _longer(k, short), _longer(v, short), _without_padding(mask, S, short)
-            if past is not None:
+            if past is not None and not cached:
                 past = Past(*(_longer(x, short) for x in past[:2]), _without_padding(past.mask, S, short))
         batch = batch_axes(mesh, B)
-        cut, keys = P(batch, axis), P(batch, axis if own else None, axis if cached else None)
-        specs = (cut, keys, keys, P(), None if past is None else Past(cut, cut, P()))
+        cut, keys = P(batch, axis), P(batch, axis if own else None)
+        in_past = cache_spec(mesh, past.k.shape) if cached else cut
+        specs = (cut, keys, keys, P(), None if past is None else Past(in_past, in_past, P(), P()))
         run = jax.shard_map(here, mesh=mesh, in_specs=specs, out_specs=cut, check_vma=False)
         return run(q, k, v, mask, past)[:, :S]
 

@@ -18,6 +18,7 @@ from tests import (
     golden_encoders,
     golden_losses,
     golden_networks,
+    golden_policies,
     golden_quant,
     golden_samplers,
     golden_tiny,
@@ -25,7 +26,8 @@ from tests import (
 from tests.golden_common import load_case, run_case
 
 MODULES = (
-    golden_networks, golden_causal, golden_causal_losses, golden_encoders, golden_losses, golden_quant, golden_samplers,
+    golden_networks, golden_causal, golden_causal_losses, golden_encoders, golden_losses, golden_policies, golden_quant,
+    golden_samplers,
     golden_tiny,
 )  # fmt: skip
 CASES = {kind: checker for module in MODULES for kind, checker in module.CASES.items()}

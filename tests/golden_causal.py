@@ -17,6 +17,7 @@ from rcm_jax.pipelines.settings import schedule_from
 from rcm_jax.sampling.rollout import given_noises, rollout
 from rcm_jax.sampling.schedules import RolloutSchedule
 from rcm_jax.wan.dit import MODEL_TIME, DiT, velocity
+from rcm_jax.wan.rope import apply_rope
 from tests.golden_common import Case, Check, channels_first, channels_last
 from tests.golden_networks import dit_config
 
@@ -81,15 +82,24 @@ def dit_causal(case: Case) -> list[Check]:
     return checks + [Check(name, _mask(mask), case.outputs[name], exact=True) for name, mask in masks.items()]
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("mask",))
+@dataclasses.dataclass(frozen=True)
+class _Keeping:
+    """No past, and all of the video's own keys kept."""
+
+    mask: KeyRuns
+
+    def attend(self, attend, q, own, rope, layer):
+        own = own.turned(rope)
+        return attend(apply_rope(q, rope), *own, mask=self.mask), own
+
+
 def _all_keys(causal: CausalDiT, params, text, x0, t_clean):
     """The keys and values of the clean video: those of the block-causal pass, which the cache keeps a window of."""
-    tokens = x0.shape[1] * causal.frame_tokens
-    empty = jax.tree.map(
-        lambda b: jnp.zeros((*b.shape[:2], tokens, *b.shape[3:]), b.dtype), causal.init_cache(x0.shape[0])
-    )
+    T = x0.shape[1]
     _, own = causal.dit.apply(
-        {"params": params}, x0, MODEL_TIME * t_clean, text, past=empty, slot=jnp.int32(0),
-        mask=causal.mask(x0.shape[1]), frames=jnp.arange(x0.shape[1]), method="chunk",
+        {"params": params}, x0, MODEL_TIME * t_clean, text, past=_Keeping(causal.mask(T)), frames=jnp.arange(T),
+        method="chunk",
     )  # fmt: skip
     return own
 
@@ -138,7 +148,7 @@ class Recorded(CausalDiT):
 CALLS: list[tuple[int, float, int]] = []
 
 
-def _schedule(config: dict, image: bool) -> RolloutSchedule:
+def schedule_of(config: dict, image: bool = False) -> RolloutSchedule:
     """As a pipeline settles it from a call's options."""
     student = dict(
         num_steps=config["num_steps"], mid_t=config["mid_t"], steps_per_chunk=config.get("steps_per_chunk"),
@@ -166,7 +176,7 @@ def sampler_causal(case: Case) -> list[Check]:
     steps = [channels_last(case.inputs[f"step_noise_{i}"]) for i in range(config.get("n_step_noises", 0))]
     noises = given_noises(jnp.asarray(np.stack([start, *steps])), causal.pattern)
     uncond = case.inputs.get("uncond_emb")
-    schedule = _schedule(config, image is not None)
+    schedule = schedule_of(config, image is not None)
     CALLS.clear()
     samples = jax.jit(
         lambda params: rollout(

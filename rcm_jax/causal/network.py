@@ -8,12 +8,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from rcm_jax.causal.cache import Cache, CachePolicy, Geometry, Ring
 from rcm_jax.chunks import ChunkIndex, ChunkPattern, block_causal, check_window, teacher_forcing
 from rcm_jax.flow import guided, null_rows
 from rcm_jax.kernels.masks import KeyRuns
-from rcm_jax.parallel import cut_by_heads
 from rcm_jax.types import Latents, Params, Text, Velocity
 from rcm_jax.wan.dit import MODEL_TIME, ContextVideo, DiT
 from rcm_jax.wan.layers import Attention, KeyValues
@@ -25,6 +25,7 @@ class CausalDiT:
 
     frames: latent frames that the cache holds without a window; with one, a cache serves videos of any length.
     size: latent rows and columns.
+    policy: what the cache keeps of the past, where it is not what window and sink say.
     """
 
     dit: DiT
@@ -33,6 +34,7 @@ class CausalDiT:
     size: tuple[int, int]
     window: int | None = None
     sink: int = 0
+    policy: CachePolicy | None = None
 
     def __post_init__(self) -> None:
         check_window(self.window, self.sink)
@@ -40,13 +42,13 @@ class CausalDiT:
         self.dit.config.grid((self.dit.config.patch_size[0], *self.size))
         if self.dit.config.patch_size[0] != 1:
             raise ValueError(f"patch_size={self.dit.config.patch_size}: a causal network needs tokens of one frame")
+        self.keeps.check(self.geometry)
 
     # --- masks ---------------------------------------------------------------------------------------------------
 
     @property
     def frame_tokens(self) -> int:
-        _, h, w = self.dit.config.grid((1, *self.size))
-        return h * w
+        return self.geometry.frame_tokens
 
     def mask(self, frames: int) -> KeyRuns:
         """The block-causal mask of a video of so many latent frames."""
@@ -95,48 +97,26 @@ class CausalDiT:
         return guided(cond, uncond, guidance)
 
     # --- the cache -----------------------------------------------------------------------------------------------
-    #
-    # One buffer a layer, in chunks: the `head`, which is filled once, then the ring, whose oldest chunk the next one
-    # overwrites. Without a window the ring has room for all. Order does not matter to attention, so what is filled is
-    # always a prefix, and kv_len bounds the loop over keys.
 
     @property
-    def head_frames(self) -> int:
-        """Latent frames in front of the ring: the sink, or a first chunk that the ring's slots would not fit."""
-        chunks = self.sink if self.sink else int(self.pattern.first != self.pattern.rest)
-        return self.pattern.first + (chunks - 1) * self.pattern.rest if chunks else 0
+    def keeps(self) -> CachePolicy:
+        """What is kept of the past."""
+        return Ring(self.window, self.sink) if self.policy is None else self.policy
 
     @property
-    def _leaves_head(self) -> bool:
-        """Whether the first chunk stands in front of the ring and yet leaves the window: the ring then moves up."""
-        return self.window is not None and self.sink == 0 and self.head_frames > 0
-
-    @property
-    def capacity(self) -> int:
-        """Tokens of the cache."""
-        if self.window is None:
-            return self.frames * self.frame_tokens
-        return (self.head_frames + self.window * self.pattern.rest) * self.frame_tokens
-
-    def place(self, chunk: ChunkIndex) -> tuple[Int[Array, ""], Int[Array, ""]]:
-        """(where a chunk's keys go, how many tokens are filled when it is there)."""
-        start, rest = self.pattern.start(chunk), self.pattern.rest
-        size = jnp.where(chunk > 0, rest, self.pattern.first)
-        if self.window is None:
-            return start * self.frame_tokens, (start + size) * self.frame_tokens
-        head = self.head_frames
-        in_ring = (start - head) // rest
-        base = jnp.where(chunk < self.window, head, 0) if self._leaves_head else head
-        slot = jnp.where(start < head, start, base + in_ring % self.window * rest)
-        filled = jnp.where(start < head, start + size, base + jnp.minimum(in_ring + 1, self.window) * rest)
-        return slot * self.frame_tokens, filled * self.frame_tokens
-
-    def init_cache(self, batch: int) -> KeyValues:
-        """An empty cache, [layers, batch, capacity, heads, head width] twice, in the network's dtype. Under
-        `jax.set_mesh` it lies cut by heads over the axis `sequence`."""
+    def geometry(self) -> Geometry:
         c = self.dit.config
-        shape = (c.num_layers, batch, self.capacity, c.num_heads, c.head_dim)
-        return cut_by_heads(KeyValues(jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype)))
+        _, *grid = c.grid((1, *self.size))
+        return Geometry(self.pattern, self.frames, tuple(grid), c.num_layers, c.num_heads, c.head_dim, c.dtype)
+
+    @property
+    def room(self) -> int | None:
+        """How many latent frames a video may have; None: any number."""
+        return self.frames if self.keeps == Ring() else None
+
+    def init_cache(self, batch: int) -> Cache:
+        """An empty cache."""
+        return self.keeps.open(self.geometry, batch)
 
     def prompt(self, params: Params, text: Text) -> KeyValues:
         """Every layer's cross-attention keys and values of a text: computed once, used by all chunks and steps."""
@@ -148,47 +128,39 @@ class CausalDiT:
         )  # fmt: skip
 
     def denoise(
-        self, params: Params, x: Latents, t: Float[Array, " B"], prompt: KeyValues, cache: KeyValues, chunk: ChunkIndex
+        self, params: Params, x: Latents, t: Float[Array, " B"], prompt: KeyValues, cache: Cache, chunk: ChunkIndex
     ) -> Latents:
         """Velocity of chunk number `chunk` (may be traced), x [B, frames of it, H, W, C], t [B] in [0, 1]."""
         return self.step(params, x, t, prompt, cache, chunk)[0]
 
     def append(
-        self, params: Params, x: Latents, t: Float[Array, " B"], prompt: KeyValues, cache: KeyValues, chunk: ChunkIndex
-    ) -> KeyValues:
+        self, params: Params, x: Latents, t: Float[Array, " B"], prompt: KeyValues, cache: Cache, chunk: ChunkIndex
+    ) -> Cache:
         """The cache with the keys of a chunk in it, as the network has them at time t (0: clean context)."""
         return self.step(params, x, t, prompt, cache, chunk)[1]
 
     def step(
-        self, params: Params, x: Latents, t: Float[Array, " B"], prompt: KeyValues, cache: KeyValues, chunk: ChunkIndex
-    ) -> tuple[Latents, KeyValues]:
+        self, params: Params, x: Latents, t: Float[Array, " B"], prompt: KeyValues, cache: Cache, chunk: ChunkIndex
+    ) -> tuple[Latents, Cache]:
         """`denoise` and `append` of the same x and t in one pass; what is not used of it is not computed under jit.
 
         Raises ValueError where a chunk's index is known and the cache has no room for it.
         """
-        frames = x.shape[1]
+        frames, geometry = x.shape[1], self.geometry
         if isinstance(chunk, int):
             self._check(chunk, frames)
-        slot, filled = self.place(chunk)
-        v, own = self.dit.apply(
-            {"params": params}, x, MODEL_TIME * t, prompt, past=cache, slot=slot, mask=KeyRuns(kv_len=filled),
-            frames=self.pattern.start(chunk) + jnp.arange(frames), method="chunk",
+        v, kept = self.dit.apply(
+            {"params": params}, x, MODEL_TIME * t, prompt, past=self.keeps.seen(geometry, cache, chunk),
+            frames=self.keeps.positions(geometry, cache, chunk, frames), method="chunk",
         )  # fmt: skip
-        cache = cache.with_chunk(own, slot)
-        if self._leaves_head:
-            moved = self.head_frames * self.frame_tokens
-            cache = jax.lax.cond(
-                jnp.asarray(chunk) == self.window - 1,
-                lambda kv: jax.tree.map(lambda b: jnp.roll(b, -moved, axis=2), kv), lambda kv: kv, cache,
-            )  # fmt: skip
-        return v, cache
+        return v, self.keeps.append(geometry, cache, kept, chunk)
 
     def _check(self, chunk: int, frames: int) -> None:
         size = self.pattern.rest if chunk else self.pattern.first
         if frames != size:
             raise ValueError(f"chunk {chunk} of pattern {self.pattern} has {size} latent frames, not {frames}")
         end = self.pattern.first + chunk * self.pattern.rest
-        if self.window is None and end > self.frames:
+        if self.room is not None and end > self.room:
             raise ValueError(
                 f"chunk {chunk} ends at latent frame {end}, but the cache holds {self.frames}: "
                 "give a longer cache or a window"

@@ -19,6 +19,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from rcm_jax.causal.cache import Cache
 from rcm_jax.causal.network import CausalDiT
 from rcm_jax.chunks import ChunkIndex, ChunkPattern, Spans
 from rcm_jax.flow import guide, one_a_video, rf_noisy
@@ -76,7 +77,7 @@ class Branch:
     """One conditioning of a rollout: its prompt's keys and its cache."""
 
     prompt: KeyValues
-    cache: KeyValues
+    cache: Cache
 
 
 jax.tree_util.register_dataclass(Branch, ("prompt", "cache"), ())
@@ -94,7 +95,7 @@ def _guided(velocities: list[Latents], guidance: float, dtype) -> Latents:
     return guide(cond, *uncond, guidance) if uncond else cond
 
 
-def _with_caches(branches: Branches, caches: list[KeyValues]) -> Branches:
+def _with_caches(branches: Branches, caches: list[Cache]) -> Branches:
     return tuple(Branch(b.prompt, cache) for b, cache in zip(branches, caches, strict=True))
 
 
@@ -200,8 +201,8 @@ def rollout(
     """
     spans = network.pattern.spans(frames)
     schedule.check_chunks(len(spans))
-    if network.window is None and frames > network.frames:
-        raise ValueError(f"{frames=} do not fit a cache of {network.frames} latent frames; give a window")
+    if network.room is not None and frames > network.room:
+        raise ValueError(f"{frames=} do not fit a cache of {network.room} latent frames; give a window")
     branches, parts = open_branches(network, params, text, null_text, schedule), []
     if image is not None:
         branches = condition_on_image(network, params, branches, image, noises(0, 1)[0], schedule)

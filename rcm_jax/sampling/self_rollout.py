@@ -19,6 +19,7 @@ from einops import rearrange
 from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Int
 
+from rcm_jax.causal.cache import Cache, Ring
 from rcm_jax.causal.network import CausalDiT
 from rcm_jax.chunks import ChunkIndex, Spans
 from rcm_jax.flow import rf_noisy
@@ -49,10 +50,11 @@ def self_rollout(
         context, as it is otherwise.
     noises: one for each step of the longest chunk, then one for the context.
 
-    Raises ValueError for a window, under which the last cache would not hold what the first chunks saw.
+    Raises ValueError for a window or another policy of the cache, under which the last one would not hold what the
+    first chunks saw.
     """
-    if network.window is not None:
-        raise ValueError(f"self forcing needs the whole past in the cache; {network.window=} must be None")
+    if network.keeps != Ring():
+        raise ValueError(f"self forcing needs the whole past in the cache, not {network.keeps}")
     spans = network.pattern.spans(frames)
     schedule.check_chunks(len(spans))
     run = _replayed if replay else _plain
@@ -66,7 +68,7 @@ def _draw(network: CausalDiT, noises: Noises, spans: Spans) -> Float[Array, "n B
 
 
 def _denoise(
-    network: CausalDiT, params: Params, prompt: KeyValues, cache: KeyValues, chunk: ChunkIndex, x: Latents, t: Array
+    network: CausalDiT, params: Params, prompt: KeyValues, cache: Cache, chunk: ChunkIndex, x: Latents, t: Array
 ) -> Latents:
     v = network.denoise(params, x, jnp.broadcast_to(t, x.shape[:1]), prompt, cache, chunk)
     return x - t * v.astype(x.dtype)
@@ -75,7 +77,7 @@ def _denoise(
 def _chunks(
     network: CausalDiT, schedule: RolloutSchedule, spans: Spans, params: Params, prompt: KeyValues, draws: Array,
     num_steps: Array,
-) -> tuple[list[tuple[Array, Array, Array]], KeyValues]:  # fmt: skip
+) -> tuple[list[tuple[Array, Array, Array]], Cache]:  # fmt: skip
     """(clean chunks, inputs of their last steps, times of these) of every group of equal chunks, [chunks, …], and the
     cache of the end. Only the clean chunks carry a gradient, through the last steps."""
     fixed, fixed_prompt = stop_gradient((_gathered(network, params), prompt))

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from rcm_jax.causal.cache import Cache
 from rcm_jax.causal.network import CausalDiT
 from rcm_jax.sampling.rollout import Branch, Noises, condition_on_image, open_branches, sample_chunk
 from rcm_jax.sampling.schedules import RolloutSchedule, Times
@@ -29,7 +30,7 @@ from rcm_jax.wan.layers import KeyValues
 
 Frames = Float[np.ndarray, "B F H W 3"]
 Decode = Callable[[Latents, PyTree | None], tuple[Video, PyTree]]  # (a chunk, state; None at first) -> frames, state
-Caches = tuple[KeyValues, ...]  # one, and under guidance the unconditional one
+Caches = tuple[Cache, ...]  # one, and under guidance the unconditional one
 
 
 # The caches travel apart from the prompts' keys: they alone are donated, so that a device holds each of them once.
@@ -91,14 +92,14 @@ def stream(
     does, and may keep a state from chunk to chunk.
     Raises ValueError, before anything is sampled, for what `rollout` refuses.
     """
-    room = len(network.pattern.spans(network.frames))
+    room = None if network.room is None else len(network.pattern.spans(network.room))
     if chunks is not None and chunks < 1:
         raise ValueError(f"{chunks=} must be at least 1")
-    if network.window is None and (chunks or 0) > room:
+    if room is not None and (chunks or 0) > room:
         raise ValueError(
             f"{chunks=} do not fit a cache of {network.frames} latent frames ({room} chunks); give a window"
         )
-    last = room if network.window is None and chunks is None else chunks
+    last = room if chunks is None else chunks
     if last is not None:
         schedule.check_chunks(last)
     prompts, caches = open_caches(network, params, text, null_text, schedule)

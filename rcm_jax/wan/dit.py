@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from rcm_jax.flow import guided, null_rows
 from rcm_jax.kernels.attention import attention
@@ -27,7 +27,17 @@ from rcm_jax.spread import spread_samples, spread_tokens
 from rcm_jax.types import Latents, Params, Text, Velocity
 from rcm_jax.wan.block import CONTEXT_AXES, Block, BlockContext
 from rcm_jax.wan.config import DiTConfig
-from rcm_jax.wan.layers import AffineNorm, Dense, KeyValues, Tokens, at_least_float32, dense, layer_norm, modulate
+from rcm_jax.wan.layers import (
+    AffineNorm,
+    ChunkPast,
+    Dense,
+    KeyValues,
+    Tokens,
+    at_least_float32,
+    dense,
+    layer_norm,
+    modulate,
+)
 from rcm_jax.wan.rope import rope_table, time_embedding
 
 IMAGE_EPS = 1e-5  # of the two norms around the projection of CLIP tokens
@@ -166,11 +176,11 @@ class DiT(nn.Module):
         *,
         mask: KeyRuns | None = None,
         frames: Int[Array, " T"] | np.ndarray | None = None,
-        past: KeyValues | None = None,
-        slot: Int[Array, ""] | None = None,
+        past: ChunkPast | None = None,
         beside: ContextVideo | None = None,
-    ) -> tuple[Tokens, Float[Array, "B t D"], KeyValues | None]:
-        """Tokens after the last block, the time embedding that the head needs with them, the own keys (with `past`)."""
+    ) -> tuple[Tokens, Float[Array, "B t D"], PyTree]:
+        """Tokens after the last block, the time embedding that the head needs with them, what all layers of the `past`
+        keep."""
         c = self.config
         tokens, e, modulation = self.embed(x, t)
         has_keys = isinstance(text, KeyValues)
@@ -182,15 +192,15 @@ class DiT(nn.Module):
             image=self.embed_image(image),
             mask=mask,
             past=past,
-            slot=slot,
+            layer=None if past is None else jnp.arange(c.num_layers),
         )
         seen = None
         if beside is not None:
             seen, _, modulation = self.embed(beside.x, beside.t)
             view = context._replace(modulation=modulation, mask=beside.mask, text=None, text_keys=None)
             context = context._replace(of_context=view, context_mask=beside.seen)
-        (tokens, _), own = self.blocks((tokens, seen), context)
-        return tokens, e, own
+        (tokens, _), kept = self.blocks((tokens, seen), context)
+        return tokens, e, kept
 
     def __call__(
         self,
@@ -216,14 +226,12 @@ class DiT(nn.Module):
         t: Float[Array, " B"] | Float[Array, "B T"],
         text: Text | KeyValues,
         *,
-        past: KeyValues,
-        slot: Int[Array, ""],
-        mask: KeyRuns,
+        past: ChunkPast,
         frames: Int[Array, " T"],
-    ) -> tuple[Latents, KeyValues]:
-        """Velocity of a chunk that sees the keys of the `past` and, at `slot` of them, its own; and its own keys."""
-        tokens, e, own = self.tokens(x, t, text, mask=mask, frames=frames, past=past, slot=slot)
-        return self.unpatchify(self.head(tokens, e), self.config.grid(x.shape[1:4])), own
+    ) -> tuple[Latents, PyTree]:
+        """Velocity of a chunk of a longer video, and what the `past` keeps. `frames`: where they are, for RoPE."""
+        tokens, e, kept = self.tokens(x, t, text, frames=frames, past=past)
+        return self.unpatchify(self.head(tokens, e), self.config.grid(x.shape[1:4])), kept
 
 
 def velocity(

@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from rcm_jax.kernels.attention import Past
 from rcm_jax.kernels.masks import KeyRuns
@@ -95,10 +95,14 @@ def dense(config: DiTConfig, features: int, name: str | None = None, **kwargs) -
 
 
 class KeyValues(NamedTuple):
-    """Keys (normalised, turned by RoPE) and values of attention; all layers of them have a leading axis."""
+    """Keys (normalised) and values of attention; all layers of them have a leading axis."""
 
     k: Float[Array, "... B K N d"]
     v: Float[Array, "... B K N d"]
+
+    def turned(self, rope: tuple[Array, Array]) -> "KeyValues":
+        """With keys turned by RoPE."""
+        return KeyValues(apply_rope(self.k, rope), self.v)
 
     def with_chunk(self, own: "KeyValues", slot: Int[Array, ""] | int) -> "KeyValues":
         """`own` written over the keys from `slot` on."""
@@ -107,6 +111,18 @@ class KeyValues(NamedTuple):
             return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), slot, axis=buffer.ndim - 3)
 
         return KeyValues(write(self.k, own.k), write(self.v, own.v))
+
+
+class ChunkPast(Protocol):
+    """What a chunk of a longer video sees besides itself, all layers of it: a pytree (`rcm_jax.causal`)."""
+
+    def attend(
+        self, attend: Callable, q: Float[Array, "B S N d"], own: KeyValues, rope: tuple[Array, Array],
+        layer: Int[Array, ""],
+    ) -> tuple[Float[Array, "B S N d"], PyTree]:  # fmt: skip
+        """(attention's result in one layer, what is kept of that layer). q and own are before RoPE; `rope` is the
+        chunk's table."""
+        ...
 
 
 class Attention(nn.Module):
@@ -128,12 +144,21 @@ class Attention(nn.Module):
     def heads(self, tokens: Tokens) -> Float[Array, "B S N d"]:
         return rearrange(tokens, "b s (n d) -> b s n d", n=self.config.num_heads)
 
-    def keys(self, context: Tokens, rope: tuple[Array, Array] | None = None) -> KeyValues:
-        k, v = self.k(context), self.v(context)
-        if rope is None:
-            return KeyValues(self.heads(self.norm_k(k)), self.heads(v))
-        k, v = spread_tokens(k), spread_tokens(v)  # or a cache cut by heads would have all tokens gathered before them
-        return KeyValues(apply_rope(self.heads(self.norm_k(k)), rope), self.heads(v))
+    def keys(self, context: Tokens) -> KeyValues:
+        return KeyValues(self.heads(self.norm_k(self.k(context))), self.heads(self.v(context)))
+
+    def own_keys(self, x: Tokens) -> KeyValues:
+        """Of the sequence itself, before RoPE."""
+        k, v = spread_tokens(self.k(x)), spread_tokens(self.v(x))  # or a cache cut by heads would have all gathered
+        return KeyValues(self.heads(self.norm_k(k)), self.heads(v))
+
+    def on(
+        self, x: Tokens, own: KeyValues, rope: tuple[Array, Array], past: ChunkPast, layer: Int[Array, ""]
+    ) -> tuple[Tokens, PyTree]:
+        """Attention of a chunk to its past and its own keys, which are before RoPE; and what the past keeps of them."""
+        attend = functools.partial(self.attend, implementation=self.config.attention, name=self.name)
+        o, kept = past.attend(attend, self.heads(self.norm_q(self.q(x))), own, rope, layer)
+        return self.o(rearrange(o, "b s n d -> b s (n d)")), kept
 
     def __call__(
         self,

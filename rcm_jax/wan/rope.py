@@ -31,13 +31,12 @@ def rope_table(
         positions[0] = frames
     parts = []
     for axis, (position, width) in enumerate(zip(positions, axis_widths(head_dim), strict=True)):
-        frequency = BASE ** (-np.arange(0, width, 2, dtype=np.float64) / width)
+        frequency = _frequencies(width)
         if isinstance(position, np.ndarray):
             angle = position.astype(np.float64)[:, None] * frequency
             cos_sin = [jnp.asarray(function(angle), jnp.float32) for function in (np.cos, np.sin)]
         else:
-            angle = 2 * np.pi * _turn_fractions(position.astype(jnp.float32), frequency[None])
-            cos_sin = [jnp.cos(angle), jnp.sin(angle)]
+            cos_sin = _cos_sin(position, frequency)
         shape = [1, 1, 1, frequency.size]
         shape[axis] = grid[axis]
         parts.append([jnp.broadcast_to(z.reshape(shape), (*grid, frequency.size)) for z in cos_sin])
@@ -47,11 +46,34 @@ def rope_table(
 
 def apply_rope(x: Float[Array, "B S N D"], table: tuple[Array, Array]) -> Float[Array, "B S N D"]:
     """Rotates neighbouring pairs (x[2i], x[2i+1]) by their token's angle i. In float32, returned in x's dtype."""
-    cos, sin = (z[None, :, None, :] for z in table)
+    return _turned(x, *(z[None, :, None, :] for z in table))
+
+
+def _turned(x: Float[Array, "B S N D"], cos: Array, sin: Array) -> Float[Array, "B S N D"]:
+    """cos and sin of every pair's angle, [.., .., .., D / 2], which spread to x."""
     pairs = rearrange(x.astype(jnp.promote_types(x.dtype, jnp.float32)), "b s n (d pair) -> b s n d pair", pair=2)
     a, b = pairs[..., 0], pairs[..., 1]
     turned = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
     return rearrange(turned, "b s n d pair -> b s n (d pair)").astype(x.dtype)
+
+
+def _cos_sin(position: Int[Array, "..."], frequency: np.ndarray) -> tuple[Array, Array]:
+    """Of position · frequency, for every one of both."""
+    frequency = frequency.reshape((1,) * position.ndim + (-1,))
+    angle = 2 * np.pi * _turn_fractions(position.astype(jnp.float32), frequency)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def _frequencies(width: int) -> np.ndarray:
+    return BASE ** (-np.arange(0, width, 2, dtype=np.float64) / width)
+
+
+def turn_in_time(x: Float[Array, "B S N D"], frames: Int[Array, "B S"]) -> Float[Array, "B S N D"]:
+    """Turned keys of tokens that move by so many frames: the part that turns with the frame turns on by that."""
+    width, *_ = axis_widths(x.shape[-1])
+    head, rest = jnp.split(x, (width,), axis=-1)
+    turned = _turned(head, *(z[:, :, None] for z in _cos_sin(frames, _frequencies(width))))
+    return jnp.concatenate([turned, rest], axis=-1)
 
 
 # --- time -----------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def test_the_cache_is_packed_teacher_forcing(params, pattern, frames, window, si
 def test_with_a_window_the_cache_does_not_grow(params):
     network = causal("c1-1", 3, window=3, sink=1)
     tokens = network.init_cache(1).k.shape[2]
-    assert tokens == (1 + 3) * network.frame_tokens
+    assert tokens == (1 + 2) * network.frame_tokens  # the sink, and what the window has besides the current chunk
     frames = 30  # ten times what it was made for
     clean, noisy, t = latents(frames, 1), latents(frames, 2), jnp.array([0.3, 0.8])
     longer = dataclasses.replace(network, frames=frames)

@@ -88,14 +88,14 @@ def test_without_cudnn_our_kernels_serve(monkeypatch):
 def test_a_machine_without_a_gpu_uses_xla():
     x = jnp.zeros((1, 8, 2, 64))
     if jax.devices()[0].platform != "gpu":
-        assert choice.choose(x, x, x, None) is load_backend("xla")
+        assert choice.choose(Call.of(x, x, x, None)) is load_backend("xla")
 
 
 @pytest.mark.aot
 def test_the_mesh_that_is_set_decides(absent_mesh):
     x = jnp.zeros((1, 256, 2, 64), jnp.bfloat16)
     with jax.set_mesh(absent_mesh):
-        assert choice.choose(x, x, x, None) is load_backend("pallas_triton")
+        assert choice.choose(Call.of(x, x, x, None)) is load_backend("pallas_triton")
         assert not Call.of(x, x, x, None).here
 
 
