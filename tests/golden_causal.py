@@ -135,7 +135,7 @@ class Recorded(CausalDiT):
 
     def denoise(self, params, x, t, prompt, cache, chunk):
         self._note(t, chunk, 0)
-        return CausalDiT.step(self, params, x, t, prompt, cache, chunk)[0]
+        return super().denoise(params, x, t, prompt, cache, chunk)
 
     def append(self, params, x, t, prompt, cache, chunk):
         return self.step(params, x, t, prompt, cache, chunk)[1]

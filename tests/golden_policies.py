@@ -126,12 +126,11 @@ def sampler_causal_extrapolation(case: Case) -> list[Check]:
         want = case.outputs["positions_k"]
         checks.append(Check("positions_k", _padded(cached, want), want, exact=True))
     if "keep" in case.outputs:
-        layers, of_chunk = config["num_layers"], {}
-        for chunk, tokens in KEPT:  # noted by every pass, of which the appending one is the last
-            of_chunk.setdefault(chunk, []).append(tokens)
-        kept = np.stack([np.stack(tokens[-layers:]) for tokens in of_chunk.values()])
+        layers = config["num_layers"]
+        kept = np.stack([tokens for _, tokens in KEPT]).reshape(-1, layers, *KEPT[0][1].shape)
         checks.append(Check("keep", kept, case.outputs["keep"], exact=True))
-        checks.append(Check("keep_chunks", np.array([*of_chunk]), case.outputs["keep_chunks"], exact=True))
+        chunks = np.array([chunk for chunk, _ in KEPT[::layers]])
+        checks.append(Check("keep_chunks", chunks, case.outputs["keep_chunks"], exact=True))
     return checks
 
 

@@ -82,8 +82,8 @@ class CachePolicy(Protocol):
     def positions(self, geometry: Geometry, cache: Cache, chunk: ChunkIndex, frames: int) -> Int[Array, " T"]:
         """Where the chunk's frames are, for RoPE."""
 
-    def seen(self, geometry: Geometry, cache: Cache, chunk: ChunkIndex) -> ChunkPast:
-        """What the chunk sees besides itself."""
+    def seen(self, geometry: Geometry, cache: Cache, chunk: ChunkIndex, appends: bool) -> ChunkPast:
+        """What the chunk sees besides itself, in a pass that only reads the cache or in the one that `appends`."""
 
     def append(self, geometry: Geometry, cache: Cache, kept: PyTree, chunk: ChunkIndex) -> Cache:
         """The cache with what was `kept` of the chunk in it."""
@@ -154,7 +154,7 @@ class Ring:
         del cache
         return geometry.pattern.start(chunk) + jnp.arange(frames)
 
-    def seen(self, geometry: Geometry, cache: KeyValues, chunk: ChunkIndex) -> Turned:
+    def seen(self, geometry: Geometry, cache: KeyValues, chunk: ChunkIndex, appends: bool) -> Turned:
         return Turned(cache, self._filled(geometry, chunk))
 
     def append(self, geometry: Geometry, cache: KeyValues, kept: KeyValues, chunk: ChunkIndex) -> KeyValues:

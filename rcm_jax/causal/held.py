@@ -65,7 +65,7 @@ class UnturnedPolicy(HeldPolicy):
     def cached_positions(self, geometry: Geometry, cache: Held, chunk: ChunkIndex) -> Int[Array, " F"]:
         raise NotImplementedError
 
-    def seen(self, geometry: Geometry, cache: Held, chunk: ChunkIndex) -> Unturned:
+    def seen(self, geometry: Geometry, cache: Held, chunk: ChunkIndex, appends: bool) -> Unturned:
         rope = geometry.rope(self.cached_positions(geometry, cache, chunk))
         return Unturned(cache.keys, cache.frames * geometry.frame_tokens, rope)
 
@@ -73,7 +73,7 @@ class UnturnedPolicy(HeldPolicy):
 class TurnedPolicy(HeldPolicy):
     """Keys are stored turned by RoPE, and turned on in time where they move."""
 
-    def seen(self, geometry: Geometry, cache: Held, chunk: ChunkIndex) -> Turned:
+    def seen(self, geometry: Geometry, cache: Held, chunk: ChunkIndex, appends: bool) -> Turned:
         return Turned(cache.keys, cache.frames * geometry.frame_tokens)
 
 

@@ -8,7 +8,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from rcm_jax.causal.cache import Cache, CachePolicy, Geometry, Ring
 from rcm_jax.chunks import ChunkIndex, ChunkPattern, block_causal, check_window, teacher_forcing
@@ -131,7 +131,7 @@ class CausalDiT:
         self, params: Params, x: Latents, t: Float[Array, " B"], prompt: KeyValues, cache: Cache, chunk: ChunkIndex
     ) -> Latents:
         """Velocity of chunk number `chunk` (may be traced), x [B, frames of it, H, W, C], t [B] in [0, 1]."""
-        return self.step(params, x, t, prompt, cache, chunk)[0]
+        return self._pass(params, x, t, prompt, cache, chunk, appends=False)[0]
 
     def append(
         self, params: Params, x: Latents, t: Float[Array, " B"], prompt: KeyValues, cache: Cache, chunk: ChunkIndex
@@ -146,14 +146,22 @@ class CausalDiT:
 
         Raises ValueError where a chunk's index is known and the cache has no room for it.
         """
+        v, kept = self._pass(params, x, t, prompt, cache, chunk, appends=True)
+        return v, self.keeps.append(self.geometry, cache, kept, chunk)
+
+    def _pass(
+        self, params: Params, x: Latents, t: Float[Array, " B"], prompt: KeyValues, cache: Cache, chunk: ChunkIndex, *,
+        appends: bool,
+    ) -> tuple[Latents, PyTree]:  # fmt: skip
+        """(velocity, what all layers keep for the policy's `append`)."""
         frames, geometry = x.shape[1], self.geometry
         if isinstance(chunk, int):
             self._check(chunk, frames)
-        v, kept = self.dit.apply(
-            {"params": params}, x, MODEL_TIME * t, prompt, past=self.keeps.seen(geometry, cache, chunk),
-            frames=self.keeps.positions(geometry, cache, chunk, frames), method="chunk",
+        past = self.keeps.seen(geometry, cache, chunk, appends)
+        at = self.keeps.positions(geometry, cache, chunk, frames)
+        return self.dit.apply(
+            {"params": params}, x, MODEL_TIME * t, prompt, past=past, frames=at, method="chunk"
         )  # fmt: skip
-        return v, self.keeps.append(geometry, cache, kept, chunk)
 
     def _check(self, chunk: int, frames: int) -> None:
         size = self.pattern.rest if chunk else self.pattern.first

@@ -145,7 +145,9 @@ class DeepForcing(Choosing):
         shape = (geometry.layers, batch, self.recent_frames, geometry.heads, geometry.width)
         return Watched(jnp.zeros(shape, jnp.float32), jnp.int32(0))
 
-    def seen(self, geometry: Geometry, cache: Held, chunk: ChunkIndex) -> Watching:
+    def seen(self, geometry: Geometry, cache: Held, chunk: ChunkIndex, appends: bool) -> Turned:
+        if not appends:
+            return super().seen(geometry, cache, chunk, appends)
         return Watching(cache.keys, cache.frames * geometry.frame_tokens, geometry.frame_tokens)
 
     def append(self, geometry: Geometry, cache: Held, kept: tuple[KeyValues, Array], chunk: ChunkIndex) -> Held:
