@@ -18,6 +18,13 @@ class ArgumentError(ValueError):
         self.message, self.arguments = message, arguments
         super().__init__(self.told(lambda name: name))
 
+    def renamed(self, names: dict[str, str]) -> "ArgumentError":
+        """For a caller whose arguments have other names: theirs by those here."""
+        message = self.message
+        for own, theirs in names.items():
+            message = message.replace(f"{{{own}}}", f"{{{theirs}}}")
+        return ArgumentError(message, **{names.get(name, name): value for name, value in self.arguments.items()})
+
     def as_flags(self) -> str:
         """The message in terms of flags."""
         return self.told(lambda name: f"--{name}")

@@ -1,5 +1,6 @@
 """Causal video: whole rollouts, and streams whose frames come chunk by chunk."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from rcm_jax.causal.network import CausalDiT
+from rcm_jax.errors import ArgumentError
 from rcm_jax.finite import check_finite
 from rcm_jax.media.pictures import to_uint8
 from rcm_jax.objectives.config import CausalConfig
@@ -52,9 +54,16 @@ class Start(NamedTuple):
 
 def causal_network(opened: Opened, request: Request, asked: SamplingOptions, schedule: RolloutSchedule) -> CausalDiT:
     """For the video that is asked for. Raises ValueError for chunks, a window or a schedule that do not fit it."""
-    changes = {"window": asked.window, "sink": asked.sink}
-    settings = opened.info.causal | {name: value for name, value in changes.items() if value is not None}
-    network = CausalConfig(**settings).network(opened.experts.dit, request.latent_shape)
+    changes = {name: value for name in ("window", "sink") if (value := getattr(asked, name)) is not None}
+    policy = asked.policy()
+    if policy is not None and changes:
+        name = next(iter(changes))
+        raise ArgumentError(
+            f"{{{name}}} is of the cache as it was trained; with {{cache_policy}} give that policy's own settings",
+            **{name: None}, cache_policy=asked.cache_policy,
+        )  # fmt: skip
+    network = CausalConfig(**opened.info.causal | changes).network(opened.experts.dit, request.latent_shape)
+    network = dataclasses.replace(network, policy=policy)
     schedule.check_chunks(len(network.pattern.spans(request.latent_shape[0])))
     return network
 

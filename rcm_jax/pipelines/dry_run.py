@@ -78,6 +78,11 @@ def _shape(mesh: Mesh, shape: tuple[int, ...], dtype: Any = jnp.float32, spec: P
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
 
+def _place(mesh: Mesh, shape: tuple[int, ...]) -> P:
+    """Of an array of a cache: keys and values are cut by heads, what a policy remembers besides is not."""
+    return cache_spec(mesh, shape) if len(shape) == 5 else WHOLE
+
+
 def abstract_weights(source: Checkpoint, mesh: Mesh, dtype: str) -> Params:
     """Shapes, dtypes and places of a file's weights as `load_params` would load them."""
     flat = with_dtype(source.ours(), dtype, source.network)
@@ -126,7 +131,7 @@ def _chunk(pipe: Pipeline, request: Request, asked: SamplingOptions, gpu: Gpu) -
     with jax.set_mesh(mesh):
         prompts, caches = jax.eval_shape(lambda *x: open_caches(network, *x, schedule), params, given, null_text)
         prompts = jax.tree.map(lambda x: _shape(mesh, x.shape, x.dtype), prompts)
-        caches = jax.tree.map(lambda x: _shape(mesh, x.shape, x.dtype, cache_spec(mesh, x.shape)), caches)
+        caches = jax.tree.map(lambda x: _shape(mesh, x.shape, x.dtype, _place(mesh, x.shape)), caches)
         program = compile_for(
             sample_step, network, params, prompts, caches, _shape(mesh, (), jnp.int32), noises, times=times,
             noisy_context=noisy, ode=schedule.ode, guidance=schedule.guidance,

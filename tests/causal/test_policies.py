@@ -9,7 +9,7 @@ import pytest
 
 from rcm_jax.causal.cache import Ring
 from rcm_jax.causal.network import CausalDiT
-from rcm_jax.causal.policies import POLICIES, policy_of
+from rcm_jax.causal.policies import policy_of
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.errors import ArgumentError
 from rcm_jax.parallel import make_mesh, shard, sharded_attention
@@ -107,25 +107,23 @@ def test_a_published_window_is_a_ring():
 @pytest.mark.parametrize(
     ("name", "settings", "error"),
     [
-        ("fifo", {}, r"{cache_policy} must be one of none, sliding_window"),
-        ("sliding_window", dict(window_blocks=2, sink_blocks=2), r"{sink_blocks} must be at least 0 and less than"),
-        ("rolling_sink", dict(total_blocks=4), r"{total_blocks} must be {sink_blocks} and {recent_blocks} together"),
-        ("infinity_rope", dict(cache_blocks=1), r"{sink_blocks} must be fewer than {cache_blocks}"),
-        ("deep_forcing", dict(budget_frames=13), r"{budget_frames} must be at least {sink_frames} and"),
-        ("memrope", dict(alpha_long=0.0), r"{alpha_long} must be above 0 and at most 1"),
-        ("memrope", dict(local_frames=0), r"{local_frames} must be at least 1"),
-        ("relax_forcing", dict(alignment_weight=1.5), r"{alignment_weight} must be from 0 to 1"),
+        ("fifo", {}, r"cache_policy=fifo must be one of none, sliding_window"),
+        ("sliding_window", dict(window_blocks=2, sink_blocks=2), r"sink_blocks=2 must be .* less than window_blocks=2"),
+        ("rolling_sink", dict(total_blocks=4), r"total_blocks=4 must be sink_blocks=5 and recent_blocks=1 together"),
+        ("infinity_rope", dict(cache_blocks=1), r"sink_blocks=1 must be fewer than cache_blocks=1"),
+        ("deep_forcing", dict(budget_frames=13), r"budget_frames=13 must be at least sink_frames=10 and recent_frames"),
+        ("memrope", dict(alpha_long=0.0), r"alpha_long=0.0 must be above 0 and at most 1"),
+        ("memrope", dict(local_frames=0), r"local_frames=0 must be at least 1"),
+        ("relax_forcing", dict(alignment_weight=1.5), r"alignment_weight=1.5 must be from 0 to 1"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_go_together(name, settings, error):
-    with pytest.raises(ArgumentError) as raised:
+    with pytest.raises(ArgumentError, match=error):
         policy_of(name, **settings)
-    assert raised.match(error.replace("{", "").replace("}", ""))
-    assert name == "fifo" or name in POLICIES
 
 
 def test_a_policy_that_does_not_fit_the_network():
-    with pytest.raises(ArgumentError, match=r"f_limit must be at least a chunk's 2 latent frames"):
+    with pytest.raises(ArgumentError, match=r"f_limit=1 must be at least a chunk's 2 latent frames"):
         network(policy_of("infinity_rope", f_limit=1))
-    with pytest.raises(ArgumentError, match=r"observation_layers must be at most the network's 2 layers"):
+    with pytest.raises(ArgumentError, match=r"observation_layers=3 must be at most the network's 2 layers"):
         network(policy_of("deep_forcing", observation_layers=3))
