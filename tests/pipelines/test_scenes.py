@@ -14,7 +14,7 @@ from rcm_jax.pipelines.scenes import Scene, has_scenes, read_scenes
         (["2s", "1.5s#", "3s#"], "c1-2", 105, [5, 3, 6], [5, 8]),
         (["1s", "2s"], "c1-4", 49, [2, 2], []),
         (["5s#"], "c3-3", 81, [7], []),  # nothing is before the first scene
-        (["4s", ".1s", ".1s"], "c1-4", 81, [4, 1, 1], []),  # one is left to each
+        (["4s", ".1s", ".1s"], "c1-4", 65, [3, 1, 1], []),  # 5 would be its own; one is left to each other
         ([".01s"], "c3-3", 9, [1], []),
     ],
 )
@@ -41,7 +41,7 @@ def test_what_is_one_prompt():
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ("a [5s] | b", "prompt: scene 2, 'b', does not end in its length, as in 'a red fox [5s]'"),
+        ("a [5s] | b", "prompt: scene 2, 'b', does not end in its length, as in 'a red fox .5s.'"),
         ("a [5s] | b [-1s]", "scene 2, .* does not end in its length"),
         ("a [5] | b [5s]", "scene 1, .* does not end in its length"),
         ("a [5s] | [5s]", "scene 2 has a length, '.5s.', and no text"),
