@@ -186,6 +186,12 @@ def test_prompts_that_change_are_one_video_however_it_is_made(path):
     whole = pipe.arrays(**timed, **asked)
     parts = np.concatenate(list(pipe.stream(**timed, **asked)), axis=1)
     assert np.abs(parts.astype(int) - to_uint8(whole)).max() <= 1
+    stream = pipe.stream(**timed, **asked)
+    other = iter(stream)
+    stream.send(PROMPTS[2])  # before the first chunk: in place of the plan, which the next loop follows again
+    alone = pipe.stream(PROMPTS[2], num_samples=2, **asked)
+    np.testing.assert_array_equal(np.concatenate(list(other), axis=1), np.concatenate(list(alone), axis=1))
+    np.testing.assert_array_equal(np.concatenate(list(stream), axis=1), parts)
     plain = pipe.arrays(PROMPTS[0], num_samples=2, **asked)
     np.testing.assert_allclose(whole[:, :2], plain[:, :2], atol=1e-5)
     assert (np.abs(whole[:, 2:] - plain[:, 2:]).max((2, 3, 4)) > 0.02).all()
