@@ -243,6 +243,12 @@ def test_wan_rolls_out_chunk_by_chunk(tmp_path):
     assert [(video.prompt, video.index, video.fps) for video in videos] == [("a red fox", 0, 16), ("a red fox", 1, 16)]
     parts = np.concatenate(list(pipe.stream("a red fox", **asked)), axis=1)
     assert np.abs(parts.astype(int) - np.stack([video.frames for video in videos])).max() <= 1
+    timed = dict(prompts_file=[(0, "a red fox"), (0.3, "snow")], prompt_blend=2)  # chunk 2 begins at 0.3125 s
+    changed = pipe(**timed, **asked)
+    np.testing.assert_array_equal(changed[0].frames[:5], videos[0].frames[:5])
+    assert (changed[0].frames[5:] != videos[0].frames[5:]).any()
+    parts = np.concatenate(list(pipe.stream(**timed, **asked)), axis=1)
+    assert np.abs(parts.astype(int) - np.stack([video.frames for video in changed])).max() <= 1
     dit = DiT(pipe.info.model)
     network, schedule = CausalDiT(dit, ChunkPattern(1, 1), 3, (6, 4)), few_step_schedule([2])
     weights, text = load_params(pipe.opened.experts.sources[0], dtype="float32"), pipe.world.encode_text(["a red fox"])
