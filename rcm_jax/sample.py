@@ -36,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
 
     p = command_parser("sample", __doc__)
     add_options(p, OutputOptions)
-    p.add_argument("--prompts_file", type=Path, help="a prompt a line; videos are numbered: generated_video_000.mp4, …")
+    p.add_argument("--prompts_file", type=Path, default=argparse.SUPPRESS,
+                   help="a prompt a line; videos are numbered: generated_video_000.mp4, …")  # fmt: skip
     add_options(p.add_argument_group("how to sample"), SamplingOptions, without=[CAUSAL])
     add_options(p.add_argument_group("files and devices"), FileOptions, without=[CAUSAL])
     return p
@@ -53,9 +54,10 @@ def run(args: argparse.Namespace) -> list[Path | str]:
     from rcm_jax.pipelines.pipeline import load
     from rcm_jax.pipelines.video import side_by_side
 
-    given, prompts_file = vars(args), args.prompts_file
+    given = vars(args)
     if "again" in given:
         fill_in(given, given["again"], "sample")
+    prompts_file = given.pop("prompts_file", None)  # of this command: a video a line
     options, output = taken(given, SamplingOptions), OutputOptions(**taken(given, OutputOptions))
     SamplingOptions(**options)  # its errors, before a file is opened
     save_path = video_path(output.path(SAVE_PATH), "save_path")

@@ -14,6 +14,7 @@ from rcm_jax.media.video import GrowingVideo, write_video
 from rcm_jax.model_file import ModelInfo, save_model
 from rcm_jax.options import taken
 from rcm_jax.pipelines.options import FileOptions, SamplingOptions
+from rcm_jax.pipelines.pipeline import load
 from rcm_jax.wan.networks import init_params
 from rcm_jax.worlds.builtin import BUILTIN
 from tests.media.test_video import moving
@@ -127,6 +128,11 @@ def test_it_starts_from_an_image(tmp_path, student):
         ("--sigma_max 0", "--sigma_max=0.0 must be above 0"),
         ("--guidance_scale 3", "--guidance_scale is for an ODE; the network is sampled in few steps"),
         ("--prompt purple", "purple"),
+        ("--prompts_file nowhere.txt", "--prompts_file=nowhere.txt is not there: name a file"),
+        ("--prompts_file nowhere.txt --prompt red", "--prompt and --prompts_file both say what to show: give one"),
+        ("--prompt red[1s]|blue[1s#]", "--prompt asks for a cut (#)"),
+        ("--prompt red[1s]|blue", "--prompt: scene 2, 'blue', does not end in its length"),
+        ("--prompt_blend 0", "--prompt_blend=0 must be at least 1"),
         ("--num_samples 0", "--num_samples=0 must be at least 1"),
         ("--num_frames 0", "--num_frames=0 must be at least 1"),
         ("--seed -1", "--seed=-1 must be at least 0"),
@@ -178,6 +184,15 @@ def run_wan(folder, path, *flags):
     small = ["--size", "32x48", "--num_frames", "13", "--first_chunk_t", "1", "--chunk_t", "1", "--dtype", "float32"]
     flags = ["--dit_path", str(folder), *small, "--distilled", "--num_steps", "2", "--stream", *flags]
     sample_causal.main([*flags, "--save_path", str(path)])
+
+
+def test_wans_seconds_are_those_of_its_frames(folder):
+    pipe = load(folder, first_chunk_t=1, chunk_t=1, kind="student")
+    asked = pipe.request(prompts_file=[(0, "a fox"), (0.31, "snow")], num_frames=13, size="32x48", num_samples=2)
+    assert asked.changes.starts == (0, 2)  # latent frame 2 begins at frame 5, 0.3125 s
+    assert asked.texts == [("a fox", "snow")] * 2
+    scenes = pipe.request("a fox [.25s] | snow [.5s]", size="32x48")
+    assert (scenes.changes.starts, scenes.num_frames, scenes.latent_shape[0]) == ((0, 1), 9, 3)
 
 
 def test_wan_streams_through_its_autoencoder(tmp_path, folder, shown):

@@ -15,6 +15,7 @@ from rcm_jax.media.tags import read_tags
 from rcm_jax.pipelines.opening import Opened
 from rcm_jax.pipelines.options import FileOptions, SamplingOptions
 from rcm_jax.pipelines.request import Request
+from rcm_jax.pipelines.scenes import has_scenes
 from rcm_jax.version import version
 from rcm_jax.worlds.builtin import BUILTIN
 
@@ -30,6 +31,7 @@ INSTEAD = {
     "size": ("resolution", "aspect_ratio", "adaptive_resolution"),
     "resolution": ("size",),
     "aspect_ratio": ("size", "adaptive_resolution"),
+    "prompt": ("prompts_file",),
     "dit_path": ("scale",),
     "model": ("dit_path", "scale"),
     "distilled": ("kind",),
@@ -53,6 +55,8 @@ def describe(opened: Opened, request: Request, asked: SamplingOptions) -> list[d
         options.pop(name, None)
     if not opened.info.causal:
         options["batch_size"] = request.batch_size
+    if request.timed is not None:  # the prompts themselves: their file may change
+        options["prompts_file"] = request.timed
     files = {value: _state(value) for name, value in options.items() if name.endswith("_path")}
     if opened.files is not None:  # those that were found beside the network too
         own = (*opened.files.dit, opened.files.vae, opened.files.text, opened.files.clip, opened.files.tiny)
@@ -152,10 +156,13 @@ def fill_in(given: dict[str, Any], path: str | Path, command: str) -> None:
     about = read_about(path, command)
     options, prompts = about["options"], about["prompt"]
     other_prompt = given.get("prompt") is not None or given.get("prompts_file") is not None
-    if given.get("prompts_file") is not None or "num_samples" in given or (other_prompt and isinstance(prompts, list)):
+    other_videos = given.get("prompts_file") is not None and command == "sample"  # one each a line
+    if other_videos or "num_samples" in given or (other_prompt and isinstance(prompts, list)):
         options.pop("indices", None)  # a number for each video
         if isinstance(options.get("negative_prompt"), list):
             del options["negative_prompt"]
+    if isinstance(given.get("prompt"), str) and command == "sample_causal" and has_scenes(given["prompt"]):
+        options.pop("num_frames", None)  # the scenes say it
     for name, others in INSTEAD.items():
         if given.get(name) not in (None, False):
             for other in others:
@@ -163,7 +170,7 @@ def fill_in(given: dict[str, Any], path: str | Path, command: str) -> None:
                 about.pop(other, None)
     for name, value in options.items():
         given.setdefault(name, value)
-    if not other_prompt:
+    if not other_prompt and given.get("prompts_file") is None:
         given["prompt"] = prompts
     for name in ("fps", "scale"):
         if name in about:

@@ -21,6 +21,7 @@ from rcm_jax.pipelines.request import SMALL_BATCH, Request, batch_rows
 from rcm_jax.pipelines.watch import Watch
 from rcm_jax.progress import Progress
 from rcm_jax.sampling.noise import video_noises
+from rcm_jax.sampling.prompts import PromptSchedule, Script
 from rcm_jax.sampling.rollout import rollout
 from rcm_jax.sampling.schedules import RolloutSchedule
 from rcm_jax.sampling.stream import Decode, stream
@@ -29,12 +30,14 @@ from rcm_jax.types import Latents, Params, Text
 
 
 class Start(NamedTuple):
-    """Everything that a causal video is made from, but the weights. null_text: under guidance alone, one row a video.
-    image: latents of the first frame, or None. frames: how many latent frames."""
+    """Everything that a causal video is made from, but the weights. texts: of the prompts that the videos follow one
+    after the other, as `changes` says. null_text: under guidance alone, one row a video. image: latents of the first
+    frame, or None. frames: how many latent frames."""
 
     network: CausalDiT
     schedule: RolloutSchedule
-    text: Float[np.ndarray, "V L D"]
+    texts: tuple[Float[np.ndarray, "V L D"], ...]
+    changes: PromptSchedule
     null_text: Float[np.ndarray, "V L D"] | None
     image: Float[np.ndarray, "V 1 H W C"] | None
     indices: Sequence[int]
@@ -45,11 +48,25 @@ class Start(NamedTuple):
     def chunks(self) -> int:
         return len(self.network.pattern.spans(self.frames))
 
+    @property
+    def text(self) -> Float[np.ndarray, "V L D"]:
+        """Of the first prompt."""
+        return self.texts[0]
+
+    @property
+    def script(self) -> Script:
+        return Script(self.texts, self.changes)
+
     def rows(self, which: np.ndarray) -> "Start":
         """Those of the videos."""
         null, image = (None if x is None else x[which] for x in (self.null_text, self.image))
-        indices = np.asarray(self.indices)[which]
-        return self._replace(text=self.text[which], null_text=null, image=image, indices=indices)
+        texts, indices = tuple(text[which] for text in self.texts), np.asarray(self.indices)[which]
+        return self._replace(texts=texts, null_text=null, image=image, indices=indices)
+
+    def following(self, text: Float[np.ndarray, "V L D"]) -> "Start":
+        """One text from the first chunk on, in place of all others."""
+        script = self.script.sent(0, text)
+        return self._replace(texts=script.texts, changes=script.schedule)
 
 
 def causal_network(opened: Opened, request: Request, asked: SamplingOptions, schedule: RolloutSchedule) -> CausalDiT:
@@ -73,13 +90,14 @@ def start_from(opened: Opened, request: Request, asked: SamplingOptions, schedul
     network = causal_network(opened, request, asked, schedule)
     text, null_text = request.features(opened.world, guided=schedule.guidance > 1)
     if null_text is not None:
-        null_text = np.broadcast_to(null_text, text.shape)
+        null_text = np.broadcast_to(null_text, (len(request.prompts), *text.shape[1:]))
     image = None
     if request.image is not None:
         first = opened.world.first_latent(request.image, request.size)
         image = np.repeat(first, len(request.prompts), axis=0)
     return Start(
-        network, schedule, text, null_text, image, request.indices, request.seed, request.latent_shape[0]
+        network, schedule, tuple(np.split(text, len(request.changes.starts))), request.changes, null_text, image,
+        request.indices, request.seed, request.latent_shape[0],
     )  # fmt: skip
 
 
@@ -94,19 +112,29 @@ def _rollout(
 
 def roll_out_request(opened: Opened, start: Start, watch: Watch) -> Iterator[Float[np.ndarray, "b T H W C"]]:
     """Latents of whole videos: of a small network each batch is one program; of a large one, or where every step is
-    watched, all videos go chunk by chunk."""
-    params, mesh = opened.experts.params(), opened.experts.mesh
+    watched, all videos go chunk by chunk; where prompts change, chunk by chunk too, a batch after the other."""
+    params, mesh, count = opened.experts.params(), opened.experts.mesh, len(start.text)
+    batches = batch_rows(count, min(SMALL_BATCH, count))
     if not opened.world.small or watch.on_step is not None:
-        parts = []
-        with Progress(watch.progress, start.chunks, "chunk", limit=watch.time_limit, delay=2) as progress:
-            for part in _chunks(params, start, lambda latents, state: (latents, state), mesh):
+        batches = [np.arange(count)]
+    elif len(start.texts) == 1:
+        yield from _whole(params, mesh, start, batches, watch)
+        return
+    total = len(batches) * start.chunks
+    with Progress(watch.progress, total, "chunk", limit=watch.time_limit, delay=2) as progress:
+        for rows in batches:
+            parts = []
+            for part in _chunks(params, start.rows(rows), lambda latents, state: (latents, state), mesh):
                 parts.append(on_host(part))
                 progress.update()
-                watch.step(np.concatenate(parts, axis=1), progress.done, start.chunks)
-        yield np.concatenate(parts, axis=1)
-        return
-    count = len(start.text)
-    batches = batch_rows(count, min(SMALL_BATCH, count))
+                watch.step(np.concatenate(parts, axis=1), progress.done, total)
+            yield np.concatenate(parts, axis=1)[: count - rows[0]]
+
+
+def _whole(
+    params: Params, mesh: Mesh, start: Start, batches: Sequence[np.ndarray], watch: Watch
+) -> Iterator[Float[np.ndarray, "b T H W C"]]:
+    """Each batch by one program."""
     with Progress(watch.progress, len(batches), "batch", limit=watch.time_limit) as progress:
         for rows in batches:
             batch = start.rows(rows)
@@ -117,7 +145,7 @@ def roll_out_request(opened: Opened, start: Start, watch: Watch) -> Iterator[Flo
                 )  # fmt: skip
             latents = on_host(latents)
             progress.update()
-            yield latents[: count - rows[0]]
+            yield latents[: len(start.text) - rows[0]]
 
 
 def _chunks(
@@ -126,12 +154,12 @@ def _chunks(
     """What `decode` gives, chunk by chunk. The mesh is set while a chunk is made, not while it is looked at. A text put
     into `texts` replaces the prompt of all chunks not yet begun."""
     if texts:  # a stream that has not begun begins with the new prompt
-        start = start._replace(text=texts[-1])
+        start = start.following(texts[-1])
         texts.clear()
     with jax.set_mesh(mesh):
         noises = video_noises(start.network, start.schedule, start.seed, start.indices)
         parts = stream(
-            start.network, params, start.text, noises, start.schedule, decode, chunks=start.chunks,
+            start.network, params, start.script, noises, start.schedule, decode, chunks=start.chunks,
             null_text=start.null_text, image=start.image,
         )  # fmt: skip
     try:
@@ -154,6 +182,7 @@ class Stream:
         ...
         stream.send("another prompt")      # of all chunks not yet begun; the next one has
 
+    A prompt that is sent takes the place of all that were planned for later, and blends in as they would have.
     Every loop over it starts the same video anew; text and image are read once. fps: frames a second.
     about: how it is made, for a file's comment.
     """

@@ -77,12 +77,22 @@ class FileOptions(NetworkOptions):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingOptions(PolicyOptions):
     """Arguments of a call. `indices` are the numbers of the videos' noises where they are not 0, 1, … for each prompt;
-    `negative_prompt` may be one for all prompts or one a prompt."""
+    `negative_prompt` may be one for all prompts or one a prompt. `prompts_file` may be the pairs themselves,
+    [(0, "a red fox"), (12.5, "it begins to snow")]."""
 
     negative_prompt: str | Sequence[str] | None = option(None, "what guidance leads away from (default: no text)")
     image_path: str | Path | None = option(
         None, "first frame: of image-to-video networks, or a causal network's first chunk"
     )
+    prompts_file: str | Path | Sequence[tuple[float, str]] | None = option(
+        None, "prompts that change, in place of the one: lines like '12.5: it begins to snow', in seconds of the video "
+        "at the world's own rate, the first at 0; each holds from the first chunk that begins at its time or later",
+        only=[CAUSAL],
+    )  # fmt: skip
+    prompt_blend: int = option(
+        1, "chunks over which a new prompt takes the old one's place (default 1: at once)", only=[CAUSAL],
+        range=at_least(1),
+    )  # fmt: skip
     num_samples: int = option(1, "videos of a prompt, side by side in one file (default 1)", range=at_least(1))
     seed: int = option(
         0,

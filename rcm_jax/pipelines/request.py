@@ -7,11 +7,21 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
+from rcm_jax.chunks import ChunkPattern
 from rcm_jax.errors import ArgumentError
 from rcm_jax.media.images import open_image
 from rcm_jax.options import refuse
 from rcm_jax.pipelines.opening import Opened
 from rcm_jax.pipelines.options import BIDIRECTIONAL, CAUSAL, WAN, SamplingOptions
+from rcm_jax.pipelines.prompt_times import (
+    Texts,
+    TimedPrompts,
+    check_cuts,
+    read_timed_prompts,
+    scene_texts,
+    timed_texts,
+)
+from rcm_jax.sampling.prompts import PromptSchedule
 from rcm_jax.worlds.world import Size, World
 
 Prompts = str | Sequence[str] | None
@@ -24,7 +34,8 @@ SMALL_BATCH = 48  # videos at a time of a small network
 class Request:
     """prompts, indices: one a video; the noise of a video comes from (seed, index) alone. negative_prompts: one, or one
     a video. image: to start from, or None. size: width and height in pixels. latent_shape: (T, H, W). batch_size:
-    videos at a time of a bidirectional network."""
+    videos at a time of a bidirectional network. texts: what a video follows, one after the other as `changes` says;
+    the prompt alone where it does not change. timed: the prompts with their times, where they were given so."""
 
     prompts: list[str]
     indices: list[int]
@@ -35,13 +46,16 @@ class Request:
     num_frames: int
     latent_shape: tuple[int, int, int]
     batch_size: int
+    texts: list[tuple[str, ...]]
+    changes: PromptSchedule
+    timed: TimedPrompts | None
 
     def features(self, world: World, *, guided: bool) -> Features:
-        """Of the prompts, and under guidance of the negative ones (one row that serves all, or one a video). All are
-        encoded together: a large encoder is read once."""
-        features = world.encode_text([*self.prompts, *(self.negative_prompts if guided else [])])
-        count = len(self.prompts)
-        return features[:count], features[count:] if guided else None
+        """Of every video's first text, then of every video's second one, …; and under guidance of the negative prompts
+        (one row that serves all, or one a video). All are encoded together: a large encoder is read once."""
+        words = [text for at_once in zip(*self.texts, strict=True) for text in at_once]
+        features = world.encode_text([*words, *(self.negative_prompts if guided else [])])
+        return features[: len(words)], features[len(words) :] if guided else None
 
 
 def batch_rows(videos: int, size: int) -> list[Int[np.ndarray, " size"]]:
@@ -59,19 +73,51 @@ def read_request(opened: Opened, prompt: Prompts, asked: SamplingOptions) -> Req
         refuse(asked, BIDIRECTIONAL, f"{name} is causal ({info.causal['pattern']})")
     else:
         refuse(asked, CAUSAL, f"{name} is not causal")
-    prompts = [world.prompt] if prompt is None else [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts:
-        raise ArgumentError("{prompt} is an empty list: give one at least", prompt=None)
+    prompts, timed = _prompts(prompt, asked, world)
     image = None if asked.image_path is None else open_image(asked.image_path)
     _check_image(opened, asked, image)
     size = world.size(asked.resolution, asked.aspect_ratio, asked.size, image if asked.adaptive_resolution else None)
-    num_frames, fsdp = _num_frames(opened, asked), opened.options.fsdp
+    texts, fsdp = _texts(opened, asked, prompts, timed, size), opened.options.fsdp
+    num_frames = texts.num_frames or _num_frames(opened, asked)
     videos = [words for words in prompts for _ in range(asked.num_samples)]
     whole = -(-min(SMALL_BATCH, len(videos)) // fsdp) * fsdp
     return Request(
         videos, _indices(asked, len(videos)), asked.seed, _negative_prompts(asked, prompts), image, size, num_frames,
         world.latent_shape(size, num_frames, info.model), asked.batch_size or (whole if world.small else fsdp),
+        [words for words in texts.prompts for _ in range(asked.num_samples)], texts.schedule, timed,
     )  # fmt: skip
+
+
+def _prompts(prompt: Prompts, asked: SamplingOptions, world: World) -> tuple[list[str], TimedPrompts | None]:
+    if asked.prompts_file is not None:
+        if prompt is not None:
+            raise ArgumentError("{prompt} and {prompts_file} both say what to show: give one", prompt=None,
+                                prompts_file=None)  # fmt: skip
+        timed = read_timed_prompts(asked.prompts_file)
+        return [timed[0][1]], timed
+    prompts = [world.prompt] if prompt is None else [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise ArgumentError("{prompt} is an empty list: give one at least", prompt=None)
+    return prompts, None
+
+
+def _texts(opened: Opened, asked: SamplingOptions, prompts: list[str], timed: TimedPrompts | None, size: Size) -> Texts:
+    """What the videos of each prompt follow. Of a bidirectional network a prompt is one text, whatever is in it."""
+    info, world = opened.info, opened.world
+    if not info.causal:
+        return Texts([(words,) for words in prompts], PromptSchedule())
+    pattern = ChunkPattern.parse(info.causal["pattern"])
+    if timed is not None:
+        latent_frames, *_ = world.latent_shape(size, _num_frames(opened, asked), info.model)
+        return timed_texts(timed, world, pattern, latent_frames, asked.prompt_blend)
+    texts = scene_texts(prompts, world, pattern, asked.prompt_blend)
+    if texts.num_frames is not None and asked.num_frames is not None:
+        raise ArgumentError(
+            "{num_frames} and the lengths of the scenes in {prompt} both say how long the video is: give one",
+            num_frames=asked.num_frames, prompt=None,
+        )  # fmt: skip
+    check_cuts(texts.schedule, taken=False)  # no cache policy takes cuts
+    return texts
 
 
 def _check_image(opened: Opened, asked: SamplingOptions, image: Image.Image | None) -> None:

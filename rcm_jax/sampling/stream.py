@@ -5,6 +5,8 @@
         ...
         frames.send(another_text)    # the prompt of all chunks not yet begun; the next one has
 
+Prompts that are known before are a `prompts.Script` in place of the text; what is sent takes the place of its rest.
+
 The same chunk step as `rollout`, compiled once for each kind of chunk, and the same numbers. The next chunk is on its
 way when a chunk's frames are fetched. With a window a stream has no end. Closing it (or a reader that goes away) frees
 the cache at once.
@@ -23,6 +25,7 @@ from jaxtyping import Array, Float, PyTree
 
 from rcm_jax.causal.cache import Cache
 from rcm_jax.causal.network import CausalDiT
+from rcm_jax.sampling.prompts import Script
 from rcm_jax.sampling.rollout import Branch, Noises, condition_on_image, open_branches, sample_chunk
 from rcm_jax.sampling.schedules import RolloutSchedule, Times
 from rcm_jax.types import Latents, Params, Text, Video
@@ -76,7 +79,7 @@ def _prompt(network: CausalDiT, params: Params, text: Text) -> KeyValues:
 def stream(
     network: CausalDiT,
     params: Params,
-    text: Float[Array, "B L D"],
+    text: Float[Array, "B L D"] | Script,
     noises: Noises,
     schedule: RolloutSchedule,
     decode: Decode,
@@ -90,8 +93,9 @@ def stream(
     chunks: how many; None fills the cache, or never ends with a window. `null_text` is one for all videos or one a
     video. `image` [B, 1, H, W, C] is chunk 0. `decode` should return before its frames are there, as what is under jit
     does, and may keep a state from chunk to chunk.
-    Raises ValueError, before anything is sampled, for what `rollout` refuses.
+    Raises ValueError, before anything is sampled, for what `rollout` refuses, and a script that goes on longer.
     """
+    script = text if isinstance(text, Script) else Script((text,))
     room = None if network.room is None else len(network.pattern.spans(network.room))
     if chunks is not None and chunks < 1:
         raise ValueError(f"{chunks=} must be at least 1")
@@ -102,7 +106,8 @@ def stream(
     last = room if chunks is None else chunks
     if last is not None:
         schedule.check_chunks(last)
-    prompts, caches = open_caches(network, params, text, null_text, schedule)
+        script.schedule.check_chunks(last)
+    prompts, caches = open_caches(network, params, script.at(0), null_text, schedule)
     if image is not None:
         caches = _condition(network, schedule, params, prompts, caches, image, noises(jnp.int32(0), 1)[0])
 
@@ -117,22 +122,26 @@ def stream(
             ode=schedule.ode, guidance=schedule.guidance,
         )  # fmt: skip
 
-    return _stream(sample, functools.partial(_prompt, network, params), decode, prompts, caches, last)
+    return _stream(sample, functools.partial(_prompt, network, params), decode, script, prompts, caches, last)
 
 
-def _stream(sample, prompt, decode: Decode, prompts: tuple[KeyValues, ...], caches: Caches, last: int | None):
+def _stream(
+    sample, prompt, decode: Decode, script: Script, prompts: tuple[KeyValues, ...], caches: Caches, last: int | None
+):
     """The generator; it alone holds the caches, so that they end with it."""
     coming = state = None
     try:
         for index in itertools.chain(itertools.count() if last is None else range(last), (None,)):
             ready = coming
             if index is not None:
+                if (text := script.change(index)) is not None:
+                    prompts = (prompt(text), *prompts[1:])
                 x, caches = sample(index, prompts, caches)
                 coming, state = decode(x, state)
             if ready is not None:
                 text = yield np.asarray(ready)
                 while text is not None:
-                    prompts = (prompt(text), *prompts[1:])
+                    script = script if index is None else script.sent(index + 1, text)
                     text = yield None
     finally:
         for leaf in jax.tree.leaves(caches):

@@ -131,6 +131,27 @@ def test_sample_causal_makes_a_video_anew(tmp_path, causal, saved):
     fails(sample_causal.main, ["--again", str(path), "--stream"], "v_again.png must end in .mp4")
 
 
+def test_prompts_that_change_go_with_their_video(tmp_path, causal, saved):
+    lines, path = tmp_path / "p.txt", tmp_path / "v.png"
+    lines.write_text(f"0: {PROMPTS[0]}\n0.3: {PROMPTS[1]}")
+    flags = ["--dit_path", causal, "--num_samples", "2", "--prompt_blend", "2"]
+    sample_causal.main([*flags, "--prompts_file", str(lines), "--save_path", str(path)])
+    lines.write_text("gone")
+    assert read_tags(path)["title"] == PROMPTS[0]
+    assert comment(path)["options"]["prompts_file"] == [[0, PROMPTS[0]], [0.3, PROMPTS[1]]]
+    sample_causal.main(["--again", str(path), "--save_path", str(tmp_path / "again.png")])
+    np.testing.assert_array_equal(saved["again.png"].frames, saved["v.png"].frames)
+    assert comment(tmp_path / "again.png") == comment(path)
+    scenes = f"{PROMPTS[0]}[.3s] | {PROMPTS[1]}[.3s]"
+    sample_causal.main(["--again", str(path), "--save_path", str(tmp_path / "scenes.png"), "--prompt", scenes])
+    np.testing.assert_array_equal(saved["scenes.png"].frames, saved["v.png"].frames)
+    sample_causal.main(["--again", str(path), "--save_path", str(tmp_path / "one.png"), "--prompt", PROMPTS[0]])
+    assert (saved["one.png"].frames[3:] != saved["v.png"].frames[3:]).any()
+    sample_causal.main(["--again", str(tmp_path / "scenes.png"), "--save_path", str(tmp_path / "other.png")])
+    np.testing.assert_array_equal(saved["other.png"].frames, saved["v.png"].frames)
+    fails(sample_causal.main, [*flags, "--prompts_file", str(lines)], f"--prompts_file={lines}: 'gone' does not begin")
+
+
 @pytest.mark.parametrize("main", [sample.main, sample_causal.main])
 def test_files_that_say_nothing_of_it(tmp_path, main, params):
     fails(main, ["--again", str(tmp_path / "none.mp4")], "there is no video at")

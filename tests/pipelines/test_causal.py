@@ -179,6 +179,60 @@ def test_a_stream_takes_prompts_on_the_way_and_starts_anew(path):
     assert jax.sharding.get_abstract_mesh().empty  # no mesh is left behind in the loop
 
 
+def test_prompts_that_change_are_one_video_however_it_is_made(path):
+    pipe = rcm_jax.load(path, chunk_t=1)
+    asked = dict(num_frames=4, window=2, indices=[0, 1])
+    timed = dict(prompts_file=[(0, PROMPTS[0]), (0.2, PROMPTS[1])], num_samples=2)  # 0.25 s: frame 2, chunk 2
+    whole = pipe.arrays(**timed, **asked)
+    parts = np.concatenate(list(pipe.stream(**timed, **asked)), axis=1)
+    assert np.abs(parts.astype(int) - to_uint8(whole)).max() <= 1
+    stream = pipe.stream(**timed, **asked)
+    other = iter(stream)
+    stream.send(PROMPTS[2])  # before the first chunk: in place of the plan, which the next loop follows again
+    alone = pipe.stream(PROMPTS[2], num_samples=2, **asked)
+    np.testing.assert_array_equal(np.concatenate(list(other), axis=1), np.concatenate(list(alone), axis=1))
+    np.testing.assert_array_equal(np.concatenate(list(stream), axis=1), parts)
+    plain = pipe.arrays(PROMPTS[0], num_samples=2, **asked)
+    np.testing.assert_allclose(whole[:, :2], plain[:, :2], atol=1e-5)
+    assert (np.abs(whole[:, 2:] - plain[:, 2:]).max((2, 3, 4)) > 0.02).all()
+
+    asked.pop("num_frames")
+    scenes = [f"{old}[.25s] | {new} [.25s]" for old, new in (PROMPTS[:2], PROMPTS[1:3])]
+    np.testing.assert_allclose(pipe.arrays(scenes, **asked)[0], whole[0], atol=1e-5)
+    start = pipe.stream(scenes, prompt_blend=3, **asked).start
+    assert (start.changes.starts, start.changes.blend, start.frames) == ((0, 2), 3, 4)
+    np.testing.assert_array_equal(np.stack(start.texts), [toy.encode_text(PROMPTS[:2]), toy.encode_text(PROMPTS[1:3])])
+    old, new = toy.encode_text(PROMPTS[1:3])
+    mixed = start.rows(np.array([1])).script.at(2)
+    np.testing.assert_allclose(mixed, [old * 2 / 3 + new / 3], atol=1e-6)
+
+
+def test_a_guided_video_whose_prompt_changes(path):
+    pipe = rcm_jax.load(path, kind="teacher", chunk_t=1)
+    asked = dict(num_steps=1, guidance_scale=3.0, num_frames=3)
+    same = pipe.arrays(prompts_file=[(0, PROMPTS[0]), (0.1, PROMPTS[0])], negative_prompt=PROMPTS[2], **asked)
+    np.testing.assert_allclose(same, pipe.arrays(PROMPTS[0], negative_prompt=PROMPTS[2], **asked), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked", "message"),
+    [
+        (PROMPTS[0], {"prompts_file": [(0, "red")]}, "prompt and prompts_file both say what to show: give one"),
+        (None, {"prompts_file": [(0, "red"), (9, "blue")]}, "prompts_file: 'blue' is at 9 s; the video ends at 0.375"),
+        (None, {"prompts_file": [(0, "red"), (0.3, "blue")]}, "no chunk begins then or later: .* at 0.125 s"),
+        (None, {"prompts_file": [(0, "red"), (0.1, "purple")]}, "unknown words"),
+        (None, {"prompt_blend": 0}, "prompt_blend=0 must be at least 1"),
+        ("red [1s] | blue [1s]", {"num_frames": 17}, "num_frames=17 and the lengths of the scenes in prompt both say"),
+        ("red [1s] | blue [1s#]", {}, "prompt asks for a cut"),
+        (["red [1s] | blue [1s]", "red [1s] | blue [2s]"], {}, "'red .1s. | blue .2s.' are not as long as those of"),
+        (["red [1s] | blue [1s]", "red"], {}, "scene 1, 'red', does not end in its length"),
+    ],
+)
+def test_changes_that_are_refused(path, prompt, asked, message):
+    with pytest.raises(ValueError, match=message):
+        rcm_jax.load(path).stream(prompt, **asked)
+
+
 @pytest.mark.long
 def test_wan_rolls_out_chunk_by_chunk(tmp_path):
     pipe = rcm_jax.load(
@@ -189,6 +243,12 @@ def test_wan_rolls_out_chunk_by_chunk(tmp_path):
     assert [(video.prompt, video.index, video.fps) for video in videos] == [("a red fox", 0, 16), ("a red fox", 1, 16)]
     parts = np.concatenate(list(pipe.stream("a red fox", **asked)), axis=1)
     assert np.abs(parts.astype(int) - np.stack([video.frames for video in videos])).max() <= 1
+    timed = dict(prompts_file=[(0, "a red fox"), (0.3, "snow")], prompt_blend=2)  # chunk 2 begins at 0.3125 s
+    changed = pipe(**timed, **asked)
+    np.testing.assert_array_equal(changed[0].frames[:5], videos[0].frames[:5])
+    assert (changed[0].frames[5:] != videos[0].frames[5:]).any()
+    parts = np.concatenate(list(pipe.stream(**timed, **asked)), axis=1)
+    assert np.abs(parts.astype(int) - np.stack([video.frames for video in changed])).max() <= 1
     dit = DiT(pipe.info.model)
     network, schedule = CausalDiT(dit, ChunkPattern(1, 1), 3, (6, 4)), few_step_schedule([2])
     weights, text = load_params(pipe.opened.experts.sources[0], dtype="float32"), pipe.world.encode_text(["a red fox"])

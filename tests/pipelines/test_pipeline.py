@@ -131,7 +131,7 @@ def test_every_flag_is_a_keyword_with_the_same_default():
     shown = sample.parser().format_help() + sample_causal.parser().format_help()
     flags = set(re.findall(r"^  (?:-h, )?--(\w+)", shown, re.MULTILINE))
     keywords = {f.name for options in (FileOptions, SamplingOptions) for f in dataclasses.fields(options)}
-    commands_own = {"help", "version", "prompts_file", "model", "distilled", "stream", "profile", "warmup_iters",
+    commands_own = {"help", "version", "model", "distilled", "stream", "profile", "warmup_iters",
                     "num_runs"}  # fmt: skip
     commands_own |= {f.name for f in dataclasses.fields(OutputOptions)}
     assert flags - commands_own == keywords - {"indices"}
@@ -151,6 +151,7 @@ def test_every_flag_is_a_keyword_with_the_same_default():
         (lambda p: p(guidance_scale=3), "guidance_scale does not apply: the network is a student; kind overrules that"),
         (lambda p: p(sampler="ddim"), "sampler=ddim must be one of euler, unipc"),
         (lambda p: p(window=3), "window does not apply: .* is not causal"),
+        (lambda p: p(prompts_file="x", prompt_blend=2), "prompts_file, prompt_blend does not apply: .* is not causal"),
         (lambda p: p(size="32x32"), "size does not apply: .* is of the built-in world"),
         (lambda p: p(num_frames=5), "num_frames=5 does not apply: .* is of the built-in world: 9 frames"),
         (lambda p: p("a purple circle moving left"), "unknown words .'purple'.*red"),

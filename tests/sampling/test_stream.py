@@ -10,6 +10,7 @@ import pytest
 
 from rcm_jax.causal.network import CausalDiT
 from rcm_jax.chunks import ChunkPattern
+from rcm_jax.sampling.prompts import PromptSchedule, Script
 from rcm_jax.sampling.rollout import chunk_noises, open_branches, rollout, sample_chunk
 from rcm_jax.sampling.schedules import few_step_schedule, ode_schedule
 from rcm_jax.sampling.stream import Profile, profile, stream
@@ -94,6 +95,30 @@ def test_a_prompt_changes_the_chunks_not_yet_begun(params):
     assert np.abs(parts[3] - same[3]).max() > 1e-2
 
 
+def test_a_script_is_prompts_sent_in_time(params):
+    causal, latents_as_frames = network("c1-1", 3, window=2), lambda x, _: (x, None)
+    script = Script((TEXT, OTHER), PromptSchedule((0, 2)))
+    planned = list(stream(causal, params, script, NOISES, SCHEDULE, latents_as_frames, chunks=4))
+    frames = streamed(causal, params, decode=latents_as_frames, chunks=4)
+    sent = [next(frames)]
+    frames.send(OTHER)  # of chunk 2: chunk 1 is on its way
+    for part, want in zip(planned, [*sent, *frames], strict=True):
+        np.testing.assert_array_equal(part, want)
+
+    blended = dataclasses.replace(script, schedule=PromptSchedule((0, 2), blend=2))
+    halfway = list(stream(causal, params, blended, NOISES, SCHEDULE, latents_as_frames, chunks=4))
+    mixed = Script((TEXT, (TEXT + OTHER) / 2, OTHER), PromptSchedule((0, 2, 3)))
+    for part, want in zip(halfway, stream(causal, params, mixed, NOISES, SCHEDULE, latents_as_frames), strict=False):
+        np.testing.assert_allclose(part, want, atol=1e-5)
+    assert np.abs(halfway[2] - planned[2]).max() > 1e-2
+
+    replaced = stream(causal, params, script, NOISES, SCHEDULE, latents_as_frames, chunks=4)
+    next(replaced)
+    replaced.send(TEXT)  # in place of the other prompt, which would come at chunk 2
+    np.testing.assert_array_equal(list(replaced)[2], list(streamed(causal, params, decode=latents_as_frames,
+                                                                   chunks=4))[3])  # fmt: skip
+
+
 def test_a_second_stream_compiles_nothing(params, caplog):
     def play(seed):
         return list(stream(network(), params, TEXT, chunk_noises(seed, jnp.arange(2), 2, NOISES.size), SCHEDULE,
@@ -152,6 +177,7 @@ def test_what_the_caller_gave_is_left_alone(params):
     ("kwargs", "message"),
     [
         ({"chunks": 4}, r"chunks=4 do not fit a cache of 5 latent frames \(3 chunks\); give a window"),
+        ({"script": (0, 3)}, "a prompt starts at chunk 3; the video has 3"),
         ({"chunks": 0}, "chunks=0 must be at least 1"),
         (
             {"schedule": few_step_schedule([2], noisy_context_from=3)},
@@ -163,8 +189,10 @@ def test_what_the_caller_gave_is_left_alone(params):
     ],
 )
 def test_what_cannot_be_streamed_is_said_at_once(params, kwargs, message):
+    starts = kwargs.pop("script", (0,))
+    script = Script((TEXT, OTHER)[: len(starts)], PromptSchedule(starts))
     with pytest.raises(ValueError, match=message):
-        streamed(network(), params, **kwargs)
+        stream(network(), params, script, NOISES, kwargs.pop("schedule", SCHEDULE), running_sum, **kwargs)
 
 
 def test_profile(params):
