@@ -130,6 +130,30 @@ jax.tree_util.register_dataclass(Unturned, ("keys", "filled", "rope"), ())
 
 
 @dataclasses.dataclass(frozen=True)
+class Anew:
+    """A `ChunkPast` of frames whose keys are made anew: all of them see one another, in both directions. With `sink`
+    tokens of a buffer, these are seen in place of as many first ones of the frames."""
+
+    keys: KeyValues
+    sink: int
+
+    def attend(
+        self, attend: Callable, q: Float[Array, "B S N d"], own: KeyValues, rope: tuple[Array, Array],
+        layer: Int[Array, ""],
+    ) -> tuple[Float[Array, "B S N d"], KeyValues]:  # fmt: skip
+        q, own = apply_rope(q, rope), own.turned(rope)
+        if self.sink == 0:
+            return attend(q, *own), own
+        stored = (jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)[:, : self.sink] for x in self.keys)
+        return attend(
+            q, *(jnp.concatenate([x, y[:, self.sink :]], axis=1) for x, y in zip(stored, own, strict=True))
+        ), own
+
+
+jax.tree_util.register_dataclass(Anew, ("keys",), ("sink",))
+
+
+@dataclasses.dataclass(frozen=True)
 class Ring:
     """All of the past, or the last chunks of it: `window` chunks are seen, the current one included, and the first
     `sink` for good.
@@ -174,6 +198,40 @@ class Ring:
         return edit_layers(
             cache, lambda _, one: jax.tree.map(lambda x: jnp.roll(x, -moved, axis=1), one), chunk == self.window - 1
         )  # fmt: skip
+
+    # --- keys made anew -------------------------------------------------------------------------------------------
+
+    def anew_frames(self, geometry: Geometry, chunk: int) -> int:
+        """Of how many latent frames before a chunk the keys are made anew: of all that it sees, itself counted, as
+        the published code does; the oldest of them are then dropped."""
+        start = geometry.pattern.start(chunk)
+        if self.window is None:
+            return start
+        return min(start, self.capacity(geometry) + geometry.pattern.rest)
+
+    def anew(self, geometry: Geometry, cache: KeyValues, chunk: int, keep_sink: bool) -> Anew:
+        """What the frames before the chunk see while their keys are made anew. keep_sink: those of the sink stay as
+        they are, where it is before these frames."""
+        keeps = keep_sink and self.anew_frames(geometry, chunk) < geometry.pattern.start(chunk)
+        return Anew(cache, self._sink_tokens(geometry) if keeps else 0)
+
+    def renewed(self, geometry: Geometry, cache: KeyValues, kept: KeyValues, chunk: int, keep_sink: bool) -> KeyValues:
+        """The cache that the chunk sees, with the keys of `anew_frames` frames before it in the place of all others, or
+        of all but the sink's."""
+        P, start = geometry.frame_tokens, geometry.pattern.start(chunk)
+        first = start - self.anew_frames(geometry, chunk)
+        sink = self._sink_tokens(geometry)
+        if sink and first and not keep_sink:  # the frames that come to stand where the sink was
+            cache = cache.with_chunk(KeyValues(*(x[:, :, :sink] for x in kept)), 0)
+        for earlier in range(chunk if self._slots is None else max(0, chunk - max(self._slots, 0)), chunk):
+            a = geometry.pattern.start(earlier)
+            b = a + (geometry.pattern.rest if earlier else geometry.pattern.first)
+            slot = self._slot(geometry, earlier)
+            cache = cache.with_chunk(KeyValues(*(x[:, :, (a - first) * P : (b - first) * P] for x in kept)), slot)
+        return cache
+
+    def _sink_tokens(self, geometry: Geometry) -> int:
+        return (self.head_frames(geometry) if self.sink else 0) * geometry.frame_tokens
 
     # --- where a chunk's keys are ---------------------------------------------------------------------------------
 

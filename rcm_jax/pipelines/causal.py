@@ -72,7 +72,7 @@ class Start(NamedTuple):
 def causal_network(opened: Opened, request: Request, asked: SamplingOptions, schedule: RolloutSchedule) -> CausalDiT:
     """For the video that is asked for. Raises ValueError for chunks, a window or a schedule that do not fit it."""
     changes = {name: value for name in ("window", "sink") if (value := getattr(asked, name)) is not None}
-    policy = asked.policy()
+    policy = asked.policy(request.changes.cuts)
     if policy is not None and changes:
         name = next(iter(changes))
         raise ArgumentError(

@@ -82,11 +82,6 @@ class PolicyOptions:
                     raise ArgumentError(
                         f"{{{flag}}} is for {{cache_policy}} {policy}", **{flag: None, "cache_policy": None}
                     )
-        if cuts and self.cache_policy != "infinity_rope":
-            raise ArgumentError(
-                "{prompt} has a scene with a cut, [...#], which needs {cache_policy} infinity_rope", prompt=None,
-                cache_policy=None,
-            )  # fmt: skip
         if self.cache_policy is None:
             return None
         flags = FLAGS.get(self.cache_policy, {})

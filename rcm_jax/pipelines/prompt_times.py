@@ -141,5 +141,6 @@ def check_cuts(schedule: PromptSchedule, *, taken: bool) -> None:
     """Raises ArgumentError for cuts where nothing makes them. taken: whether the cache's policy does."""
     if schedule.cuts and not taken:
         raise ArgumentError(
-            "{prompt} asks for a cut (#), and the cache that is used makes none: leave out the #", prompt=None
-        )
+            "{prompt} asks for a cut (#), which {cache_policy} infinity_rope makes: give that, or leave out the #",
+            prompt=None, cache_policy=None,
+        )  # fmt: skip

@@ -116,7 +116,7 @@ def _texts(opened: Opened, asked: SamplingOptions, prompts: list[str], timed: Ti
             "{num_frames} and the lengths of the scenes in {prompt} both say how long the video is: give one",
             num_frames=asked.num_frames, prompt=None,
         )  # fmt: skip
-    check_cuts(texts.schedule, taken=False)  # no cache policy takes cuts
+    check_cuts(texts.schedule, taken=asked.cache_policy == "infinity_rope")
     return texts
 
 
