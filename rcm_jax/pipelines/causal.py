@@ -9,8 +9,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
-from rcm_jax.finite import check_finite
-from rcm_jax.media.pictures import to_uint8
 from rcm_jax.objectives.config import CausalConfig
 from rcm_jax.pipelines.opening import Opened
 from rcm_jax.pipelines.options import SamplingOptions
@@ -24,6 +22,7 @@ from rcm_jax.sampling.stream import Decode, stream
 from rcm_jax.tensor_stream import on_host
 from rcm_jax.types import Latents, Params, Text
 from rcm_jax.wan.causal import CausalDiT
+from rcm_jax.worlds.painted import checked
 
 
 class Start(NamedTuple):
@@ -162,7 +161,7 @@ class Stream:
     def __iter__(self) -> Iterator[UInt8[np.ndarray, "B f H W 3"]]:
         self._texts.clear()
         parts = _chunks(self._params, self.start, self._decode, self._mesh, self._texts)
-        return (to_uint8(check_finite(part, f"frames of chunk {i}")) for i, part in enumerate(parts))
+        return (checked(part, f"frames of chunk {i}") for i, part in enumerate(parts))
 
     def send(self, prompt: str) -> None:
         """Raises ValueError for a prompt that the world cannot read."""
