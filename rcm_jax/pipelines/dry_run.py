@@ -144,8 +144,8 @@ def _decoder(pipe: Pipeline, request: Request, gpu: Gpu) -> Report:
     files = pipe.opened.files
     with jax.set_mesh(mesh):
         painter = world.painter  # in its dtype for that GPU
-        params = abstract_weights(files.tiny or files.vae, mesh, painter.config.dtype)
-        params = {"decoder": params["decoder"]}
+    params = {"decoder": abstract_weights(files.tiny or files.vae, mesh, painter.config.dtype)["decoder"]}
+    with jax.set_mesh(mesh):
         latents = _shape(mesh, (videos, frames, height, width, painter.config.z_dim))
         state: PyTree = jax.eval_shape(painter.decode_chunk, params, latents)[1]
         state = jax.tree.map(lambda x: _shape(mesh, x.shape, x.dtype), state)

@@ -89,9 +89,9 @@ def test_a_chunk_of_a_stream(mesh):
 
 def decoding(mesh):
     """A step of a small decoder's stream."""
+    params, latents = abstract_network(VAEConfig(dim=8)), jax.ShapeDtypeStruct((1, 1, 8, 8, 16), jnp.float32)
     with jax.set_mesh(mesh):
         vae = VAE(VAEConfig(dim=8, dtype=decoder_dtype()))
-        params, latents = abstract_network(vae.config), jax.ShapeDtypeStruct((1, 1, 8, 8, 16), jnp.float32)
         state = jax.eval_shape(vae.decode_chunk, params, latents)[1]
         placed = jax.tree.map(lambda x: shaped(mesh, x.shape, x.dtype), (params, latents, state))
         return compile_for(decode_step, vae, *placed, paint)

@@ -39,7 +39,7 @@ REMEMBERED = 64  # prompts: 4 MB each at Wan's size
 
 def decoder_dtype() -> str:
     """What decoders compute in unless they are told, by the device that is compiled for: bfloat16 on GPUs, float32 on
-    CPUs, which have no products of bfloat16 and are slower in it."""
+    CPUs, where bfloat16 takes as long (docs/causal.md)."""
     return "bfloat16" if target().is_gpu else "float32"
 
 
