@@ -62,8 +62,8 @@ def network_bytes(job: Job, loaded: int = 1) -> int:
 
 
 def autoencoder_bytes(job: Job) -> int:
-    """Of what decodes, or of what encodes an image, in float32, if that is more: weights, the state that a step hands to
-    the next, and a step's features."""
+    """Of what decodes, or of what encodes an image, in float32, if that is more: weights, the state that a step hands
+    to the next, and a step's features."""
     c, tiny = job.files.vae.config, job.files.tiny
     _, H, W = job.latent_shape
     h, w = (min(TILE, H), min(TILE, W)) if job.tiled else (H, W)
