@@ -51,6 +51,7 @@ def step(form: str, gpu: str, size: tuple[int, int], frames: int) -> Program:
     latents = jax.ShapeDtypeStruct((1, frames, *size, 16), jnp.float32, sharding=here)
     if kind != "tiny":
         vae_layers.convolve = getattr(vae_layers, kind)
+        jax.clear_caches()  # or a trace of the other form would serve
     with jax.set_mesh(mesh):
         state = jax.eval_shape(network.decode_chunk, params, latents)[1]
         state = jax.tree.map(lambda x: x.update(sharding=here), state)
