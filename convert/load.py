@@ -19,14 +19,17 @@ from rcm_jax.progress import byte_bar
 from rcm_jax.types import Params
 
 
-def load_params(source: Checkpoint, mesh: Mesh | None = None, *, dtype: str = "keep") -> Params:
+def load_params(
+    source: Checkpoint, mesh: Mesh | None = None, *, dtype: str = "keep", part: str | None = None
+) -> Params:  # fmt: skip
     """The network's parameters on the mesh, sharded by `parallel`'s table; without one on the default device.
 
-    dtype: see `networks.with_dtype`. Raises ValueError listing what does not fit the network, FloatingPointError for
-    weights that are NaN or infinite.
+    dtype: see `networks.with_dtype`. part: what is read, "decoder" of an autoencoder. Raises ValueError listing what
+    does not fit the network, FloatingPointError for weights that are NaN or infinite.
     """
     mesh = make_mesh(devices=jax.devices()[:1]) if mesh is None else mesh
     flat = with_dtype(source.ours(), dtype, source.network)
+    flat = {name: tensor for name, tensor in flat.items() if part is None or name.startswith(f"{part}/")}
     return _placed(source, flat, state_shardings(mesh, flat))
 
 

@@ -10,12 +10,22 @@ _BLOCK = 1 << 22  # numbers at a time, so that large weights take no second copy
 
 def check_finite(array: np.ndarray, place: str) -> np.ndarray:
     """The array. Raises FloatingPointError that names the place where one of its numbers is NaN or infinite."""
-    if array.dtype in _EXPONENT or np.issubdtype(array.dtype, np.floating):
-        flat = np.ravel(array)
-        wrong = sum(_wrong(flat[start : start + _BLOCK]) for start in range(0, flat.size, _BLOCK))
-        if wrong:
-            raise FloatingPointError(f"{place}: {wrong} of {flat.size} numbers are NaN or infinite")
+    check_count(count_wrong(array), array.size, place)
     return array
+
+
+def check_count(wrong: int, size: int, place: str) -> None:
+    """Raises the error of `check_finite` where it was counted elsewhere that `wrong` of so many numbers are."""
+    if wrong:
+        raise FloatingPointError(f"{place}: {wrong} of {size} numbers are NaN or infinite")
+
+
+def count_wrong(array: np.ndarray) -> int:
+    """How many of its numbers are NaN or infinite."""
+    if array.dtype not in _EXPONENT and not np.issubdtype(array.dtype, np.floating):
+        return 0
+    flat = np.ravel(array)
+    return sum(_wrong(flat[start : start + _BLOCK]) for start in range(0, flat.size, _BLOCK))
 
 
 def _wrong(numbers: np.ndarray) -> int:

@@ -16,6 +16,7 @@ Python: rcm_jax.load(…).stream(…).
 
 import argparse
 import contextlib
+import functools
 import resource
 import sys
 from collections.abc import Callable, Sequence
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> Path | str:
     from rcm_jax.errors import ArgumentError
     from rcm_jax.media.pictures import enlarge, tiled
     from rcm_jax.media.sizes import columns
-    from rcm_jax.media.video import SUFFIXES, GrowingVideo, check_fps, video_path
+    from rcm_jax.media.video import SUFFIXES, WrittenBehind, check_fps, video_path
     from rcm_jax.options import taken
     from rcm_jax.pipelines.about import fill_in, tags
     from rcm_jax.pipelines.options import OutputOptions, SamplingOptions, told_of_yes
@@ -138,14 +139,16 @@ def run(args: argparse.Namespace) -> Path | str:
 
         profiles = [timed()[1] for _ in range(runs - 1)][args.warmup_iters :]
         says = tags(title, stream.about, fps, scale)
-        with GrowingVideo(save_path, fps, says) if args.stream else contextlib.nullcontext() as growing:
-            parts, last = timed(growing and (lambda part: growing.append(enlarge(picture(part), scale))))
+        written = functools.partial(WrittenBehind, picture=lambda part: enlarge(picture(part), scale))
+        with written(save_path, fps, says) if args.stream else contextlib.nullcontext() as growing:
+            parts, last = timed(growing and growing.append)
     if not args.stream:
         frames = picture(np.concatenate(parts, axis=1))
         Video(frames, fps, stream.start.seed, title, scale=scale, about=stream.about).save(save_path)
     if args.profile or runs > 1:
         steps = ["the prompt's keys", "network", "decoder", "copy to the host"]
-        steps += ["writing the MP4 (last run)"] * args.stream + ["compilation (first run)"] * (not args.warmup_iters)
+        steps += ["waiting for the MP4's encoder (last run)"] * args.stream
+        steps += ["compilation (first run)"] * (not args.warmup_iters)
         print(report([*profiles, last], stream.chunk_frames, ", ".join(steps) + "; not: text encoder, loading"))
     return save_path
 

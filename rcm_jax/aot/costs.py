@@ -42,7 +42,7 @@ def instruction_flops(module: Module, where: Computation, i: Instruction) -> flo
     """Of an instruction that a device issues: what is in its fusion counts, what is in its loop does not."""
     if i.opcode == "dot":
         return _dot(where, i)
-    if i.opcode == "convolution":
+    if i.opcode == "convolution" or "__cudnn$conv" in i.attributes:
         return _convolution(where, i)
     if i.opcode == "fusion":
         inside = [module.computations[name] for name in i.called]

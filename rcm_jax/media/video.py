@@ -5,7 +5,10 @@ What an encoder refuses is not lost: its frames are left as PNGs in a folder bes
 
 import contextlib
 import io
-from collections.abc import Iterator, Mapping
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
@@ -159,7 +162,12 @@ class GrowingVideo:
                 self._mp4.add(frame)
                 self.count += 1
         except Exception as error:
-            raise _kept(self.path, frames[self.count - begun :], error, first=self.count) from error
+            left = itertools.chain(frames[self.count - begun :], self._later())
+            raise _kept(self.path, left, error, first=self.count) from error
+
+    def _later(self) -> Iterable[np.ndarray]:
+        """Frames that were to follow those which could not be encoded."""
+        return ()
 
     def close(self) -> None:
         if self._mp4 is not None:
@@ -175,6 +183,64 @@ class GrowingVideo:
             self.close()
 
 
+class WrittenBehind(GrowingVideo):
+    """A `GrowingVideo` that a thread of its own writes, so that whoever makes the frames goes on at once.
+
+    `append` waits only where `ahead` parts are waiting already: an encoder that is too slow holds back what it is fed
+    from, and memory does not grow. picture: makes the frames of a part, in the thread too. What goes wrong there is
+    raised by the next `append`, or by `close`; by then every frame that was appended is in the file or, where they
+    cannot be encoded, in the folder that the error names. The thread ends when the block is left.
+    """
+
+    def __init__(
+        self, path: str | Path, fps: float, tags: Mapping[str, str] | None = None, *, ahead: int = 2,
+        picture: Callable[[np.ndarray], Frames] = lambda part: part,
+    ):  # fmt: skip
+        super().__init__(path, fps, tags)
+        self._picture, self._queue = picture, queue.Queue(ahead)
+        self._parts: Iterator[np.ndarray] = iter(())
+        self._thread: threading.Thread | None = None
+        self._failed, self._error = threading.Event(), None
+
+    def append(self, frames: np.ndarray) -> None:
+        if self._thread is None:
+            self._parts = self._appended()
+            self._thread = threading.Thread(target=self._write, name=f"writes {self.path.name}", daemon=True)
+            self._thread.start()
+        self._queue.put(frames)
+        if self._failed.is_set():
+            self.close()
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        with contextlib.nullcontext() if error is None else contextlib.suppress(Exception):  # the first error is told
+            super().close()
+        if error is not None:
+            raise error
+
+    def _appended(self) -> Iterator[np.ndarray]:
+        while (part := self._queue.get()) is not None:  # None: that was all
+            yield part
+
+    def _write(self) -> None:
+        try:
+            for part in self._parts:
+                super().append(self._picture(part))
+        except BaseException as error:
+            self._error = error
+            self._failed.set()
+            for _ in self._parts:  # to the end: or `append` would wait for room that nobody makes
+                pass
+
+    def _later(self) -> Iterator[np.ndarray]:
+        self._failed.set()
+        return itertools.chain.from_iterable(map(self._picture, self._parts))
+
+
 @contextlib.contextmanager
 def _frames_kept(path: Path, frames: Frames) -> Iterator[None]:
     try:
@@ -183,7 +249,7 @@ def _frames_kept(path: Path, frames: Frames) -> Iterator[None]:
         raise _kept(path, frames, error) from error
 
 
-def _kept(path: Path, frames: Frames, error: Exception, first: int = 0) -> OSError:
+def _kept(path: Path, frames: Iterable[np.ndarray], error: Exception, first: int = 0) -> OSError:
     """Leaves the frames as PNGs in a folder of their own beside the file; the error that says so, or that it failed."""
     reason = f"{path} cannot be encoded ({getattr(error, 'strerror', None) or error})"
     folder, n = path.with_name(f"{path.stem}_frames"), 1

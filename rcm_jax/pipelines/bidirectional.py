@@ -155,7 +155,7 @@ def _both_fit(opened: Opened, request: Request, batch_size: int) -> bool:
     options, limit = opened.options, device_limit()
     job = Job(
         opened.files, request.size, request.num_frames, opened.experts.dtype, batch_size=batch_size, fsdp=options.fsdp,
-        sequence=options.sequence, tiled=options.vae_tiling,
+        sequence=options.sequence, tiled=options.vae_tiling, decoder_dtype=opened.world.painter.config.dtype,
     )  # fmt: skip
     check_memory(job, limit)
     return limit is not None and network_bytes(job, loaded=2) <= limit

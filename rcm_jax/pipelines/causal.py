@@ -12,8 +12,6 @@ from jaxtyping import Array, Float, UInt8
 
 from rcm_jax.causal.network import CausalDiT
 from rcm_jax.errors import ArgumentError
-from rcm_jax.finite import check_finite
-from rcm_jax.media.pictures import to_uint8
 from rcm_jax.objectives.config import CausalConfig
 from rcm_jax.pipelines.opening import Opened
 from rcm_jax.pipelines.options import SamplingOptions
@@ -27,6 +25,7 @@ from rcm_jax.sampling.schedules import RolloutSchedule
 from rcm_jax.sampling.stream import Decode, stream
 from rcm_jax.tensor_stream import on_host
 from rcm_jax.types import Latents, Params, Text
+from rcm_jax.worlds.painted import checked
 
 
 class Start(NamedTuple):
@@ -200,7 +199,7 @@ class Stream:
     def __iter__(self) -> Iterator[UInt8[np.ndarray, "B f H W 3"]]:
         self._texts.clear()
         parts = _chunks(self._params, self.start, self._decode, self._mesh, self._texts)
-        return (to_uint8(check_finite(part, f"frames of chunk {i}")) for i, part in enumerate(parts))
+        return (checked(part, f"frames of chunk {i}") for i, part in enumerate(parts))
 
     def send(self, prompt: str) -> None:
         """Raises ValueError for a prompt that the world cannot read."""

@@ -33,7 +33,8 @@ from rcm_jax.pipelines.request import Prompts, Request, read_request
 from rcm_jax.pipelines.settings import sampler_from, schedule_from
 from rcm_jax.sampling.stream import open_caches, sample_step
 from rcm_jax.types import Params
-from rcm_jax.worlds.wan.world import WanWorld
+from rcm_jax.worlds.painted import paint
+from rcm_jax.worlds.wan.world import WanWorld, decode_step
 
 
 def dry_run(pipe: Pipeline, gpu: str | Gpu, prompt: Prompts = None, **options: Any) -> list[Report]:
@@ -146,13 +147,15 @@ def _decoder(pipe: Pipeline, request: Request, gpu: Gpu) -> Report:
     height, width = (min(TILE, H), min(TILE, W)) if world.tiled else (H, W)
     videos, frames = (len(request.prompts), _chunk_frames(pipe)) if pipe.causal else (1, 1)
     files = pipe.opened.files
-    params = abstract_weights(files.tiny or files.vae, mesh, world.vae_dtype)
     with jax.set_mesh(mesh):
-        latents = _shape(mesh, (videos, frames, height, width, world.painter.config.z_dim))
-        state: PyTree = jax.eval_shape(world.painter.decode_chunk, params, latents)[1]
+        painter = world.painter  # in its dtype for that GPU
+    params = {"decoder": abstract_weights(files.tiny or files.vae, mesh, painter.config.dtype)["decoder"]}
+    with jax.set_mesh(mesh):
+        latents = _shape(mesh, (videos, frames, height, width, painter.config.z_dim))
+        state: PyTree = jax.eval_shape(painter.decode_chunk, params, latents)[1]
         state = jax.tree.map(lambda x: _shape(mesh, x.shape, x.dtype), state)
-        step = jax.jit(world.painter.decode_chunk, donate_argnums=2)
-        return report("decoder", compile_for(step, params, latents, state), mesh, gpu)
+        program = compile_for(decode_step, painter, params, latents, state, finish=paint)
+        return report("decoder", program, mesh, gpu)
 
 
 def _chunk_frames(pipe: Pipeline) -> int:

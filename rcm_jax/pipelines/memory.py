@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PyTree
 
 from rcm_jax.errors import ArgumentError
@@ -22,7 +21,8 @@ from rcm_jax.worlds.wan.files import WanFiles
 
 GIB = 2**30
 SLACK = 1.1  # of what is computed: the compiler's padding, noise, text
-PEAK_DECODE, PEAK_ENCODE = 9, 12  # of a step of the autoencoder, in features of four frames at full size and `dim` wide
+# of a step of the autoencoder on a GPU, in features of four frames at full size and `dim` wide
+PEAK_DECODE, PEAK_ENCODE = 5.1, 7
 PEAK_TINY = 3.5  # of the tiny decoder, in features of one frame at full size
 TILE = 32  # latent rows and columns of a tile
 
@@ -39,6 +39,7 @@ class Job:
     fsdp: int = 1
     sequence: int = 1
     tiled: bool = False
+    decoder_dtype: str = "bfloat16"
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -61,26 +62,29 @@ def network_bytes(job: Job, loaded: int = 1) -> int:
 
 
 def autoencoder_bytes(job: Job) -> int:
-    """Of the autoencoder, float32: weights, the state that a step hands to the next, and a step's features. With a tiny
-    decoder the full one encodes images alone."""
+    """Of what decodes, or of what encodes an image, in float32, if that is more: weights, the state that a step hands
+    to the next, and a step's features."""
     c, tiny = job.files.vae.config, job.files.tiny
     _, H, W = job.latent_shape
     h, w = (min(TILE, H), min(TILE, W)) if job.tiled else (H, W)
-    weights, decoder, encoder = _autoencoder(c)
-    features = 4 * c.time * c.dim * c.space**2  # bytes for one latent pixel
-    peak = weights + (decoder + PEAK_DECODE * features) * h * w if tiny is None else _tiny_bytes(tiny.config, H * W)
+    itemsize = 2 if job.decoder_dtype == "bfloat16" else 4
+    (weights, state), (encoder, past) = _autoencoder(c)
+    features = c.time * c.dim * c.space**2  # numbers for one latent pixel
+    peak = itemsize * (weights + (state + PEAK_DECODE * features) * h * w)
+    if tiny is not None:
+        peak = itemsize * _tiny_numbers(tiny.config, H * W)
     if job.files.dit[0].config.takes_image:
-        peak = max(peak, weights + (encoder + PEAK_ENCODE * features) * H * W)
-    return peak
+        peak = max(peak, 4 * (encoder + (past + PEAK_ENCODE * features) * H * W))
+    return int(peak)
 
 
 @functools.cache
-def _tiny_bytes(config: TinyVAEConfig, size: int) -> int:
+def _tiny_numbers(config: TinyVAEConfig, size: int) -> int:
     """Of the tiny decoder, for a frame of so many latent pixels."""
     params, latents = abstract_network(config), jnp.zeros((1, 1, 1, 1, config.z_dim))
     state = jax.eval_shape(functools.partial(TinyVAE.decode_chunk, TinyVAE(config)), params, latents)[1]
-    features = 4 * config.decoder_widths[-1] * config.space**2
-    return int(_bytes(params) + (_bytes(state) + PEAK_TINY * features) * size)
+    features = config.decoder_widths[-1] * config.space**2
+    return int(_numbers(params["decoder"]) + (_numbers(state) + PEAK_TINY * features) * size)
 
 
 @functools.cache
@@ -95,17 +99,18 @@ def _abstract(config: DiTConfig) -> Params:
 
 
 @functools.cache
-def _autoencoder(config: VAEConfig) -> tuple[int, int, int]:
-    """Bytes of the weights, and of the decoder's and the encoder's state for one latent pixel."""
+def _autoencoder(config: VAEConfig) -> tuple[tuple[int, int], tuple[int, int]]:
+    """How many numbers the decoder's weights are, and its state for one latent pixel; and the encoder's."""
     params = abstract_network(config)
     latents, video = (1, 1, 1, 1, config.z_dim), (1, 1, config.space, config.space, 3)
     steps = ((VAE.decode_chunk, latents), (VAE.encode_chunk, video))
     states = [jax.eval_shape(functools.partial(f, VAE(config)), params, jnp.zeros(shape))[1] for f, shape in steps]
-    return _bytes(params), _bytes(states[0]), _bytes(states[1])
+    halves = (params["decoder"], states[0]), (params["encoder"], states[1])
+    return tuple((_numbers(weights), _numbers(state)) for weights, state in halves)
 
 
-def _bytes(tree: PyTree) -> int:
-    return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+def _numbers(tree: PyTree) -> int:
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
 def device_limit() -> int | None:
@@ -159,6 +164,8 @@ def _what_fits(job: Job, limit: int) -> list[tuple[str, dict[str, Any]]]:
     tiny = dataclasses.replace(files, tiny=dataclasses.replace(files.vae, config=TAEW2_1))
     if tiles and fits(tiled=False, files=tiny):
         out.append(("{decoder}", {"decoder": "tiny"}))
+    if job.decoder_dtype == "float32" and fits(decoder_dtype="bfloat16"):
+        out.append(("{vae_dtype}", {"vae_dtype": "bfloat16"}))
     if fits(dtype="bfloat16"):
         out.append(("{dtype}", {"dtype": "bfloat16"}))
     time, heads = job.files.vae.config.time, job.files.dit[0].config.num_heads

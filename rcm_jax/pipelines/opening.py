@@ -87,7 +87,7 @@ def _open_wan(options: FileOptions, network: Checkpoint, devices: Sequence[jax.D
             )
     boundary = _boundary(options, files.dit)
     info = dataclasses.replace(info, model=dataclasses.replace(info.model, dtype=dtype))
-    world = WanWorld(files, dtype=dtype, vae_dtype=options.vae_dtype or "float32", tiled=options.vae_tiling)
+    world = WanWorld(files, dtype=dtype, vae_dtype=options.vae_dtype, tiled=options.vae_tiling)
     return Opened(options, info, world, _experts(files.dit, info, options, dtype, devices, boundary), files)
 
 

@@ -45,7 +45,10 @@ class FileOptions(NetworkOptions):
         None, "CLIP, for the networks that take its tokens", only=[WAN, BIDIRECTIONAL]
     )
     dtype: str | None = option(None, "of weights and products (default bfloat16)", choices=PRECISIONS, only=[WAN])
-    vae_dtype: str | None = option(None, "of the autoencoder (default float32)", choices=PRECISIONS, only=[WAN])
+    vae_dtype: str | None = option(
+        None, "of the autoencoder (default: decoders bfloat16 on GPUs, float32 on CPUs; encoders float32)",
+        choices=PRECISIONS, only=[WAN],
+    )  # fmt: skip
     decoder: str = option(
         "full", "of frames: full is the autoencoder's; tiny, TAEW2.1, rougher for a small part of time and memory",
         choices=DECODERS, only=[WAN],

@@ -10,12 +10,12 @@ options (`options.py`, `request.py`), settles how the network is sampled (`setti
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 
 from rcm_jax.finite import check_finite
 from rcm_jax.hub import Place
@@ -37,8 +37,12 @@ from rcm_jax.progress import waiting
 from rcm_jax.sampling.sampler import SamplerConfig
 from rcm_jax.sampling.schedules import RolloutSchedule
 from rcm_jax.types import Latents, Params
+from rcm_jax.worlds.painted import Painted, checked
 from rcm_jax.worlds.toy.world import ToyWorld
 from rcm_jax.worlds.world import Pixels
+
+Part = Shaped[np.ndarray, "f H W 3"]  # of a video's frames: floats in [-1, 1], or a file's
+Make = Callable[[Latents], Iterator[Iterator[Pixels | Painted]]]  # a world's `decode` or `paint`
 
 
 def load(dit_path: str | Place = "toy", *, devices: Sequence[jax.Device] | None = None, **options: Any) -> "Pipeline":
@@ -104,9 +108,10 @@ class Pipeline:
         asked, world, watch = SamplingOptions(**options), self.world, Watch(progress, on_step, time_limit)
         request = read_request(self.opened, prompt, asked)
         abouts = describe(self.opened, request, asked)  # of the files as they are now
-        rows = zip(request.prompts, request.indices, abouts, self._decoded(request, asked, watch), strict=True)
+        painted = self._decoded(request, asked, watch, world.paint)
+        rows = zip(request.prompts, request.indices, abouts, painted, strict=True)
         return (
-            Video(np.concatenate([*map(to_uint8, parts)]), world.fps, request.seed, words, index, world.scale, about)
+            Video(np.concatenate(list(parts)), world.fps, request.seed, words, index, world.scale, about)
             for words, index, about, parts in rows
         )
 
@@ -115,7 +120,8 @@ class Pipeline:
     ) -> Float[np.ndarray, "V F H W 3"]:
         """The same as one array in [-1, 1], before it is rounded to pixels: what scores are made of."""
         asked = SamplingOptions(**options)
-        decoded = self._decoded(read_request(self.opened, prompt, asked), asked, Watch(progress))
+        request = read_request(self.opened, prompt, asked)
+        decoded = self._decoded(request, asked, Watch(progress), self.world.decode)
         return np.stack([np.concatenate(list(parts)) for parts in decoded])
 
     def latents(
@@ -153,14 +159,14 @@ class Pipeline:
         settle = schedule_from if self.causal else sampler_from
         return settle(SamplingOptions(**options), self.info)
 
-    def _decoded(self, request: Request, asked: SamplingOptions, watch: Watch) -> Iterator[Iterator[Pixels]]:
-        """For every video its frames in parts. Latents are sampled here, frames when asked for: so a large network has
-        gone before the autoencoder comes."""
+    def _decoded(self, request: Request, asked: SamplingOptions, watch: Watch, make: Make) -> Iterator[Iterator[Part]]:
+        """For every video what `make` makes of it, in parts. Latents are sampled here, frames made when asked for: so a
+        large network has gone before the autoencoder comes."""
         latents = list(self._sampled(request, asked, watch))
         if not self.world.small:
             self.opened.experts.release()
         names = _names(request)
-        return self._frames(latents, names, watch.progress and f"{watch.progress}: decoding")
+        return self._frames(latents, names, make, watch.progress and f"{watch.progress}: decoding")
 
     def _sampled(
         self, request: Request, asked: SamplingOptions, watch: Watch, features: Features | None = None
@@ -176,19 +182,21 @@ class Pipeline:
                 check_finite(video, f"latents of {next(names)}")
             yield batch
 
-    def _frames(self, latents: list[Latents], names: list[str], words: str) -> Iterator[Iterator[Pixels]]:
+    def _frames(
+        self, latents: list[Latents], names: list[str], make: Make, words: str
+    ) -> Iterator[Iterator[Part]]:  # fmt: skip
         """Every video's frames in parts; after the last one the world's decoder goes, so that a network may come."""
-        decoded = itertools.chain.from_iterable(map(self.world.decode, latents))
+        decoded = itertools.chain.from_iterable(map(make, latents))
         for name, parts in zip(names, decoded, strict=True):
             yield _finite_parts(parts, name, words)
         self.world.release()
 
 
-def _finite_parts(parts: Iterator[Pixels], name: str, words: str) -> Iterator[Pixels]:
+def _finite_parts(parts: Iterator[Pixels | Painted], name: str, words: str) -> Iterator[Part]:
     with waiting(words):  # the first compiles; the others are quick, or the world shows how far it is
         first = list(itertools.islice(parts, 1))
     for part in itertools.chain(first, parts):
-        yield check_finite(np.asarray(part), f"frames of {name}, decoded from finite latents")
+        yield checked(part, f"frames of {name}, decoded from finite latents")
 
 
 def _names(request: Request) -> list[str]:

@@ -28,11 +28,12 @@ from rcm_jax.causal.network import CausalDiT
 from rcm_jax.sampling.prompts import Script
 from rcm_jax.sampling.rollout import Branch, Noises, condition_on_image, open_branches, sample_chunk
 from rcm_jax.sampling.schedules import RolloutSchedule, Times
-from rcm_jax.types import Latents, Params, Text, Video
+from rcm_jax.types import Latents, Params, Text
 from rcm_jax.wan.layers import KeyValues
 
 Frames = Float[np.ndarray, "B F H W 3"]
-Decode = Callable[[Latents, PyTree | None], tuple[Video, PyTree]]  # (a chunk, state; None at first) -> frames, state
+# (a chunk, state; None at first) -> frames, state
+Decode = Callable[[Latents, PyTree | None], tuple[PyTree, PyTree]]
 Caches = tuple[Cache, ...]  # one, and under guidance the unconditional one
 
 
@@ -88,7 +89,8 @@ def stream(
     null_text: Float[Array, "L D"] | Text | None = None,
     image: Latents | None = None,
 ) -> Generator[Frames | None, Float[Array, "B L D"] | None, None]:
-    """Yields frames, a chunk at a time. `send` a text to change the prompt; this gives None, the loop goes on.
+    """Yields frames, a chunk at a time: what `decode` makes of it, on the host. `send` a text to change the prompt;
+    this gives None, the loop goes on.
 
     chunks: how many; None fills the cache, or never ends with a window. `null_text` is one for all videos or one a
     video. `image` [B, 1, H, W, C] is chunk 0. `decode` should return before its frames are there, as what is under jit
@@ -139,7 +141,7 @@ def _stream(
                 x, caches = sample(index, prompts, caches)
                 coming, state = decode(x, state)
             if ready is not None:
-                text = yield np.asarray(ready)
+                text = yield jax.device_get(ready)
                 while text is not None:
                     script = script if index is None else script.sent(index + 1, text)
                     text = yield None

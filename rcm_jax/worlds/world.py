@@ -10,6 +10,7 @@ from PIL import Image
 from rcm_jax.sampling.stream import Decode
 from rcm_jax.types import Latents
 from rcm_jax.wan.config import DiTConfig
+from rcm_jax.worlds.painted import Painted
 
 Size = tuple[int, int]  # width, height in pixels
 Pixels = Float[np.ndarray, "F H W 3"]
@@ -62,8 +63,12 @@ class World(Protocol):
         """Videos one after the other, each in parts along its frames; values may leave [-1, 1]."""
         ...
 
+    def paint(self, latents: Latents) -> Iterator[Iterator[Painted]]:
+        """`decode` in the frames of files: [F, H, W, 3] a part, on the host, to be `checked`."""
+        ...
+
     def decoder(self) -> Decode:
-        """Frames [B, f, H, W, 3] of one chunk of latents after the other, for streams."""
+        """`Painted` frames [B, f, H, W, 3] of one chunk of latents after the other, for streams."""
         ...
 
     def release(self) -> None:

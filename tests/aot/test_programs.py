@@ -1,6 +1,8 @@
 """The parts that are not a training step compile for a GPU that is not here: every kernel, a chunk of a stream."""
 
 import dataclasses
+import re
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +20,13 @@ from rcm_jax.objectives.config import CausalConfig
 from rcm_jax.parallel import make_mesh, sharded_attention
 from rcm_jax.sampling.schedules import few_step_schedule
 from rcm_jax.sampling.stream import open_caches, sample_step
-from rcm_jax.wan.config import WAN_1_3B
+from rcm_jax.wan import vae_layers
+from rcm_jax.wan.config import WAN_1_3B, VAEConfig
 from rcm_jax.wan.dit import DiT
 from rcm_jax.wan.networks import abstract_network
+from rcm_jax.wan.vae import VAE
+from rcm_jax.worlds.painted import paint
+from rcm_jax.worlds.wan.world import decode_step, decoder_dtype
 
 pytestmark = [pytest.mark.aot, pytest.mark.optimised]
 
@@ -79,3 +85,34 @@ def test_a_chunk_of_a_stream(mesh):
     cache = 2 * 2 * frames * 30 * 52 * 1536 * 2  # keys and values, two layers
     assert told.outputs < cache / 4  # not copied: the chunk's latents alone are new
     assert told.fits
+
+
+def decoding(mesh):
+    """A step of a small decoder's stream."""
+    params, latents = abstract_network(VAEConfig(dim=8)), jax.ShapeDtypeStruct((1, 1, 8, 8, 16), jnp.float32)
+    with jax.set_mesh(mesh):
+        vae = VAE(VAEConfig(dim=8, dtype=decoder_dtype()))
+        state = jax.eval_shape(vae.decode_chunk, params, latents)[1]
+        placed = jax.tree.map(lambda x: shaped(mesh, x.shape, x.dtype), (params, latents, state))
+        return compile_for(decode_step, vae, *placed, paint)
+
+
+def test_a_step_of_the_decoder(mesh, monkeypatch):
+    """In bfloat16, one convolution for three planes, bytes as frames; and what it computes is counted."""
+    program = decoding(mesh)
+    monkeypatch.setattr(vae_layers, "convolve", vae_layers.planes)
+    jax.clear_caches()  # traces are kept
+    apart = decoding(mesh)
+    jax.clear_caches()
+    sizes, sizes_apart = (
+        Counter(re.findall(r"window=\{size=([0-9x]+).*__cudnn\$conv", hlo)) for hlo in (program.hlo, apart.hlo)
+    )
+    assert sizes == {"3x3x3": 30, "3x1x1": 2, "3x3": 3}
+    assert "3x3x3" not in sizes_apart
+    assert sizes_apart["3x3"] > 80
+    assert re.search(r"bf16\[[0-9,]+\]\S*, u8\[0\]\S*\) custom-call.*size=3x3x3", program.hlo)
+    assert "u8[1,4,64,64,3]" in program.hlo
+    one, three = (report("decoder", p, mesh, find_gpu("h100")) for p in (program, apart))
+    assert one.flops == pytest.approx(three.flops, rel=0.1)  # cuDNN's channels are padded
+    assert one.flops > 30 * 2 * 9 * 8 * 8 * 64 * 64
+    assert one.temporaries < three.temporaries

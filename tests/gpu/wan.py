@@ -65,7 +65,7 @@ class RandomWorld(WanWorld):
         files = WanFiles((one(config=config),), one(config=autoencoder), text=None, tokenizer=None, clip=None)
         super().__init__(files, dtype=config.dtype, vae_dtype=autoencoder.dtype)
         self._config, self._size, self._decodes = config, size, decodes
-        self._vae_params = shard(random_weights(autoencoder, "vae"), self.device) if decodes else None
+        self._vae_params = shard(random_weights(autoencoder, "vae"), self.device) if decodes else {}
 
     def size(self, *_: object) -> Size:
         return self._size

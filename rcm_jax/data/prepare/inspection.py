@@ -139,8 +139,9 @@ def describe_sample(sample: Sample, place: str) -> list[str]:
 
 def decode_sample(sample: Sample, vae_path: str | None, vae_dtype: str, out: Path) -> Path:
     """A video or a strip of a sample's frames: by the toy codec where no autoencoder is named."""
-    from rcm_jax.media.pictures import enlarge, strip, to_uint8, write_png
+    from rcm_jax.media.pictures import enlarge, strip, write_png
     from rcm_jax.media.video import write_video
+    from rcm_jax.worlds.painted import checked
     from rcm_jax.worlds.toy.world import ToyWorld
     from rcm_jax.worlds.wan.files import open_encoders
     from rcm_jax.worlds.wan.world import WanWorld
@@ -157,8 +158,9 @@ def decode_sample(sample: Sample, vae_path: str | None, vae_dtype: str, out: Pat
             f"{sample.key} has {latents.shape[-1]} channels, and the decoder ({option}) reads {channels}",
             vae_path=vae_path,
         )  # fmt: skip
-    (parts,) = world.decode(latents.astype(np.float32)[None])
-    frames = enlarge(np.concatenate([*map(to_uint8, parts)]), world.scale)
+    (parts,) = world.paint(latents.astype(np.float32)[None])
+    video = np.concatenate([checked(part, f"frames of {sample.key}") for part in parts])
+    frames = enlarge(video, world.scale)
     if out.suffix == ".png":
         return write_png(out, strip(frames, frames=min(5, len(frames))))
     return write_video(out, frames, world.fps, {"title": sample.prompt})

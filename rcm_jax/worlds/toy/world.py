@@ -11,6 +11,7 @@ from rcm_jax.media.images import pixels
 from rcm_jax.sampling.stream import Decode
 from rcm_jax.types import Latents
 from rcm_jax.wan.config import DiTConfig
+from rcm_jax.worlds.painted import Painted, paint
 from rcm_jax.worlds.toy.codec import ToyCodec
 from rcm_jax.worlds.toy.text import encode_text
 from rcm_jax.worlds.toy.videos import SIZE
@@ -25,6 +26,7 @@ class ToyWorld:
     def __init__(self) -> None:
         self.codec = ToyCodec.load()
         self._decode = jax.jit(self.codec.decode)
+        self._paint = jax.jit(lambda latents: paint(self.codec.decode(latents)))
 
     def size(self, *_: object) -> Size:
         return SIZE, SIZE
@@ -47,8 +49,12 @@ class ToyWorld:
     def decode(self, latents: Latents) -> Iterator[Iterator[Pixels]]:
         return (iter([video]) for video in np.asarray(self._decode(latents)))
 
+    def paint(self, latents: Latents) -> Iterator[Iterator[Painted]]:
+        painted = jax.device_get(self._paint(latents))
+        return (iter([painted.video(i)]) for i in range(len(latents)))
+
     def decoder(self) -> Decode:
-        return jax.jit(lambda latents, state: (self.codec.decode(latents), state))
+        return lambda latents, state: (self._paint(latents), state)
 
     def release(self) -> None:
         """Nothing is kept."""

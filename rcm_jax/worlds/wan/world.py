@@ -5,7 +5,7 @@ Each network is loaded when it is needed and freed when its work is done, so tha
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from rcm_jax.convert.load import load_params
 from rcm_jax.errors import ArgumentError
+from rcm_jax.kernels.target import target
 from rcm_jax.media.images import pixels
 from rcm_jax.media.sizes import adapted_size, latent_shape, parse_size, table_size
 from rcm_jax.parallel import make_mesh
@@ -28,11 +29,31 @@ from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.image import image_condition
 from rcm_jax.wan.tiny_vae import TinyVAE
 from rcm_jax.wan.vae import VAE
+from rcm_jax.worlds.painted import Painted, paint, paint_on_host
 from rcm_jax.worlds.wan.files import WanFiles
 from rcm_jax.worlds.wan.text import encode_prompts
 from rcm_jax.worlds.world import Pixels, Size
 
 REMEMBERED = 64  # prompts: 4 MB each at Wan's size
+
+
+def decoder_dtype() -> str:
+    """What decoders compute in unless they are told, by the device that is compiled for: bfloat16 on GPUs, float32 on
+    CPUs, where bfloat16 takes as long (docs/causal.md)."""
+    return "bfloat16" if target().is_gpu else "float32"
+
+
+def _as_it_is(video: Video) -> Video:
+    return video
+
+
+@functools.partial(jax.jit, static_argnames=("painter", "finish"), donate_argnames="state")
+def decode_step(
+    painter: VAE | TinyVAE, params: Params, latents: Latents, state: PyTree | None, finish: Callable[[Video], PyTree]
+) -> tuple[PyTree, PyTree]:  # fmt: skip
+    """What `finish` makes of the next latent frames' frames, and the state after them."""
+    frames, state = painter.decode_chunk(params, latents, state)
+    return finish(frames), state
 
 
 @functools.partial(jax.jit, static_argnames="network")
@@ -41,7 +62,8 @@ def _see(network: CLIP, params: Params, image: Float[Array, "B H W 3"]) -> Float
 
 
 class WanWorld:
-    """A `World` from opened files. The text encoder and CLIP compute in `dtype`, the autoencoder in `vae_dtype`.
+    """A `World` from opened files. The text encoder and CLIP compute in `dtype`, the autoencoder and the tiny one in
+    `vae_dtype`; without it encoders in float32, decoders in `decoder_dtype()`.
 
     All of them run on one device. The last prompts that were encoded are remembered, and the last image. `tiled`
     decodes large frames in tiles: less memory, and not quite the same numbers. Frames come from the tiny autoencoder if
@@ -54,15 +76,13 @@ class WanWorld:
     )
 
     def __init__(
-        self, files: WanFiles, *, dtype: str = "bfloat16", vae_dtype: str = "float32", tiled: bool = False
+        self, files: WanFiles, *, dtype: str = "bfloat16", vae_dtype: str | None = None, tiled: bool = False
     ) -> None:
         self.files, self.dtype, self.vae_dtype, self.tiled = files, dtype, vae_dtype, tiled
-        self.vae = VAE(dataclasses.replace(files.vae.config, dtype=vae_dtype))
-        tiny = files.tiny and TinyVAE(dataclasses.replace(files.tiny.config, dtype=vae_dtype))
-        self.painter: VAE | TinyVAE = tiny or self.vae
+        self.vae = VAE(dataclasses.replace(files.vae.config, dtype=vae_dtype or "float32"))  # encodes
         self.device = make_mesh(devices=jax.local_devices()[:1])  # of every host its own
         self._features: dict[str, Float[np.ndarray, "L D"]] = {}
-        self._vae_params: Params | None = None
+        self._vae_params: dict[str, Params] = {}  # the halves that are needed, each in its dtype
         self._tiny_params: Params | None = None
         self._seen: tuple[tuple, tuple] | None = None
         self._clip_params: Params | None = None
@@ -152,45 +172,69 @@ class WanWorld:
 
     # --- what it makes ------------------------------------------------------------------------------------------------
 
+    @property
+    def painter(self) -> VAE | TinyVAE:
+        """What makes the frames, in its dtype on the device that is compiled for."""
+        kind, source = (VAE, self.files.vae) if self.files.tiny is None else (TinyVAE, self.files.tiny)
+        return kind(dataclasses.replace(source.config, dtype=self.vae_dtype or decoder_dtype()))
+
     def decode(self, latents: Latents) -> Iterator[Iterator[Pixels]]:
-        params = self._paints()
-        for one in latents:
-            if self.tiled:
-                yield iter(np.asarray(self.vae.decode_tiled(params, one[None])))
-            else:
-                parts = self.painter.stream(params, jnp.asarray(one)[None])
-                yield (np.asarray(part)[0] for part in self._bar(parts, "decode", len(one)))
+        if not self.tiled:
+            return (self._parts(one, _as_it_is) for one in latents)
+        return (iter(video) for video in self._tiled(latents))
+
+    def paint(self, latents: Latents) -> Iterator[Iterator[Painted]]:
+        if not self.tiled:
+            return (self._parts(one, paint) for one in latents)
+        return (iter([paint_on_host(video[0])]) for video in self._tiled(latents))
+
+    def _parts(self, latents: Float[np.ndarray, "T H W C"], finish: Callable[[Video], PyTree]) -> Iterator[PyTree]:
+        """What `finish` makes of one video's frames, a latent frame after the other."""
+        params, state, painter = self._paints(), None, self.painter
+        for i in self._bar(range(len(latents)), "decode", len(latents)):
+            made, state = decode_step(painter, params, jnp.asarray(latents[None, i : i + 1]), state, finish)
+            yield jax.tree.map(lambda x: x[0], jax.device_get(made))
+
+    def _tiled(self, latents: Latents) -> Iterator[Float[np.ndarray, "1 F H W 3"]]:
+        params, vae = self._paints(), self.painter
+        return (vae.decode_tiled(params, one[None]) for one in latents)
 
     def decoder(self) -> Decode:
         """On one device, whatever devices the network has."""
-        params, decode_chunk = self._paints(), jax.jit(self.painter.decode_chunk, donate_argnums=2)
         here = NamedSharding(self.device, P())
+        with jax.set_mesh(self.device):
+            params, painter = self._paints(), self.painter
 
-        def decode(latents: Latents, state: PyTree | None) -> tuple[Video, PyTree]:
+        def decode(latents: Latents, state: PyTree | None) -> tuple[Painted, PyTree]:
             with jax.set_mesh(self.device):
-                return decode_chunk(params, jax.device_put(latents, here), state)
+                return decode_step(painter, params, jax.device_put(latents, here), state, paint)
 
         return decode
 
     def release(self) -> None:
-        self._vae_params = self._tiny_params = self._clip_params = None
+        self._vae_params, self._tiny_params, self._clip_params = {}, None, None
 
     def _paints(self) -> Params:
         """Parameters of what makes the frames."""
+        dtype = self.painter.config.dtype
         if self.files.tiny is None:
-            return self._autoencoder()
+            return self._half("decoder", dtype)
         if self._tiny_params is None:
-            self._tiny_params = load_params(self.files.tiny, self.device, dtype=self.vae_dtype)
+            self._tiny_params = load_params(self.files.tiny, self.device, dtype=dtype, part="decoder")
         return self._tiny_params
 
     def _autoencoder(self) -> Params:
-        if self._vae_params is None:
-            self._vae_params = load_params(self.files.vae, self.device, dtype=self.vae_dtype)
-        return self._vae_params
+        """Parameters of what encodes."""
+        return self._half("encoder", self.vae.config.dtype)
+
+    def _half(self, name: str, dtype: str) -> Params:
+        if name not in self._vae_params:
+            self._vae_params |= load_params(self.files.vae, self.device, dtype=dtype, part=name)
+        return {name: self._vae_params[name]}
 
     def _latent_frames(self, num_frames: int) -> int:
         return 1 + (num_frames - 1) // self.files.vae.config.time
 
     @staticmethod
-    def _bar(parts: Iterator, what: str, count: int) -> Iterator:
+    def _bar(parts: Iterable, what: str, count: int) -> Iterator:
         return tqdm(parts, what, count, unit="latent frame", delay=2, leave=False)

@@ -9,10 +9,13 @@ from PIL import Image
 
 from rcm_jax.convert.checkpoint import open_checkpoint
 from rcm_jax.convert.load import load_params
+from rcm_jax.kernels.target import Target
+from rcm_jax.media.pictures import to_uint8 as levels
 from rcm_jax.sampling.noise import draw_noise
 from rcm_jax.wan.tiny_vae import TinyVAE
 from rcm_jax.wan.umt5 import UMT5
 from rcm_jax.wan.vae import VAE
+from rcm_jax.worlds.painted import checked
 from rcm_jax.worlds.wan.files import open_files
 from rcm_jax.worlds.wan.world import WanWorld
 from tests.wan.tiny import DIT, write_tiny_vae, write_wan
@@ -65,6 +68,19 @@ def test_only_the_last_prompts_are_remembered(files, monkeypatch):
     assert asked == [5, 1]
 
 
+def painted(world, z):
+    return np.stack([np.concatenate([part.frames for part in parts]) for parts in world.paint(z)])
+
+
+def streamed(world, z):
+    """A file's frames of `decoder`, a latent frame at a time."""
+    decode, state, parts = world.decoder(), None, []
+    for chunk in np.split(z, z.shape[1], axis=1):
+        part, state = decode(jnp.asarray(chunk), state)
+        parts.append(checked(part, "frames"))
+    return np.concatenate(parts, axis=1)
+
+
 def test_frames_are_the_autoencoders(files, world):
     z = np.asarray(draw_noise(1, [0, 1], (*SHAPE, 16)))
     params = load_params(files.vae, dtype="float32")
@@ -76,14 +92,15 @@ def test_frames_are_the_autoencoders(files, world):
     np.testing.assert_allclose(whole, video, atol=1e-5)
     (tiled,) = WanWorld(files, tiled=True).decode(z[1:])  # a single tile at this size
     np.testing.assert_array_equal(np.concatenate(list(tiled)), whole[1])
-    decode, state = world.decoder(), None
-    streamed = []
-    for chunk in np.split(z, 2, axis=1):
-        out, state = decode(jnp.asarray(chunk), state)
-        streamed.append(out)
-    np.testing.assert_allclose(np.concatenate(streamed, axis=1), video, atol=1e-5)
+    np.testing.assert_array_equal(
+        [np.concatenate([p.frames for p in parts]) for parts in world.paint(z)], levels(whole)
+    )
+    (tiled,) = WanWorld(files, tiled=True).paint(z[1:])
+    np.testing.assert_array_equal(next(tiled).frames, levels(whole[1]))
+    np.testing.assert_array_equal(streamed(world, z), levels(whole))
+    assert world._vae_params.keys() == {"decoder"}  # the encoder is not read for them
     world.release()
-    assert world._vae_params is None
+    assert not world._vae_params
 
 
 def test_frames_of_the_tiny_decoder(folder, tmp_path):
@@ -96,12 +113,11 @@ def test_frames_of_the_tiny_decoder(folder, tmp_path):
     parts = [list(parts) for parts in world.decode(z)]
     assert [part.shape for part in parts[0]] == [(1, 32, 32, 3), (4, 32, 32, 3)]
     np.testing.assert_allclose(np.stack([np.concatenate(one) for one in parts]), video, atol=1e-5)
-    decode, state, streamed = world.decoder(), None, []
-    for chunk in np.split(z, 2, axis=1):
-        out, state = decode(jnp.asarray(chunk), state)
-        streamed.append(out)
-    np.testing.assert_allclose(np.concatenate(streamed, axis=1), video, atol=1e-5)
-    assert world._vae_params is None
+    np.testing.assert_array_equal(
+        [np.concatenate([p.frames for p in parts]) for parts in world.paint(z)], levels(video)
+    )
+    np.testing.assert_array_equal(streamed(world, z), levels(video))
+    assert not world._vae_params
     assert world._tiny_params is not None
     world.release()
     assert world._tiny_params is None
@@ -113,3 +129,18 @@ def test_sizes(world):
     assert world.size(None, None, "32x48", Image.new("RGB", (90, 60))) == (48, 32)
     assert world.latent_shape((832, 480), 77, DIT) == (20, 60, 104)
     assert world.num_frames(21) == 81
+
+
+def test_dtypes(files, monkeypatch):
+    """Unless it is told, the autoencoder encodes in float32, and decodes in what suits the device."""
+    for gpu, wanted in ((True, "bfloat16"), (False, "float32")):
+        place = Target("a device", 9.0 if gpu else None)
+        monkeypatch.setattr("rcm_jax.worlds.wan.world.target", lambda place=place: place)
+        world, told = WanWorld(files), WanWorld(files, vae_dtype="float32")
+        assert (world.vae.config.dtype, world.painter.config.dtype) == ("float32", wanted)
+        kernel = world._paints()["decoder"]["conv_in"]["conv"]["kernel"]
+        assert kernel.dtype == wanted
+        assert world._paints()["decoder"]["norm_out"]["scale"].dtype == "float32"
+        assert world._autoencoder()["encoder"]["conv_in"]["conv"]["kernel"].dtype == "float32"
+        assert world._paints()["decoder"]["conv_in"]["conv"]["kernel"] is kernel  # read once
+        assert told.painter.config.dtype == "float32"
