@@ -9,7 +9,9 @@ from PIL import Image
 
 from rcm_jax.errors import ArgumentError
 from rcm_jax.media.images import open_image
+from rcm_jax.media.input_video import InputVideo, Source
 from rcm_jax.options import refuse
+from rcm_jax.pipelines.incoming import frames_of_input, open_input
 from rcm_jax.pipelines.opening import Opened
 from rcm_jax.pipelines.options import BIDIRECTIONAL, CAUSAL, WAN, SamplingOptions
 from rcm_jax.worlds.world import Size, World
@@ -24,7 +26,7 @@ SMALL_BATCH = 48  # videos at a time of a small network
 class Request:
     """prompts, indices: one a video; the noise of a video comes from (seed, index) alone. negative_prompts: one, or one
     a video. image: to start from, or None. size: width and height in pixels. latent_shape: (T, H, W). batch_size:
-    videos at a time of a bidirectional network."""
+    videos at a time of a bidirectional network. video: what comes in, or None; endless: until it ends."""
 
     prompts: list[str]
     indices: list[int]
@@ -35,6 +37,8 @@ class Request:
     num_frames: int
     latent_shape: tuple[int, int, int]
     batch_size: int
+    video: InputVideo | None = None
+    endless: bool = False
 
     def features(self, world: World, *, guided: bool) -> Features:
         """Of the prompts, and under guidance of the negative ones (one row that serves all, or one a video). All are
@@ -49,8 +53,9 @@ def batch_rows(videos: int, size: int) -> list[Int[np.ndarray, " size"]]:
     return [np.minimum(np.arange(start, start + size), videos - 1) for start in range(0, videos, size)]
 
 
-def read_request(opened: Opened, prompt: Prompts, asked: SamplingOptions) -> Request:
-    """Raises ArgumentError for options that do not apply to the network, and for what is not possible."""
+def read_request(opened: Opened, prompt: Prompts, asked: SamplingOptions, video: Source | None = None) -> Request:
+    """Raises ArgumentError for options that do not apply to the network, and for what is not possible. video: in place
+    of `video_path`."""
     info, world = opened.info, opened.world
     name = opened.options.dit_path
     if opened.files is None:
@@ -65,12 +70,16 @@ def read_request(opened: Opened, prompt: Prompts, asked: SamplingOptions) -> Req
     image = None if asked.image_path is None else open_image(asked.image_path)
     _check_image(opened, asked, image)
     size = world.size(asked.resolution, asked.aspect_ratio, asked.size, image if asked.adaptive_resolution else None)
-    num_frames, fsdp = _num_frames(opened, asked), opened.options.fsdp
+    num_frames, endless, fsdp = _num_frames(opened, asked), False, opened.options.fsdp
+    coming = open_input(world, asked, video, size)
+    if coming is not None:
+        num_frames, endless = frames_of_input(world, info, asked, coming, num_frames)
     videos = [words for words in prompts for _ in range(asked.num_samples)]
     whole = -(-min(SMALL_BATCH, len(videos)) // fsdp) * fsdp
     return Request(
         videos, _indices(asked, len(videos)), asked.seed, _negative_prompts(asked, prompts), image, size, num_frames,
         world.latent_shape(size, num_frames, info.model), asked.batch_size or (whole if world.small else fsdp),
+        coming, endless,
     )  # fmt: skip
 
 

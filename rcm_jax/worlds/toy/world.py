@@ -14,7 +14,7 @@ from rcm_jax.wan.config import DiTConfig
 from rcm_jax.worlds.toy.codec import ToyCodec
 from rcm_jax.worlds.toy.text import encode_text
 from rcm_jax.worlds.toy.videos import SIZE
-from rcm_jax.worlds.world import Pixels, Size
+from rcm_jax.worlds.world import Encode, Pixels, Size
 
 
 class ToyWorld:
@@ -24,7 +24,7 @@ class ToyWorld:
 
     def __init__(self) -> None:
         self.codec = ToyCodec.load()
-        self._decode = jax.jit(self.codec.decode)
+        self._decode, self._encode = jax.jit(self.codec.decode), jax.jit(self.codec.encode)
 
     def size(self, *_: object) -> Size:
         return SIZE, SIZE
@@ -49,6 +49,9 @@ class ToyWorld:
 
     def decoder(self) -> Decode:
         return jax.jit(lambda latents, state: (self.codec.decode(latents), state))
+
+    def encoder(self) -> Encode:
+        return lambda video, state: (self._encode(video), state)
 
     def release(self) -> None:
         """Nothing is kept."""
