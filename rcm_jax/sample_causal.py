@@ -5,7 +5,8 @@ it grows. What a model file says (chunk pattern, window, steps) is the default; 
 or any file with --distilled, takes --num_steps 1 to 4 a chunk, or --steps_per_chunk 4 2: four for the first, two for
 all others. A teacher is integrated as an ODE with guidance. Times are numbers or fractions: --mid_t 15/16 5/6 5/8, or
 one list an entry of --steps_per_chunk: --mid_t_schedules "15/16,5/6,5/8;5/6" (empty for one step: "15/16,5/6,5/8;").
-With --window a video may be of any length.
+With --window a video may be of any length. With --video_path chunks begin from those of a video, as noisy as
+--noise_scale says, and the prompt repaints it.
 
 A Wan network is one of our files (python -m rcm_jax.convert) or a published one, and the files around it are found as
 python -m rcm_jax.sample finds them. A published file does not say its chunks: give --first_chunk_t and --chunk_t. From

@@ -6,9 +6,9 @@ A higher s lets the prompt change more, a lower one keeps more of the input. Thr
 
 fixed       every chunk at `scale`. The times are s itself, then those of the network's own schedule that lie below it:
             what is above s is noise that the chunk does not have, so no step is spent there.
-motion      a chunk in which more moves gets less noise (StreamDiffusionV2's controller), so its input leads
-            it more. All times fall with s, in proportion: as many steps, still down to 0.
-published   the controller with StreamDiffusionV2's own times, 0.7, 0.5, …: from the second chunk on the first of them is
+motion      a chunk in which more moves gets less noise, and so its input leads it more (StreamDiffusionV2's
+            controller). All times fall with s, in proportion: as many steps, still down to 0.
+published   the controller with StreamDiffusionV2's own times, 0.7, 0.5, …: from the second chunk on the first is
             s in whole thousandths less 0.1. So its network is always told of less noise than there is.
 
 Times of the last two depend on the input: they are traced, and one program serves all chunks.

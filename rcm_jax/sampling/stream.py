@@ -93,7 +93,7 @@ def stream(
     """Yields frames, a chunk at a time. `send` a text to change the prompt; this gives None, the loop goes on.
 
     chunks: how many; None fills the cache, or never ends with a window. `null_text` is one for all videos or one a
-    video. `image` [B, 1, H, W, C] is chunk 0. `begins` says where a chunk begins instead of noise (input video); its None
+    video. `image` [B, 1, H, W, C] is chunk 0. `begins`: where a chunk begins instead of noise (input video); its None
     ends the stream. `decode` should return before its frames are there, as what is under jit
     does, and may keep a state from chunk to chunk.
     Raises ValueError, before anything is sampled, for what `rollout` refuses.
