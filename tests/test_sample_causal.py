@@ -147,7 +147,7 @@ def test_it_repaints_a_video_and_again(tmp_path, student, shown):
         ("--image_path {picture} --first_chunk_t 3", "an image is a first chunk of 1 latent frame"),
         ("--video_path nowhere.mp4", "there is no video at --video_path=nowhere.mp4"),
         ("--video_path {video} --first_chunk_t 7", "v.mp4 has 6 frames at 8 a second; the first chunk takes 7"),
-        ("--video_path {video} --num_frames 99", "v.mp4 has 6 frames at 8 a second; num_frames takes 99"),
+        ("--video_path {video} --num_frames 99", "v.mp4 has 6 frames at 8 a second, fewer than --num_frames=99"),
         (
             "--video_path {video} --image_path {picture}",
             "give --video_path=",

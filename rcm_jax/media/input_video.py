@@ -39,12 +39,12 @@ class InputVideo:
         if first:
             raise self.too_short(len(chunk), first)
 
-    def too_short(self, frames: int, asked: int, what: str = "the first chunk") -> ArgumentError:
-        return self.error(f"has {frames} frames at {self.fps:g} a second; {what} takes {asked}")
+    def too_short(self, frames: int, first: int) -> ArgumentError:
+        return self.error(f"has {frames} frames at {self.fps:g} a second; the first chunk takes {first}")
 
-    def error(self, words: str) -> ArgumentError:
+    def error(self, words: str, **arguments: Any) -> ArgumentError:
         name = "video" if self.path is None else "video_path"
-        return ArgumentError(f"{{{name}}} {words}", **{name: self.path})
+        return ArgumentError(f"{{{name}}} {words}", **{name: self.path}, **arguments)
 
 
 def open_video(source: Source, *, fps: float, size: tuple[int, int]) -> InputVideo:

@@ -89,7 +89,8 @@ def frames_of_input(
         raise video.too_short(video.length, first)
     if asked.num_frames is not None:
         if video.length is not None and video.length < asked.num_frames:
-            raise video.too_short(video.length, asked.num_frames, "num_frames")
+            words = f"has {video.length} frames at {video.fps:g} a second, fewer than {{num_frames}}"
+            raise video.error(words, num_frames=asked.num_frames)
         return asked.num_frames, False
     window = info.causal.get("window") if asked.window is None else asked.window
     if video.length is None:

@@ -109,7 +109,7 @@ def test_the_published_rule_has_its_own_times(pipe):
         (INPUT, {"noise_scale": 0.7, "noise_rule": "published"}, "=0.7 must be above 0.7 with noise_rule=published"),
         (INPUT, {"noise_rule": "less"}, "noise_rule=less must be one of fixed, motion, published"),
         (INPUT, {"noise_rule": "published", "mid_t": [0.5]}, "mid_t does not apply: noise_rule=published has times"),
-        (INPUT, {"num_frames": 11}, "video has 9 frames at 8 a second; num_frames takes 11"),
+        (INPUT, {"num_frames": 11}, "video has 9 frames at 8 a second, fewer than num_frames=11"),
         (INPUT[:0], {}, "video has 0 frames at 8 a second; the first chunk takes 1"),
         (INPUT[:, :20], {}, r"frames of shape \(20, 24, 3\) in uint8; the network takes \(24, 24, 3\)"),
         (INPUT, {"image_path": __file__}, "there is no|is not an image"),
