@@ -8,6 +8,8 @@ one list an entry of --steps_per_chunk: --mid_t_schedules "15/16,5/6,5/8;5/6" (e
 With --window a video may be of any length. Prompts may change on the way: --prompts_file FILE, of lines such as
 "12.5: it begins to snow", or scenes with their lengths, --prompt "a red fox [5s] | it sleeps [10s]"; --prompt_blend 4
 takes four chunks for each change.
+With --video_path chunks begin from those of a video, as noisy as
+--noise_scale says, and the prompt repaints it.
 
 A Wan network is one of our files (python -m rcm_jax.convert) or a published one, and the files around it are found as
 python -m rcm_jax.sample finds them. A published file does not say its chunks: give --first_chunk_t and --chunk_t. From

@@ -107,6 +107,19 @@ def test_it_starts_from_an_image(tmp_path, student):
     assert np.abs(frames[0].astype(int) - first).mean() < 30  # through the world's codec, which knows other pictures
 
 
+def test_it_repaints_a_video_and_again(tmp_path, student, shown):
+    video = write_video(tmp_path / "in.mp4", moving(frames=7, size=24), fps=8)
+    path = tmp_path / "v.mp4"
+    flags = ["--video_path", str(video), "--noise_scale", "0.6", "--noise_rule", "motion", "--window", "2", "--stream"]
+    sample_causal.main(["--dit_path", str(student), *flags, "--save_path", str(path)])
+    assert [len(part) for part in shown] == [1, 2, 2, 2]
+    sample_causal.main(["--again", str(path), "--stream"])
+    np.testing.assert_array_equal(np.concatenate(shown[:4]), np.concatenate(shown[4:]))
+    shown.clear()
+    sample_causal.main(["--again", str(path), "--stream", "--noise_scale", "0.9", "--num_frames", "3"])
+    assert [len(part) for part in shown] == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -138,6 +151,15 @@ def test_it_starts_from_an_image(tmp_path, student):
         ("--seed -1", "--seed=-1 must be at least 0"),
         ("--image_path nowhere.png", "there is no image at nowhere.png"),
         ("--image_path {picture} --first_chunk_t 3", "an image is a first chunk of 1 latent frame"),
+        ("--video_path nowhere.mp4", "there is no video at --video_path=nowhere.mp4"),
+        ("--video_path {video} --first_chunk_t 7", "v.mp4 has 6 frames at 8 a second; the first chunk takes 7"),
+        ("--video_path {video} --num_frames 99", "v.mp4 has 6 frames at 8 a second, fewer than --num_frames=99"),
+        (
+            "--video_path {video} --image_path {picture}",
+            "give --video_path=",
+        ),
+        ("--video_path {video} --noise_scale 2", "--noise_scale=2.0 must be above 0 and at most 1"),
+        ("--noise_scale 0.5", "--noise_scale is for input video: give --video_path"),
         ("--model toy", "give --model or --dit_path, not both"),
         ("--size 32x32 --resolution 480p", "--resolution, --size does not apply"),
         ("--dtype float32 --num_heads 2 --vae_path v", "--vae_path, --dtype does not apply"),
@@ -151,7 +173,7 @@ def test_it_refuses_and_overwrites_nothing(tmp_path, student, flags, message):
     path = write_video(tmp_path / "v.mp4", moving(), fps=8)
     picture = write_png(tmp_path / "p.png", moving()[0])
     before = path.read_bytes()
-    flags = flags.format(picture=picture).split()
+    flags = flags.format(picture=picture, video=path).split()
     fails(sample_causal.main, ["--dit_path", str(student), "--save_path", str(path), "--stream", *flags], message)
     assert path.read_bytes() == before
 

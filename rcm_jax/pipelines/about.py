@@ -36,6 +36,8 @@ INSTEAD = {
     "model": ("dit_path", "scale"),
     "distilled": ("kind",),
     "decoder": ("tiny_vae_path",),
+    "video_path": ("image_path",),
+    "image_path": ("video_path", "noise_scale", "noise_rule"),
     "fsdp": ("batch_size",),  # which goes by it
 }
 
@@ -43,11 +45,11 @@ INSTEAD = {
 def describe(opened: Opened, request: Request, asked: SamplingOptions) -> list[dict[str, Any]]:
     """For each video of a call all that makes it again: prompt, options as given, state of the files, versions.
 
-    Of weights that are in no file only prompt and seed. The batch's size is among the options, whoever set it: on it
-    depends the program, and on that the last bits.
+    Of weights or input video that are in no file only prompt and seed. The batch's size is among the options, whoever
+    set it: on it depends the program, and on that the last bits.
     """
     made_by = {"rcm_jax": version(), "jax": jax.__version__, "device": jax.devices()[0].device_kind}
-    if not opened.experts.sources:
+    if not opened.experts.sources or (request.video is not None and request.video.path is None):
         return [{"prompt": words, "seed": request.seed} | made_by for words in request.prompts]
     options = {"dit_path": _place(opened.options.dit_path), "seed": request.seed}
     options |= _given(opened.options) | _given(asked)

@@ -13,9 +13,11 @@ from jaxtyping import Array, Float, UInt8
 from rcm_jax.causal.network import CausalDiT
 from rcm_jax.errors import ArgumentError
 from rcm_jax.objectives.config import CausalConfig
+from rcm_jax.pipelines.incoming import Incoming, chunk_sizes
 from rcm_jax.pipelines.opening import Opened
 from rcm_jax.pipelines.options import SamplingOptions
 from rcm_jax.pipelines.request import SMALL_BATCH, Request, batch_rows
+from rcm_jax.pipelines.settings import input_noise
 from rcm_jax.pipelines.watch import Watch
 from rcm_jax.progress import Progress
 from rcm_jax.sampling.noise import video_noises
@@ -31,7 +33,8 @@ from rcm_jax.worlds.painted import checked
 class Start(NamedTuple):
     """Everything that a causal video is made from, but the weights. texts: of the prompts that the videos follow one
     after the other, as `changes` says. null_text: under guidance alone, one row a video. image: latents of the first
-    frame, or None. frames: how many latent frames."""
+    frame, or None. frames: how many latent frames. incoming: where chunks begin instead of noise; endless: until that
+    ends."""
 
     network: CausalDiT
     schedule: RolloutSchedule
@@ -42,10 +45,13 @@ class Start(NamedTuple):
     indices: Sequence[int]
     seed: int
     frames: int
+    incoming: Incoming | None = None
+    endless: bool = False
 
     @property
-    def chunks(self) -> int:
-        return len(self.network.pattern.spans(self.frames))
+    def chunks(self) -> int | None:
+        """None where nobody knows."""
+        return None if self.endless else len(self.network.pattern.spans(self.frames))
 
     @property
     def text(self) -> Float[np.ndarray, "V L D"]:
@@ -86,6 +92,9 @@ def causal_network(opened: Opened, request: Request, asked: SamplingOptions, sch
 
 def start_from(opened: Opened, request: Request, asked: SamplingOptions, schedule: RolloutSchedule) -> Start:
     """Reads text and image. Raises as `causal_network`, before text is read."""
+    noise = None if request.video is None else input_noise(asked, opened.info)
+    if noise is not None:
+        schedule = noise.schedule(schedule)
     network = causal_network(opened, request, asked, schedule)
     text, null_text = request.features(opened.world, guided=schedule.guidance > 1)
     if null_text is not None:
@@ -94,9 +103,12 @@ def start_from(opened: Opened, request: Request, asked: SamplingOptions, schedul
     if request.image is not None:
         first = opened.world.first_latent(request.image, request.size)
         image = np.repeat(first, len(request.prompts), axis=0)
+    incoming = None
+    if noise is not None:
+        incoming = Incoming(request.video, noise, chunk_sizes(opened.world, opened.info), opened.world.encoder())
     return Start(
         network, schedule, tuple(np.split(text, len(request.changes.starts))), request.changes, null_text, image,
-        request.indices, request.seed, request.latent_shape[0],
+        request.indices, request.seed, request.latent_shape[0], incoming, request.endless,
     )  # fmt: skip
 
 
@@ -111,15 +123,16 @@ def _rollout(
 
 def roll_out_request(opened: Opened, start: Start, watch: Watch) -> Iterator[Float[np.ndarray, "b T H W C"]]:
     """Latents of whole videos: of a small network each batch is one program; of a large one, or where every step is
-    watched, all videos go chunk by chunk; where prompts change, chunk by chunk too, a batch after the other."""
+    watched, all videos go chunk by chunk; where prompts change, or from input video, chunk
+    by chunk too, a batch after the other."""
     params, mesh, count = opened.experts.params(), opened.experts.mesh, len(start.text)
     batches = batch_rows(count, min(SMALL_BATCH, count))
     if not opened.world.small or watch.on_step is not None:
         batches = [np.arange(count)]
-    elif len(start.texts) == 1:
+    elif len(start.texts) == 1 and start.incoming is None:
         yield from _whole(params, mesh, start, batches, watch)
         return
-    total = len(batches) * start.chunks
+    total = None if start.chunks is None else len(batches) * start.chunks
     with Progress(watch.progress, total, "chunk", limit=watch.time_limit, delay=2) as progress:
         for rows in batches:
             parts = []
@@ -160,6 +173,7 @@ def _chunks(
         parts = stream(
             start.network, params, start.script, noises, start.schedule, decode, chunks=start.chunks,
             null_text=start.null_text, image=start.image,
+            begins=start.incoming and start.incoming.begins(mesh),
         )  # fmt: skip
     try:
         while True:

@@ -12,6 +12,7 @@ from rcm_jax.media.video import MAX_FPS, MIN_FPS
 from rcm_jax.options import check_options, option
 from rcm_jax.pipelines.policy_options import PolicyOptions
 from rcm_jax.ranges import POSITIVE, Range, at_least, between
+from rcm_jax.sampling.noise_control import RULES
 from rcm_jax.worlds.wan.files import SIZES
 
 SOLVERS = ("euler", "unipc", "dpm++", "wan_unipc", "wan_dpm++")
@@ -95,6 +96,17 @@ class SamplingOptions(PolicyOptions):
     prompt_blend: int = option(
         1, "chunks over which a new prompt takes the old one's place (default 1: at once)", only=[CAUSAL],
         range=at_least(1),
+    )  # fmt: skip
+    video_path: str | Path | None = option(
+        None, "video to repaint, chunk by chunk, as the prompt says; cut to the network's size and rate", only=[CAUSAL]
+    )
+    noise_scale: float | None = option(
+        None, "of the input: how much of each chunk is noise to begin with, and free to change (0.8)", only=[CAUSAL],
+        range=Range(0, 1, open=True),
+    )  # fmt: skip
+    noise_rule: str | None = option(
+        None, "of the input: fixed (default); motion, less noise where more moves; published, StreamDiffusionV2's "
+        "motion and times", choices=RULES, only=[CAUSAL],
     )  # fmt: skip
     num_samples: int = option(1, "videos of a prompt, side by side in one file (default 1)", range=at_least(1))
     seed: int = option(

@@ -11,6 +11,7 @@ options (`options.py`, `request.py`), settles how the network is sampled (`setti
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from jaxtyping import Float, Shaped, UInt8
 
 from rcm_jax.finite import check_finite
 from rcm_jax.hub import Place
+from rcm_jax.media.input_video import Source
 from rcm_jax.media.pictures import to_uint8
 from rcm_jax.model_file import ModelInfo
 from rcm_jax.parallel import SEQUENCE_AXIS, make_mesh, shard
@@ -133,13 +135,19 @@ class Pipeline:
         request = read_request(self.opened, prompt, asked)
         return np.concatenate(list(self._sampled(request, asked, Watch(progress), features)))
 
-    def stream(self, prompt: Prompts = None, **options: Any) -> Stream:
-        """Frames of a causal network chunk by chunk, as soon as each is decoded. Arguments and errors as of a call;
-        ArgumentError for a network that is not causal."""
+    def stream(self, prompt: Prompts = None, *, video: Source | None = None, **options: Any) -> Stream:
+        """Frames of a causal network chunk by chunk, as soon as each is decoded.
+
+        video: to repaint, read no further than the chunk that is made: a path, an array [F, H, W, 3] of uint8, or any
+        iterable of such frames, e.g. a camera's, at the world's `fps`. Other arguments and errors as of a call;
+        ArgumentError for a network that is not causal, and for frames that are not of the network's size.
+        """
+        if isinstance(video, str | Path):
+            options["video_path"], video = video, None
         asked = SamplingOptions(**options)
         if not self.causal:
             raise unknown_chunks()
-        request = read_request(self.opened, prompt, asked)
+        request = read_request(self.opened, prompt, asked, video)
         start = start_from(self.opened, request, asked, schedule_from(asked, self.info))
         return Stream(self.opened, start, join(describe(self.opened, request, asked)))
 

@@ -10,7 +10,9 @@ from PIL import Image
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.errors import ArgumentError
 from rcm_jax.media.images import open_image
+from rcm_jax.media.input_video import InputVideo, Source
 from rcm_jax.options import refuse
+from rcm_jax.pipelines.incoming import frames_of_input, open_input
 from rcm_jax.pipelines.opening import Opened
 from rcm_jax.pipelines.options import BIDIRECTIONAL, CAUSAL, WAN, SamplingOptions
 from rcm_jax.pipelines.prompt_times import (
@@ -35,7 +37,8 @@ class Request:
     """prompts, indices: one a video; the noise of a video comes from (seed, index) alone. negative_prompts: one, or one
     a video. image: to start from, or None. size: width and height in pixels. latent_shape: (T, H, W). batch_size:
     videos at a time of a bidirectional network. texts: what a video follows, one after the other as `changes` says;
-    the prompt alone where it does not change. timed: the prompts with their times, where they were given so."""
+    the prompt alone where it does not change. timed: the prompts with their times, where they were given so. video:
+    what comes in, or None; endless: until it ends."""
 
     prompts: list[str]
     indices: list[int]
@@ -49,6 +52,8 @@ class Request:
     texts: list[tuple[str, ...]]
     changes: PromptSchedule
     timed: TimedPrompts | None
+    video: InputVideo | None = None
+    endless: bool = False
 
     def features(self, world: World, *, guided: bool) -> Features:
         """Of every video's first text, then of every video's second one, …; and under guidance of the negative prompts
@@ -63,8 +68,9 @@ def batch_rows(videos: int, size: int) -> list[Int[np.ndarray, " size"]]:
     return [np.minimum(np.arange(start, start + size), videos - 1) for start in range(0, videos, size)]
 
 
-def read_request(opened: Opened, prompt: Prompts, asked: SamplingOptions) -> Request:
-    """Raises ArgumentError for options that do not apply to the network, and for what is not possible."""
+def read_request(opened: Opened, prompt: Prompts, asked: SamplingOptions, video: Source | None = None) -> Request:
+    """Raises ArgumentError for options that do not apply to the network, and for what is not possible. video: in place
+    of `video_path`."""
     info, world = opened.info, opened.world
     name = opened.options.dit_path
     if opened.files is None:
@@ -78,13 +84,17 @@ def read_request(opened: Opened, prompt: Prompts, asked: SamplingOptions) -> Req
     _check_image(opened, asked, image)
     size = world.size(asked.resolution, asked.aspect_ratio, asked.size, image if asked.adaptive_resolution else None)
     texts, fsdp = _texts(opened, asked, prompts, timed, size), opened.options.fsdp
-    num_frames = texts.num_frames or _num_frames(opened, asked)
+    num_frames, endless = texts.num_frames or _num_frames(opened, asked), False
+    coming = open_input(world, asked, video, size)
+    if coming is not None:
+        num_frames, endless = frames_of_input(world, info, asked, coming, num_frames)
     videos = [words for words in prompts for _ in range(asked.num_samples)]
     whole = -(-min(SMALL_BATCH, len(videos)) // fsdp) * fsdp
     return Request(
         videos, _indices(asked, len(videos)), asked.seed, _negative_prompts(asked, prompts), image, size, num_frames,
         world.latent_shape(size, num_frames, info.model), asked.batch_size or (whole if world.small else fsdp),
         [words for words in texts.prompts for _ in range(asked.num_samples)], texts.schedule, timed,
+        coming, endless,
     )  # fmt: skip
 
 

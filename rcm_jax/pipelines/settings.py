@@ -10,6 +10,7 @@ from rcm_jax.model_file import ModelInfo
 from rcm_jax.objectives.config import CausalConfig
 from rcm_jax.options import times
 from rcm_jax.pipelines.options import SamplingOptions
+from rcm_jax.sampling.noise_control import PUBLISHED, InputNoise
 from rcm_jax.sampling.sampler import SamplerConfig
 from rcm_jax.sampling.schedules import MIDDLE, RolloutSchedule, few_step_schedule, ode_schedule
 
@@ -55,6 +56,29 @@ def schedule_from(options: SamplingOptions, info: ModelInfo) -> RolloutSchedule:
         schedule = ode_schedule(**asked, guidance=guidance, sigma_max=sigma_max)
     schedule = _with_context(options, schedule)
     return schedule if options.image_path is None else schedule.after_image()
+
+
+def input_noise(options: SamplingOptions, info: ModelInfo) -> InputNoise:
+    """Of input video. Raises ArgumentError for times that would not fall to 0, and for those of `published` beside
+    others."""
+    how = InputNoise(**_given(scale=options.noise_scale, rule=options.noise_rule, steps=options.num_steps))
+    if how.rule == PUBLISHED:
+        if info.kind != "student":
+            raise ArgumentError(
+                "{noise_rule} is few-step sampling, of a student; {kind} overrules that", noise_rule=how.rule, kind=None
+            )
+        for name in ("mid_t", "steps_per_chunk", "mid_t_schedules", "sigma_max"):
+            if getattr(options, name) is not None:
+                raise ArgumentError(
+                    f"{{{name}}} does not apply: {{noise_rule}} has times of its own", **{name: None},
+                    noise_rule=how.rule,
+                )  # fmt: skip
+    if how.scale <= how.lowest:
+        raise ArgumentError(
+            f"{{noise_scale}} must be above {how.lowest:g} with {{noise_rule}}", noise_scale=how.scale,
+            noise_rule=how.rule,
+        )  # fmt: skip
+    return how
 
 
 def _few_step(options: SamplingOptions, own: CausalConfig, sigma_max: float) -> RolloutSchedule:

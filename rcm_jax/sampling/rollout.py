@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
@@ -105,14 +104,16 @@ def sample_chunk(
     branches: Branches,
     chunk: ChunkIndex,
     noises: Float[Array, "n B t H W C"],
-    times: Times,
+    times: Times | Float[Array, " n"],
     *,
+    start: Latents | None = None,
     noisy_context: bool = False,
     ode: bool = False,
     guidance: float = 1.0,
 ) -> tuple[Latents, Branches]:
-    """One chunk, and the branches with its keys in their caches. noises: the start, then one a step that has one."""
-    t = jnp.asarray(np.asarray(times), jnp.promote_types(noises.dtype, jnp.result_type(float)))
+    """One chunk, and the branches with its keys in their caches. noises: the start, then one a step that has one.
+    start: begins there instead, at the first time. times: may be traced."""
+    t = jnp.asarray(times, jnp.promote_types(noises.dtype, jnp.result_type(float)))
     network_at, append, both = (
         lambda x, t, prompt, cache, f=f: f(params, x, t, prompt, cache, chunk)
         for f in (network.denoise, network.append, network.step)
@@ -128,7 +129,7 @@ def sample_chunk(
         t, t_next, eps = inputs
         return x - (t - t_next) * velocity(x, t) if ode else next_state(denoise, rf_noisy, x, t, t_next, eps), None
 
-    x = (t[0] * noises[0]).astype(t.dtype)
+    x = (t[0] * noises[0] if start is None else start).astype(t.dtype)
     if len(times) > 2:  # all steps but the last, which goes to 0, where nothing is noised again
         x, _ = jax.lax.scan(step, x, (t[:-2], t[1:-1], None if ode else noises[1 : len(times) - 1]))
     if noisy_context:

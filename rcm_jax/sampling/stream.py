@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, PyTree
 
 from rcm_jax.causal.cache import Cache
 from rcm_jax.causal.network import CausalDiT
+from rcm_jax.sampling.noise_control import Begin
 from rcm_jax.sampling.prompts import Script
 from rcm_jax.sampling.rollout import Branch, Noises, condition_on_image, open_branches, sample_chunk
 from rcm_jax.sampling.schedules import RolloutSchedule, Times
@@ -34,6 +35,8 @@ from rcm_jax.wan.layers import KeyValues
 Frames = Float[np.ndarray, "B F H W 3"]
 # (a chunk, state; None at first) -> frames, state
 Decode = Callable[[Latents, PyTree | None], tuple[PyTree, PyTree]]
+# (chunk, noise of its start, the schedule's times) -> where it begins; None where the input has ended
+Begins = Callable[[int, Latents, Times], Begin | None]
 Caches = tuple[Cache, ...]  # one, and under guidance the unconditional one
 
 
@@ -61,13 +64,15 @@ def _condition(
     jax.jit, static_argnames=("network", "times", "noisy_context", "ode", "guidance"), donate_argnames="caches"
 )
 def sample_step(
-    network: CausalDiT, params: Params, prompts: tuple[KeyValues, ...], caches: Caches, chunk: Array, noises: Array, *,
-    times: Times, noisy_context: bool, ode: bool, guidance: float,
+    network: CausalDiT, params: Params, prompts: tuple[KeyValues, ...], caches: Caches, chunk: Array, noises: Array,
+    begin: Begin | None = None, *, times: Times, noisy_context: bool, ode: bool, guidance: float,
 ) -> tuple[Latents, Caches]:  # fmt: skip
-    """One chunk, and the caches with its keys: in place, where the device can."""
+    """One chunk, and the caches with its keys: in place, where the device can. begin: instead of pure noise, and with
+    its own times, as many as `times`."""
+    start, times = (None, times) if begin is None else begin
     x, branches = sample_chunk(
-        network, params, tuple(map(Branch, prompts, caches)), chunk, noises, times, noisy_context=noisy_context,
-        ode=ode, guidance=guidance,
+        network, params, tuple(map(Branch, prompts, caches)), chunk, noises, times, start=start,
+        noisy_context=noisy_context, ode=ode, guidance=guidance,
     )  # fmt: skip
     return x, tuple(b.cache for b in branches)
 
@@ -88,12 +93,14 @@ def stream(
     chunks: int | None = None,
     null_text: Float[Array, "L D"] | Text | None = None,
     image: Latents | None = None,
+    begins: Begins | None = None,
 ) -> Generator[Frames | None, Float[Array, "B L D"] | None, None]:
     """Yields frames, a chunk at a time: what `decode` makes of it, on the host. `send` a text to change the prompt;
     this gives None, the loop goes on.
 
     chunks: how many; None fills the cache, or never ends with a window. `null_text` is one for all videos or one a
-    video. `image` [B, 1, H, W, C] is chunk 0. `decode` should return before its frames are there, as what is under jit
+    video. `image` [B, 1, H, W, C] is chunk 0. `begins`: where a chunk begins instead of noise (input video); its None
+    ends the stream. `decode` should return before its frames are there, as what is under jit
     does, and may keep a state from chunk to chunk.
     Raises ValueError, before anything is sampled, for what `rollout` refuses, and a script that goes on longer.
     """
@@ -113,15 +120,19 @@ def stream(
     if image is not None:
         caches = _condition(network, schedule, params, prompts, caches, image, noises(jnp.int32(0), 1)[0])
 
-    def sample(index: int, prompts: tuple[KeyValues, ...], caches: Caches) -> tuple[Latents, Caches]:
-        """Dispatches a chunk; nothing is waited for."""
+    def sample(index: int, prompts: tuple[KeyValues, ...], caches: Caches) -> tuple[Latents, Caches] | None:
+        """Dispatches a chunk; nothing is waited for, but input. None: it has ended."""
         if index == 0 and image is not None:
             return image, caches
         chunk, frames = jnp.int32(index), network.pattern.rest if index else network.pattern.first
-        times, noisy = schedule.chunk(index)
+        (times, noisy), drawn, begin = schedule.chunk(index), noises(chunk, frames), None
+        if begins is not None:
+            begin = begins(index, drawn[0], times)
+            if begin is None:
+                return None
         return sample_step(
-            network, params, prompts, caches, chunk, noises(chunk, frames), times=times, noisy_context=noisy,
-            ode=schedule.ode, guidance=schedule.guidance,
+            network, params, prompts, caches, chunk, drawn, begin, times=times, noisy_context=noisy, ode=schedule.ode,
+            guidance=schedule.guidance,
         )  # fmt: skip
 
     return _stream(sample, functools.partial(_prompt, network, params), decode, script, prompts, caches, last)
@@ -134,17 +145,20 @@ def _stream(
     coming = state = None
     try:
         for index in itertools.chain(itertools.count() if last is None else range(last), (None,)):
-            ready = coming
-            if index is not None:
-                if (text := script.change(index)) is not None:
-                    prompts = (prompt(text), *prompts[1:])
-                x, caches = sample(index, prompts, caches)
+            ready, coming = coming, None
+            if index is not None and (text := script.change(index)) is not None:
+                prompts = (prompt(text), *prompts[1:])
+            made = None if index is None else sample(index, prompts, caches)
+            if made is not None:
+                x, caches = made
                 coming, state = decode(x, state)
             if ready is not None:
                 text = yield jax.device_get(ready)
                 while text is not None:
                     script = script if index is None else script.sent(index + 1, text)
                     text = yield None
+            if coming is None:
+                return
     finally:
         for leaf in jax.tree.leaves(caches):
             leaf.delete()

@@ -1,19 +1,20 @@
 """A world surrounds a network: it turns prompts and images into what the network reads, and latents into video."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 from PIL import Image
 
 from rcm_jax.sampling.stream import Decode
-from rcm_jax.types import Latents
+from rcm_jax.types import Latents, Video
 from rcm_jax.wan.config import DiTConfig
 from rcm_jax.worlds.painted import Painted
 
 Size = tuple[int, int]  # width, height in pixels
 Pixels = Float[np.ndarray, "F H W 3"]
+Encode = Callable[[Video, PyTree | None], tuple[Latents, PyTree]]  # (a chunk, state; None at first) -> latents, state
 
 
 class World(Protocol):
@@ -69,6 +70,11 @@ class World(Protocol):
 
     def decoder(self) -> Decode:
         """`Painted` frames [B, f, H, W, 3] of one chunk of latents after the other, for streams."""
+        ...
+
+    def encoder(self) -> Encode:
+        """Latents of one chunk of frames in [-1, 1] after the other, as the network takes them: for streams of input.
+        A first chunk of `num_frames(T)` frames gives T latent frames."""
         ...
 
     def release(self) -> None:

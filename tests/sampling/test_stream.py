@@ -10,10 +10,11 @@ import pytest
 
 from rcm_jax.causal.network import CausalDiT
 from rcm_jax.chunks import ChunkPattern
+from rcm_jax.sampling.noise_control import Begin
 from rcm_jax.sampling.prompts import PromptSchedule, Script
 from rcm_jax.sampling.rollout import chunk_noises, open_branches, rollout, sample_chunk
 from rcm_jax.sampling.schedules import few_step_schedule, ode_schedule
-from rcm_jax.sampling.stream import Profile, profile, stream
+from rcm_jax.sampling.stream import Profile, profile, sample_step, stream
 from rcm_jax.wan.dit import DiT
 from tests.tiny import MODEL as TINY
 from tests.tiny import perturbed_params
@@ -68,6 +69,31 @@ def test_a_stream_is_the_rollout(params, causal, schedule, frames, image):
     parts = list(streamed(causal, params, schedule, chunks=len(spans), null_text=NULLS, image=image))
     assert [part.shape[1] for part in parts] == [b - a for a, b in spans]
     np.testing.assert_allclose(np.concatenate(parts, axis=1), jax.jit(whole)(params), atol=2e-5)
+
+
+def test_chunks_begin_where_they_are_told_until_there_are_no_more(params):
+    causal, asked = network("c1-2"), []
+
+    def begins(index, noise, times):
+        asked.append((index, noise.shape, times))
+        return Begin(times[0] * noise, jnp.asarray(times)) if index < 2 else None
+
+    plain = list(streamed(causal, params))
+    parts = list(streamed(causal, params, begins=begins))
+    assert asked == [(i, (2, 1 + (i > 0), *SIZE, MODEL.in_channels), SCHEDULE.times[0]) for i in range(3)]
+    assert [part.shape[1] for part in parts] == [1, 2]
+    for part, want in zip(parts, plain, strict=False):  # the same noise at the same times is the same video
+        np.testing.assert_allclose(part, want, atol=2e-5)
+
+
+def test_times_that_are_traced_share_a_program(params):
+    causal, asked = network("c1-1", 3), iter([(0.8, 0.5, 0.0), (0.7, 0.4, 0.0), (0.6, 0.3, 0.0)])
+    before = sample_step._cache_size()
+    ones = jnp.ones((2, 1, *SIZE, MODEL.in_channels))
+    frames = streamed(causal, params, begins=lambda *_: Begin(ones, jnp.asarray(next(asked))))
+    parts = list(frames)
+    assert len(parts) == 3
+    assert sample_step._cache_size() == before + 1
 
 
 def test_a_prompt_changes_the_chunks_not_yet_begun(params):

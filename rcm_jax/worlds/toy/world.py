@@ -15,7 +15,7 @@ from rcm_jax.worlds.painted import Painted, paint
 from rcm_jax.worlds.toy.codec import ToyCodec
 from rcm_jax.worlds.toy.text import encode_text
 from rcm_jax.worlds.toy.videos import SIZE
-from rcm_jax.worlds.world import Pixels, Size
+from rcm_jax.worlds.world import Encode, Pixels, Size
 
 
 class ToyWorld:
@@ -25,7 +25,7 @@ class ToyWorld:
 
     def __init__(self) -> None:
         self.codec = ToyCodec.load()
-        self._decode = jax.jit(self.codec.decode)
+        self._decode, self._encode = jax.jit(self.codec.decode), jax.jit(self.codec.encode)
         self._paint = jax.jit(lambda latents: paint(self.codec.decode(latents)))
 
     def size(self, *_: object) -> Size:
@@ -55,6 +55,9 @@ class ToyWorld:
 
     def decoder(self) -> Decode:
         return lambda latents, state: (self._paint(latents), state)
+
+    def encoder(self) -> Encode:
+        return lambda video, state: (self._encode(video), state)
 
     def release(self) -> None:
         """Nothing is kept."""

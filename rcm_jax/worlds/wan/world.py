@@ -27,12 +27,13 @@ from rcm_jax.types import Latents, Params, Video
 from rcm_jax.wan.clip import CLIP, preprocess
 from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.image import image_condition
+from rcm_jax.wan.in_chunks import encode_compiled
 from rcm_jax.wan.tiny_vae import TinyVAE
 from rcm_jax.wan.vae import VAE
 from rcm_jax.worlds.painted import Painted, paint, paint_on_host
 from rcm_jax.worlds.wan.files import WanFiles
 from rcm_jax.worlds.wan.text import encode_prompts
-from rcm_jax.worlds.world import Pixels, Size
+from rcm_jax.worlds.world import Encode, Pixels, Size
 
 REMEMBERED = 64  # prompts: 4 MB each at Wan's size
 
@@ -210,6 +211,20 @@ class WanWorld:
                 return decode_step(painter, params, jax.device_put(latents, here), state, paint)
 
         return decode
+
+    def encoder(self) -> Encode:
+        """By the full autoencoder, whatever decodes; on one device, which keeps its state: 1 + 4k frames, then 4k each.
+
+        Latents are normalised, as the network was trained with them and as the decoder takes them. StreamDiffusionV2's
+        code hands the network the encoder's means as they are, and its decoder normalised latents all the same.
+        """
+        params, here = self._autoencoder(), NamedSharding(self.device, P())
+
+        def encode(video: Video, state: PyTree | None) -> tuple[Latents, PyTree]:
+            with jax.set_mesh(self.device):
+                return encode_compiled(self.vae, params, jax.device_put(video, here), state)
+
+        return encode
 
     def release(self) -> None:
         self._vae_params, self._tiny_params, self._clip_params = {}, None, None

@@ -51,6 +51,16 @@ def test_prompts_layer_by_layer_are_the_whole_encoders(files, world):
     np.testing.assert_array_equal(other[1], mine[0])
 
 
+def test_frames_are_encoded_chunk_by_chunk_as_the_whole_video(world):
+    video = np.random.default_rng(0).uniform(-1, 1, (9, 32, 32, 3)).astype(np.float32)
+    encode, state, parts = world.encoder(), None, []
+    for start, end in ((0, 5), (5, 9)):
+        latents, state = encode(video[None, start:end], state)
+        parts.append(latents[0])
+    assert [len(part) for part in parts] == [2, 1]
+    np.testing.assert_allclose(np.concatenate(parts), world.encode(video), atol=1e-5)  # normalised, as that is
+
+
 def test_only_the_last_prompts_are_remembered(files, monkeypatch):
     asked = []
 
