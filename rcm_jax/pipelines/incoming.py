@@ -93,6 +93,7 @@ def frames_of_input(
             raise video.error(words, num_frames=asked.num_frames)
         return asked.num_frames, False
     window = info.causal.get("window") if asked.window is None else asked.window
+    window = window if asked.cache_policy is None else asked.cache_policy != "none"
     if video.length is None:
         return own, bool(window) and video.path is None
     whole = first + (video.length - first) // rest * rest
