@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
+from rcm_jax.causal.cache import Ring
 from rcm_jax.causal.network import CausalDiT
 from rcm_jax.errors import ArgumentError
 from rcm_jax.objectives.config import CausalConfig
@@ -34,7 +35,7 @@ class Start(NamedTuple):
     """Everything that a causal video is made from, but the weights. texts: of the prompts that the videos follow one
     after the other, as `changes` says. null_text: under guidance alone, one row a video. image: latents of the first
     frame, or None. frames: how many latent frames. incoming: where chunks begin instead of noise; endless: until that
-    ends."""
+    ends. recache: see `stream`."""
 
     network: CausalDiT
     schedule: RolloutSchedule
@@ -47,6 +48,7 @@ class Start(NamedTuple):
     frames: int
     incoming: Incoming | None = None
     endless: bool = False
+    recache: str | None = None
 
     @property
     def chunks(self) -> int | None:
@@ -86,6 +88,11 @@ def causal_network(opened: Opened, request: Request, asked: SamplingOptions, sch
         )  # fmt: skip
     network = CausalConfig(**opened.info.causal | changes).network(opened.experts.dit, request.latent_shape)
     network = dataclasses.replace(network, policy=policy)
+    if asked.prompt_recache is not None and not isinstance(network.keeps, Ring):
+        raise ArgumentError(
+            "{prompt_recache} takes a cache of the last chunks, or of all, not {cache_policy}",
+            prompt_recache=asked.prompt_recache, cache_policy=asked.cache_policy,
+        )  # fmt: skip
     schedule.check_chunks(len(network.pattern.spans(request.latent_shape[0])))
     return network
 
@@ -109,6 +116,7 @@ def start_from(opened: Opened, request: Request, asked: SamplingOptions, schedul
     return Start(
         network, schedule, tuple(np.split(text, len(request.changes.starts))), request.changes, null_text, image,
         request.indices, request.seed, request.latent_shape[0], incoming, request.endless,
+        asked.prompt_recache,
     )  # fmt: skip
 
 
@@ -173,7 +181,7 @@ def _chunks(
         parts = stream(
             start.network, params, start.script, noises, start.schedule, decode, chunks=start.chunks,
             null_text=start.null_text, image=start.image,
-            begins=start.incoming and start.incoming.begins(mesh),
+            begins=start.incoming and start.incoming.begins(mesh), recache=start.recache,
         )  # fmt: skip
     try:
         while True:

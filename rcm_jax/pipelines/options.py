@@ -13,6 +13,7 @@ from rcm_jax.options import check_options, option
 from rcm_jax.pipelines.policy_options import PolicyOptions
 from rcm_jax.ranges import POSITIVE, Range, at_least, between
 from rcm_jax.sampling.noise_control import RULES
+from rcm_jax.sampling.recache import RECACHES
 from rcm_jax.worlds.wan.files import SIZES
 
 SOLVERS = ("euler", "unipc", "dpm++", "wan_unipc", "wan_dpm++")
@@ -96,6 +97,10 @@ class SamplingOptions(PolicyOptions):
     prompt_blend: int = option(
         1, "chunks over which a new prompt takes the old one's place (default 1: at once)", only=[CAUSAL],
         range=at_least(1),
+    )  # fmt: skip
+    prompt_recache: str | None = option(
+        None, "where the prompt changes, keys of the past are computed again under the new one: all, or keep_sink, all "
+        "but the sink's", choices=RECACHES, only=[CAUSAL],
     )  # fmt: skip
     video_path: str | Path | None = option(
         None, "video to repaint, chunk by chunk, as the prompt says; cut to the network's size and rate", only=[CAUSAL]

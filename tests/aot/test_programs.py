@@ -12,7 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 from rcm_jax.aot.compile import absent, compile_for
 from rcm_jax.aot.gpus import find_gpu
+from rcm_jax.aot.hlo import read
 from rcm_jax.aot.report import report
+from rcm_jax.aot.traffic import moves
 from rcm_jax.kernels import pallas_triton
 from rcm_jax.kernels.bench_shapes import packed
 from rcm_jax.kernels.masks import KeyRuns
@@ -84,6 +86,9 @@ def test_a_chunk_of_a_stream(mesh):
     assert set(told.kernels) == {"forward"}
     cache = 2 * 2 * frames * 30 * 52 * 1536 * 2  # keys and values, two layers
     assert told.outputs < cache / 4  # not copied: the chunk's latents alone are new
+    of_cache = [move for move in moves(read(program.hlo)) if f",{frames * 30 * 52}," in move.shape]
+    assert of_cache, "the chunk's own keys are written, so this finds what is moved"
+    assert sum(move.bytes for move in of_cache) <= cache / frames * 3  # and nothing else of it is
     assert told.fits
 
 
