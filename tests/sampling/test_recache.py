@@ -42,12 +42,12 @@ def video(causal, params, script, recache, chunks=5):
 
 @pytest.mark.parametrize("kept", [{}, {"window": 2, "sink": 1}])
 def test_the_past_changes_with_the_prompt(params, kept):
-    script = Script((OLD, NEW), PromptSchedule((0, 3)))
+    script = Script((OLD, NEW), PromptSchedule((0, 4)))
     plain, anew, sink = (video(network(**kept), params, script, how) for how in (None, "all", "keep_sink"))
-    np.testing.assert_array_equal(anew[:, :5], plain[:, :5])
-    assert np.abs(anew[:, 5:] - plain[:, 5:]).max() > 1e-3
+    np.testing.assert_array_equal(anew[:, :7], plain[:, :7])
+    assert np.abs(anew[:, 7:] - plain[:, 7:]).max() > 1e-3
     if kept:  # the sink's keys are of the old prompt
-        assert np.abs(anew[:, 5:] - sink[:, 5:]).max() > 1e-3
+        assert np.abs(anew[:, 7:] - sink[:, 7:]).max() > 1e-3
     else:
         np.testing.assert_array_equal(anew, sink)
 
