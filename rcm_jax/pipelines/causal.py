@@ -13,8 +13,10 @@ from jaxtyping import Array, Float, UInt8
 from rcm_jax.causal.cache import Ring
 from rcm_jax.causal.network import CausalDiT
 from rcm_jax.errors import ArgumentError
+from rcm_jax.kernels.target import target
 from rcm_jax.objectives.config import CausalConfig
 from rcm_jax.pipelines.incoming import Incoming, chunk_sizes
+from rcm_jax.pipelines.networks import Experts
 from rcm_jax.pipelines.opening import Opened
 from rcm_jax.pipelines.options import SamplingOptions
 from rcm_jax.pipelines.request import SMALL_BATCH, Request, batch_rows
@@ -28,6 +30,7 @@ from rcm_jax.sampling.schedules import RolloutSchedule
 from rcm_jax.sampling.stream import Decode, stream
 from rcm_jax.tensor_stream import on_host
 from rcm_jax.types import Latents, Params, Text
+from rcm_jax.wan.dit import DiT
 from rcm_jax.worlds.painted import checked
 
 
@@ -86,7 +89,7 @@ def causal_network(opened: Opened, request: Request, asked: SamplingOptions, sch
             f"{{{name}}} is of the cache as it was trained; with {{cache_policy}} give that policy's own settings",
             **{name: None}, cache_policy=asked.cache_policy,
         )  # fmt: skip
-    network = CausalConfig(**opened.info.causal | changes).network(opened.experts.dit, request.latent_shape)
+    network = CausalConfig(**opened.info.causal | changes).network(_written_out(opened.experts), request.latent_shape)
     network = dataclasses.replace(network, policy=policy)
     if asked.prompt_recache is not None and not isinstance(network.keeps, Ring):
         raise ArgumentError(
@@ -95,6 +98,16 @@ def causal_network(opened: Opened, request: Request, asked: SamplingOptions, sch
         )  # fmt: skip
     schedule.check_chunks(len(network.pattern.spans(request.latent_shape[0])))
     return network
+
+
+def _written_out(experts: Experts) -> DiT:
+    """The network with its layers one after the other in the program, on GPUs: a loop over them copies every layer's
+    weights out of their stack, each pass, before a product reads them."""
+    dit = experts.dit
+    with jax.set_mesh(experts.mesh):
+        if not target().is_gpu:
+            return dit
+    return dit.clone(config=dataclasses.replace(dit.config, unroll=dit.config.num_layers))
 
 
 def start_from(opened: Opened, request: Request, asked: SamplingOptions, schedule: RolloutSchedule) -> Start:

@@ -4,8 +4,8 @@
 
 Videos of the built-in world, --times as long as trained (20). In each chunk that ends at 1, 2, 5, 10 and 20 times that
 length: the share of videos that show what the caption says, the overlap of the shape with its ideal, and the noise of
-the background. Every policy keeps as much as was trained: with the chunk that is made, no more than nine latent frames; the
-past as a whole (`none`) stands beside them.
+the background. Every policy keeps as much as was trained: with the chunk that is made, no more than nine latent frames.
+The past as a whole (`none`) stands beside them.
 """
 
 import argparse
