@@ -3,7 +3,7 @@
     python -m tests.benchmarks.chunk_program --patterns c1-1 c3-3 --presets 4step 2step 2step_noisy_ctx 1step
     python -m tests.benchmarks.chunk_program --patterns c1-1 --presets 2step --unroll 1 --largest 12
 
-Of the 1.3B at 480p, a chunk after the first, all 21 latent frames in the cache. The floor is what it must take: for each
+Of the 1.3B at 480p, a chunk after the first, 21 latent frames in the cache. The floor is what it must take: for each
 pass the weights and the past, read once, at nine tenths of the memory's rate (3.0 TB/s of an H100, 4.3 of an H200), or
 its FLOPs at 60% of the rate of bfloat16 products, if that is more. Frames a second follow from these and the decoder's
 FLOPs (`decoder_programs`: 13.3 and 0.5 TFLOP a latent frame) at the same rate. Compiled, not run.
