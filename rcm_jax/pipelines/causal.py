@@ -13,6 +13,7 @@ from rcm_jax.causal.network import CausalDiT
 from rcm_jax.finite import check_finite
 from rcm_jax.media.pictures import to_uint8
 from rcm_jax.objectives.config import CausalConfig
+from rcm_jax.parallel import SEQUENCE_AXIS
 from rcm_jax.pipelines.opening import Opened
 from rcm_jax.pipelines.options import SamplingOptions
 from rcm_jax.pipelines.request import SMALL_BATCH, Request, batch_rows
@@ -56,7 +57,7 @@ def causal_network(opened: Opened, request: Request, asked: SamplingOptions, sch
     settings = opened.info.causal | {name: value for name, value in changes.items() if value is not None}
     network = CausalConfig(**settings).network(opened.experts.dit, request.latent_shape)
     schedule.check_chunks(len(network.pattern.spans(request.latent_shape[0])))
-    return network
+    return asked.quantised(network, opened.experts.mesh.shape[SEQUENCE_AXIS])
 
 
 def start_from(opened: Opened, request: Request, asked: SamplingOptions, schedule: RolloutSchedule) -> Start:

@@ -10,6 +10,7 @@ from rcm_jax.errors import ArgumentError
 from rcm_jax.hub import Place
 from rcm_jax.media.video import MAX_FPS, MIN_FPS
 from rcm_jax.options import check_options, option
+from rcm_jax.pipelines.quant_options import QuantOptions
 from rcm_jax.ranges import POSITIVE, Range, at_least, between
 from rcm_jax.worlds.wan.files import SIZES
 
@@ -74,7 +75,7 @@ class FileOptions(NetworkOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
+class SamplingOptions(QuantOptions):
     """Arguments of a call. `indices` are the numbers of the videos' noises where they are not 0, 1, … for each prompt;
     `negative_prompt` may be one for all prompts or one a prompt."""
 
