@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rcm_jax.causal.blobs import Blobs, restored
 from rcm_jax.causal.cache import Ring
-from rcm_jax.causal.quantised import Blobs, quantised, restored
+from rcm_jax.causal.quantised import quantised
 from rcm_jax.convert.dit import from_wan
 from rcm_jax.quant import CacheQuant, Stored
 from rcm_jax.quant.codes import BITS, unpack

@@ -1,162 +1,15 @@
-"""The past in few bytes: a `Ring` whose chunks are kept as `rcm_jax.quant` stores them.
-
-A chunk is stored once, whole, in the pass that appends it, and what that pass and all later ones see of it is what comes
-back. One layer at a time is restored, inside the layer: the past never lies in memory as numbers that attention reads.
-"""
+"""Policies whose past lies in few bytes, as `rcm_jax.quant` stores it (`blobs`)."""
 
 import dataclasses
-import functools
-import math
-from collections.abc import Callable
-from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from einops import rearrange
-from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Int
 
+from rcm_jax.causal.blobs import Kept, Restoring, Slots, open_slots, warmed, written
 from rcm_jax.causal.cache import CachePolicy, Geometry, Ring
 from rcm_jax.chunks import ChunkIndex
 from rcm_jax.errors import ArgumentError
-from rcm_jax.kernels.attention import Past
-from rcm_jax.kernels.masks import KeyRuns
-from rcm_jax.parallel import SEQUENCE_AXIS, cache_spec, ours
-from rcm_jax.quant import CacheQuant, QuantConfig, Stored, restore, store
-from rcm_jax.quant.stored import Warm
-from rcm_jax.wan.layers import KeyValues
-from rcm_jax.wan.rope import apply_rope
-
-HEADS = "heads"  # the mapped axis over which a chunk's heads are stored apart
-Heads = Float[Array, "B S N D"]
-
-
-class Blobs(NamedTuple):
-    """Keys and values of chunks of one size. Their arrays begin with [layers, slots, parts of the batch, parts of the
-    heads]: a mesh cuts a video's heads and a batch's videos, so each part is stored by itself, and lies on one device."""
-
-    k: Stored
-    v: Stored
-
-
-Warms = tuple[Warm, Warm]  # where the clusters of the next chunk's keys, and of its values, start
-
-
-class Kept(NamedTuple):
-    """What is kept of a chunk."""
-
-    blobs: Blobs
-    warm: Warms
-
-
-class Slots(NamedTuple):
-    """The cache. first: the first chunk, where it has a size of its own; None where it is not kept, or is like others.
-    rest: the others, in the ring's order."""
-
-    first: Blobs | None
-    rest: Blobs | None
-    warm: Warms
-
-
-# --- parts ----------------------------------------------------------------------------------------------------------
-
-
-def _cut(tree: PyTree, before: int = 0) -> PyTree:
-    """Parts where `cut_by_heads` has what they are parts of; `before`: axes in front of them."""
-    if (mesh := ours()) is None:
-        return tree
-
-    def place(x: Array) -> Array:
-        batch, heads = x.shape[before : before + 2]
-        samples, _, heads, _ = (*cache_spec(mesh, (batch, 1, heads, 1)), None)
-        return jax.lax.with_sharding_constraint(x, P(*(None,) * before, samples, heads))
-
-    return jax.tree.map(place, tree)
-
-
-def _in_parts(x: Heads) -> Float[Array, "i j b S n D"]:
-    """As many as the mesh cuts batch and heads into."""
-    i = j = 1
-    if (mesh := ours()) is not None:
-        samples, _, heads, _ = (*cache_spec(mesh, x.shape), None)
-        i = math.prod(mesh.shape[name] for name in samples or ())
-        j = 1 if heads is None else mesh.shape[SEQUENCE_AXIS]
-    return _cut(rearrange(x, "(i b) s (j n) d -> i j b s n d", i=i, j=j))
-
-
-def _put(x: Heads, config: QuantConfig, warm: Warm) -> tuple[Stored, Warm]:
-    def part(x: Heads, warm: Warm) -> tuple[Stored, Warm]:
-        return store(x, config, warm, HEADS)
-
-    return _cut(jax.vmap(jax.vmap(part, axis_name=HEADS))(_in_parts(x), warm))
-
-
-def _got(stored: Stored, dtype: jnp.dtype) -> Heads:
-    """All slots of a layer, one behind the other."""
-    x = jax.vmap(jax.vmap(jax.vmap(restore)))(stored)
-    return rearrange(_cut(x, 1), "c i j b s n d -> (i b) (c s) (j n) d").astype(dtype)
-
-
-def _of_layer(tree: PyTree, layer: Int[Array, ""]) -> PyTree:
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), tree)
-
-
-def restored(blobs: Blobs, layer: Int[Array, ""] | int, dtype: jnp.dtype) -> KeyValues:
-    """The keys and values of all slots of a layer, [B, tokens, N, D], as they were stored."""
-    return KeyValues(*(_got(x, dtype) for x in _of_layer(blobs, layer)))
-
-
-# --- what a chunk sees ----------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Restoring:
-    """A `ChunkPast` of stored chunks: the first `filled` tokens are seen.
-
-    moved: by how many tokens the others move up, over a first chunk that is no longer seen. rope: RoPE's table for
-    them all, where keys are stored before RoPE.
-    """
-
-    slots: Slots
-    filled: Int[Array, ""]
-    moved: Int[Array, ""] | None
-    rope: tuple[Float[Array, "K h"], Float[Array, "K h"]] | None
-    quant: CacheQuant
-    appends: bool
-
-    def attend(
-        self, attend: Callable, q: Float[Array, "B S N d"], own: KeyValues, rope: tuple[Array, Array],
-        layer: Int[Array, ""],
-    ) -> tuple[Float[Array, "B S N d"], Kept | None]:  # fmt: skip
-        own, kept = own if self.quant.unrotated else own.turned(rope), None
-        if self.appends:
-            own, kept = self._stored(own, layer)
-        own = own.turned(rope) if self.quant.unrotated else own
-        q = apply_rope(q, rope)
-        if self.slots.first is None and self.slots.rest is None:
-            return attend(q, *own), kept
-        return attend(q, *own, past=Past(*self._past(layer, q.dtype), KeyRuns(kv_len=self.filled))), kept
-
-    def _stored(self, own: KeyValues, layer: Int[Array, ""]) -> tuple[KeyValues, Kept]:
-        """What comes back of the chunk's own keys, and what is kept of them."""
-        configs, warm = (self.quant.keys, self.quant.values), _of_layer(self.slots.warm, layer)
-        stored, warm = zip(*map(_put, own, configs, warm), strict=True)
-        back = (_got(jax.tree.map(lambda leaf: leaf[None], x), own.k.dtype) for x in stored)
-        return KeyValues(*back), Kept(Blobs(*stored), tuple(warm))
-
-    def _past(self, layer: Int[Array, ""], dtype: jnp.dtype) -> KeyValues:
-        parts = [restored(blobs, layer, dtype) for blobs in self.slots[:2] if blobs is not None]
-        past = KeyValues(*(jnp.concatenate(x, axis=1) if len(x) > 1 else x[0] for x in zip(*parts, strict=True)))
-        past = past if self.rope is None else past.turned(self.rope)
-        if self.moved is None:
-            return past
-        return KeyValues(*(jnp.roll(x, -self.moved, axis=1) for x in past))
-
-
-jax.tree_util.register_dataclass(Restoring, ("slots", "filled", "moved", "rope"), ("quant", "appends"))
-
-
-# --- the policy -----------------------------------------------------------------------------------------------------
+from rcm_jax.quant import CacheQuant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,53 +33,33 @@ class QuantisedRing:
         return geometry.pattern.start(chunk) + jnp.arange(frames)
 
     def open(self, geometry: Geometry, batch: int) -> Slots:
-        self._check_mesh(geometry)
-        pattern, layers = geometry.pattern, geometry.layers
-        blobs, warm = self._empty(geometry, batch, pattern.rest)
-
-        def room(blobs: Blobs, slots: int) -> Blobs:
-            return _cut(jax.tree.map(lambda x: jnp.zeros((layers, slots, *x.shape), x.dtype), blobs), 2)
-
-        first = room(self._empty(geometry, batch, pattern.first).blobs, 1) if self._first_apart(geometry) else None
-        slots = self._slots(geometry)
-        warm = _cut(jax.tree.map(lambda x: jnp.zeros((layers, *x.shape), x.dtype), warm), 1)
-        return Slots(first, room(blobs, slots) if slots else None, warm)
+        return open_slots(geometry, self.quant, batch, self._first_apart(geometry), self._slots(geometry))
 
     def seen(self, geometry: Geometry, cache: Slots, chunk: ChunkIndex, appends: bool) -> Restoring:
         pattern, first = geometry.pattern, geometry.pattern.first * self._first_apart(geometry)
         slot = jnp.arange(self._slots(geometry))
-        at = pattern.start(self._held(geometry, slot, chunk))[:, None] + jnp.arange(pattern.rest)
-        rope = geometry.rope(jnp.concatenate([jnp.arange(first), at.ravel()])) if self.quant.unrotated else None
-        gone, chunks = self._first_gone(geometry, chunk), self._filled(geometry, chunk)
-        apart = jnp.minimum(chunks, int(first > 0))
-        frames = (chunks - apart) * pattern.rest + jnp.where(gone, 0, apart * first)
-        moved = jnp.where(gone, first, 0) * geometry.frame_tokens if self._leaves(geometry) else None
-        return Restoring(cache, frames * geometry.frame_tokens, moved, rope, self.quant, appends)
+        at = pattern.start(self._held(geometry, slot, chunk))[:, None] + jnp.arange(pattern.rest)[None]
+        at = jnp.concatenate([jnp.arange(first), at.ravel()])
+        chunks = self._filled(geometry, chunk)
+        frames, order = chunks * pattern.rest, None
+        if first:
+            gone = self._leaves(geometry) & (jnp.asarray(chunk) >= (self.ring.window or 0))
+            frames = jnp.where(chunks > 0, frames - pattern.rest + jnp.where(gone, 0, first), 0)
+            if self._leaves(geometry):
+                order = (jnp.arange(at.size) + jnp.where(gone, first, 0)) % at.size
+                at = at[order]
+        rope = geometry.rope(at) if self.quant.unrotated else None
+        return Restoring(cache, frames * geometry.frame_tokens, order, rope, geometry, self.quant, appends)
 
     def append(self, geometry: Geometry, cache: Slots, kept: Kept, chunk: ChunkIndex) -> Slots:
-        cache = cache._replace(warm=_warmed(cache.warm, kept.warm))
+        cache = cache._replace(warm=warmed(cache.warm, kept.warm))
         size = kept.blobs.k.shape[1] // geometry.frame_tokens
         if size != geometry.pattern.rest:
-            return cache if cache.first is None else cache._replace(first=_written(cache.first, kept.blobs, 0, True))
+            return cache if cache.first is None else cache._replace(first=written(cache.first, kept.blobs, 0, True))
         if cache.rest is None:
             return cache
         stays = True if self._turning(geometry) else jnp.asarray(chunk) < self._front(geometry)
-        return cache._replace(rest=_written(cache.rest, kept.blobs, self._slot(geometry, chunk), stays))
-
-    def _empty(self, geometry: Geometry, batch: int, frames: int) -> Kept:
-        """The shapes of what is kept of a chunk in one layer."""
-        shape = (batch, frames * geometry.frame_tokens, geometry.heads, geometry.width)
-
-        def both(x: Heads) -> Kept:
-            (k, warm_k), (v, warm_v) = (_put(x, config, ()) for config in (self.quant.keys, self.quant.values))
-            return Kept(Blobs(k, v), (warm_k, warm_v))
-
-        return jax.eval_shape(both, jax.ShapeDtypeStruct(shape, jnp.bfloat16))
-
-    def _check_mesh(self, geometry: Geometry) -> None:
-        mesh = ours()
-        if mesh is not None and geometry.heads % mesh.shape[SEQUENCE_AXIS] == 0:
-            check_parts(self.quant, mesh.shape[SEQUENCE_AXIS])
+        return cache._replace(rest=written(cache.rest, kept.blobs, self._slot(geometry, chunk), stays))
 
     # --- where a chunk is ---------------------------------------------------------------------------------------------
 
@@ -269,38 +102,8 @@ class QuantisedRing:
         """Whether the first chunk has a place of its own and yet leaves the window."""
         return self._first_apart(geometry) and self.ring.sink == 0 and self.ring.window is not None
 
-    def _first_gone(self, geometry: Geometry, chunk: ChunkIndex) -> Bool[Array, ""]:
-        return jnp.asarray(self._leaves(geometry) and chunk >= self.ring.window)
-
-
-def _warmed(old: Warms, new: Warms) -> Warms:
-    """The new centres, unless these are of a first chunk that has fewer clusters: then the next starts anew."""
-    same = [x.shape for x in jax.tree.leaves(old)] == [x.shape for x in jax.tree.leaves(new)]
-    return new if same else old
-
-
-def _written(buffers: Blobs, new: Blobs, slot: Int[Array, ""] | int, stays: Bool[Array, ""] | bool) -> Blobs:
-    """The buffers with a chunk in a slot, if it `stays`."""
-
-    def write(x: Array, y: Array) -> Array:
-        y = y[:, None]
-        if stays is not True:  # not a conditional, which would copy the buffers
-            y = jnp.where(stays, y, jax.lax.dynamic_slice_in_dim(x, slot, 1, axis=1))
-        return jax.lax.dynamic_update_slice_in_dim(x, y, slot, axis=1)
-
-    return _cut(jax.tree.map(write, buffers, new), 2)
-
 
 # --- which policies -------------------------------------------------------------------------------------------------
-
-
-def check_parts(quant: CacheQuant | QuantConfig, parts: int) -> None:
-    """Raises ArgumentError for a scheme that cannot store heads apart, where they are cut into several parts."""
-    if parts > 1 and quant.crosses_heads:
-        raise ArgumentError(
-            f"{{granularity}} is over all heads, which lie on {parts} devices; use head, token or channel",
-            granularity="tensor",
-        )  # fmt: skip
 
 
 def quantised(policy: CachePolicy, quant: CacheQuant) -> CachePolicy:

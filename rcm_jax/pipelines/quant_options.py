@@ -5,8 +5,9 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 
+from rcm_jax.causal.blobs import check_parts
 from rcm_jax.causal.network import CausalDiT
-from rcm_jax.causal.quantised import check_parts, quantised
+from rcm_jax.causal.quantised import quantised
 from rcm_jax.errors import ArgumentError
 from rcm_jax.options import option
 from rcm_jax.quant import CacheQuant, QuantConfig
