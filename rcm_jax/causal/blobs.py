@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -60,17 +61,34 @@ class Slots(NamedTuple):
 # --- parts ----------------------------------------------------------------------------------------------------------
 
 
+def _place(mesh: Mesh | AbstractMesh, x: Array, before: int) -> P:
+    """Where `cut_by_heads` has what these are parts of; `before`: axes in front of the parts."""
+    batch, heads = x.shape[before : before + 2]
+    samples, _, heads, _ = (*cache_spec(mesh, (batch, 1, heads, 1)), None)
+    return P(*(None,) * before, samples, heads)
+
+
 def _cut(tree: PyTree, before: int = 0) -> PyTree:
-    """Parts where `cut_by_heads` has what they are parts of; `before`: axes in front of them."""
     if (mesh := ours()) is None:
         return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, _place(mesh, x, before)), tree)
 
-    def place(x: Array) -> Array:
-        batch, heads = x.shape[before : before + 2]
-        samples, _, heads, _ = (*cache_spec(mesh, (batch, 1, heads, 1)), None)
-        return jax.lax.with_sharding_constraint(x, P(*(None,) * before, samples, heads))
 
-    return jax.tree.map(place, tree)
+def cache_places(mesh: Mesh | AbstractMesh, cache: PyTree) -> PyTree:
+    """Where the arrays of a policy's cache lie on a mesh, if only their shapes are known."""
+
+    def slots(tree: PyTree, before: int) -> PyTree:
+        return jax.tree.map(lambda x: _place(mesh, x, before), tree)
+
+    def place(part: PyTree) -> PyTree:
+        match part:
+            case Slots(first, rest, warm):
+                return Slots(slots(first, 2), slots(rest, 2), slots(warm, 1))
+            case KeyValues(k, v) if k.ndim == 5:
+                return KeyValues(cache_spec(mesh, k.shape), cache_spec(mesh, v.shape))
+        return jax.tree.map(lambda _: P(), part)
+
+    return jax.tree.map(place, cache, is_leaf=lambda x: isinstance(x, (Slots, KeyValues)))
 
 
 def _in_parts(x: Heads) -> Float[Array, "i j b S n D"]:

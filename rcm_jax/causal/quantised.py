@@ -7,6 +7,8 @@ from jaxtyping import Array, Int
 
 from rcm_jax.causal.blobs import Kept, Restoring, Slots, open_slots, warmed, written
 from rcm_jax.causal.cache import CachePolicy, Geometry, Ring
+from rcm_jax.causal.quantised_sinks import QuantisedInfinity, QuantisedRolling
+from rcm_jax.causal.sinks import InfinityRope, RollingSink
 from rcm_jax.chunks import ChunkIndex
 from rcm_jax.errors import ArgumentError
 from rcm_jax.quant import CacheQuant
@@ -111,12 +113,16 @@ def quantised(policy: CachePolicy, quant: CacheQuant) -> CachePolicy:
     that does not keep chunks whole, as they came."""
     if quant.exact:
         return policy
-    if not isinstance(policy, Ring):
-        raise ArgumentError(
-            "{cache_policy} does not keep chunks as they were stored: a quantised cache needs none or sliding_window",
-            cache_policy=type(policy).__name__,
-        )  # fmt: skip
-    return QuantisedRing(policy, quant)
+    for kind, packed in KINDS.items():
+        if isinstance(policy, kind):
+            return packed(policy, quant)
+    raise ArgumentError(
+        "{cache_policy} does not keep chunks as they came: a quantised cache needs none, sliding_window, "
+        "rolling_sink or infinity_rope", cache_policy=type(policy).__name__,
+    )  # fmt: skip
+
+
+KINDS = {Ring: QuantisedRing, RollingSink: QuantisedRolling, InfinityRope: QuantisedInfinity}
 
 
 def holds_all(policy: CachePolicy) -> bool:

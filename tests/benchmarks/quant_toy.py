@@ -1,7 +1,7 @@
 """Toy videos from quantised caches: python -m tests.benchmarks.quant_toy [--per_caption 8] [--seeds 0 1 2] [--json OUT]
 
-The built-in causal student, whose cache is stored as each scheme says. A row has the bytes of a token, a layer, one
-of keys or values; how far the videos are from those of the exact cache with the same noise, root mean square in [-1, 1];
+The built-in causal student, whose cache is stored as each scheme says. A row has the bytes of a token, a layer, one of
+keys or values; how far the videos are from those of the exact cache with the same noise, root mean square in [-1, 1];
 and the share whose colour, shape and direction are all as asked: the mean over sampling seeds, with the least and the
 greatest. The toy's chunks are small: clusters are few, lest each token have its own.
 """

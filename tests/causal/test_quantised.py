@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
+from rcm_jax.causal.blobs import cache_places
 from rcm_jax.causal.cache import Ring
 from rcm_jax.causal.network import CausalDiT
 from rcm_jax.causal.policies import policy_of
@@ -26,6 +28,7 @@ MODEL = dataclasses.replace(TINY, remat="none", num_layers=2)
 HALF = dataclasses.replace(MODEL, dtype="bfloat16")
 SIZE = (2, 4)
 FRAMES = 9
+ATOL = 1e-3  # a chunk at the next frame's position is a hundred times as far
 TEXT = jax.random.normal(jax.random.key(3), (2, 5, MODEL.text_dim))
 LOSSLESS = QuantConfig("bf16", smoothing="reorder")  # of a network in bfloat16
 INT4 = QuantConfig("int4", group_size=6)
@@ -74,7 +77,27 @@ def test_where_chunks_lie_is_the_rings_affair(pattern, window, sink):
     packed = steps(network(quantised(ring, both(LOSSLESS)), pattern, HALF), chunks)
     for chunk, (want, got) in enumerate(zip(plain, packed, strict=True)):
         for a, b in zip(want[:2], got[:2], strict=True):
-            np.testing.assert_allclose(b, a, atol=1e-3, err_msg=f"chunk {chunk}")
+            np.testing.assert_allclose(b, a, atol=ATOL, err_msg=f"chunk {chunk}")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "settings"),
+    [
+        ("c1-2", "infinity_rope", dict(cache_blocks=3, sink_blocks=1, f_limit=6, cuts=(3,), flush_interval_blocks=6)),
+        ("c3-2", "infinity_rope", dict(cache_blocks=2, sink_blocks=0, f_limit=6)),
+        ("c3-3", "infinity_rope", dict(cache_blocks=3, sink_blocks=2, f_limit=9)),
+        ("c1-2", "rolling_sink", dict(total_blocks=3, sink_blocks=1, recent_blocks=2)),
+        ("c3-2", "rolling_sink", dict(total_blocks=3, sink_blocks=2, recent_blocks=1)),
+        ("c3-3", "rolling_sink", dict(total_blocks=2, sink_blocks=2, recent_blocks=0)),
+    ],
+)
+def test_other_policies_keep_what_they_keep(pattern, name, settings):
+    """Through a whole swing of the rolling sink, and beyond cuts and flushes."""
+    policy = policy_of(name, **settings)
+    plain, packed = (steps(network(p, pattern, HALF), 11) for p in (policy, quantised(policy, both(LOSSLESS))))
+    for chunk, (want, got) in enumerate(zip(plain, packed, strict=True)):
+        for a, b in zip(want[:2], got[:2], strict=True):
+            np.testing.assert_allclose(b, a, atol=ATOL, err_msg=f"chunk {chunk}")
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +182,7 @@ def test_what_is_exact_is_the_ring_itself():
 
 @pytest.mark.parametrize("name", ["deep_forcing", "relax_forcing", "memrope"])
 def test_policies_that_change_keys_are_refused(name):
-    with pytest.raises(ArgumentError, match=r"cache_policy=\w+ does not keep chunks as they were stored"):
+    with pytest.raises(ArgumentError, match=r"cache_policy=\w+ does not keep chunks as they came"):
         quantised(policy_of(name), both(INT4))
 
 
@@ -175,6 +198,16 @@ def test_groups_over_all_heads_are_refused_on_a_mesh_that_cuts_these():
         pytest.raises(ArgumentError, match="granularity=tensor is over all heads, which lie on 2 devices"),
     ):
         jax.eval_shape(lambda: causal.init_cache(2))
+
+
+@pytest.mark.parametrize("policy", [quantised(Ring(3), both(QVG)), policy_of("memrope"), Ring(2)], ids=type)
+def test_where_a_cache_lies_on_a_mesh(policy):
+    """Is what a dry run takes it to be, which has shapes alone."""
+    causal, mesh = network(policy), make_mesh(1, 2, 2, devices=jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        cache = jax.jit(lambda: causal.init_cache(2))()
+    for x, place in zip(jax.tree.leaves(cache), jax.tree.leaves(cache_places(mesh, cache)), strict=True):
+        assert x.sharding.is_equivalent_to(NamedSharding(mesh, place), x.ndim) or x.ndim < 5
 
 
 @pytest.mark.long
