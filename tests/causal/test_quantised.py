@@ -14,6 +14,7 @@ from rcm_jax.causal.cache import Ring
 from rcm_jax.causal.network import CausalDiT
 from rcm_jax.causal.policies import policy_of
 from rcm_jax.causal.quantised import QuantisedRing, quantised
+from rcm_jax.causal.sinks import cut_of
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.errors import ArgumentError
 from rcm_jax.parallel import make_mesh, shard, sharded_attention
@@ -178,6 +179,14 @@ def test_a_cache_of_all_chunks_has_room_for_so_many():
 
 def test_what_is_exact_is_the_ring_itself():
     assert quantised(Ring(2), CacheQuant()) == quantised(Ring(2), CacheQuant(unrotated=True)) == Ring(2)
+
+
+def test_a_cut_may_be_requested():
+    causal = network(quantised(policy_of("infinity_rope"), both(INT4)))
+    cache = jax.eval_shape(lambda: cut_of(causal.keeps, causal.init_cache(1)))
+    assert jax.tree.structure(cache) == jax.tree.structure(jax.eval_shape(lambda: causal.init_cache(1)))
+    with pytest.raises(ArgumentError, match="cache_policy=QuantisedRing has no cuts"):
+        cut_of(quantised(Ring(), both(INT4)), cache)
 
 
 @pytest.mark.parametrize("name", ["deep_forcing", "relax_forcing", "memrope"])
