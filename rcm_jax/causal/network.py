@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from rcm_jax.causal.cache import Anew, Cache, CachePolicy, Geometry, Ring
+from rcm_jax.causal.quantised import holds_all
 from rcm_jax.chunks import ChunkIndex, ChunkPattern, block_causal, check_window, teacher_forcing
 from rcm_jax.flow import guided, null_rows
 from rcm_jax.kernels.masks import KeyRuns
@@ -112,7 +113,7 @@ class CausalDiT:
     @property
     def room(self) -> int | None:
         """How many latent frames a video may have; None: any number."""
-        return self.frames if self.keeps == Ring() else None
+        return self.frames if holds_all(self.keeps) else None
 
     def init_cache(self, batch: int) -> Cache:
         """An empty cache."""

@@ -15,6 +15,7 @@ from rcm_jax.causal.network import CausalDiT
 from rcm_jax.errors import ArgumentError
 from rcm_jax.kernels.target import target
 from rcm_jax.objectives.config import CausalConfig
+from rcm_jax.parallel import SEQUENCE_AXIS
 from rcm_jax.pipelines.incoming import Incoming, chunk_sizes
 from rcm_jax.pipelines.networks import Experts
 from rcm_jax.pipelines.opening import Opened
@@ -90,11 +91,12 @@ def causal_network(opened: Opened, request: Request, asked: SamplingOptions, sch
             **{name: None}, cache_policy=asked.cache_policy,
         )  # fmt: skip
     network = CausalConfig(**opened.info.causal | changes).network(_written_out(opened.experts), request.latent_shape)
-    network = dataclasses.replace(network, policy=policy)
+    network = asked.quantised(dataclasses.replace(network, policy=policy), opened.experts.mesh.shape[SEQUENCE_AXIS])
     if asked.prompt_recache is not None and not isinstance(network.keeps, Ring):
         raise ArgumentError(
-            "{prompt_recache} takes a cache of the last chunks, or of all, not {cache_policy}",
-            prompt_recache=asked.prompt_recache, cache_policy=asked.cache_policy,
+            "{prompt_recache} takes a cache of the last chunks, or of all, in full width: without {cache_policy} other "
+            "than sliding_window, and without {kv_dtype_k} and its like", prompt_recache=asked.prompt_recache,
+            cache_policy=None, kv_dtype_k=None,
         )  # fmt: skip
     schedule.check_chunks(len(network.pattern.spans(request.latent_shape[0])))
     return network
