@@ -92,6 +92,25 @@ def test_a_chunk_of_a_stream(mesh):
     assert told.fits
 
 
+def test_the_gradient_of_a_chunk_on_its_cache(mesh):
+    """What self forcing runs again: the past gives to the gradient of the queries, and gets none for its keys."""
+    config = dataclasses.replace(WAN_1_3B, num_layers=2, remat="none")
+    network = CausalConfig(pattern="c3-3").network(DiT(config, sharded_attention(mesh)), (21, 16, 16))
+    x = jax.ShapeDtypeStruct((1, 3, 16, 16, 16), jnp.float32)
+    params, text = abstract_network(config), jax.ShapeDtypeStruct((1, 512, 4096), jnp.float32)
+    prompt, cache = jax.eval_shape(lambda p, t: (network.prompt(p, t), network.init_cache(1)), params, text)
+    given = params, x, prompt, cache, jax.ShapeDtypeStruct((), jnp.int32)
+    placed = jax.tree.map(lambda x: shaped(mesh, x.shape, x.dtype), given)
+
+    def loss(params, x, prompt, cache, chunk):
+        return jnp.square(network.denoise(params, x, jnp.full(1, 0.5), prompt, cache, chunk)).sum()
+
+    with jax.set_mesh(mesh):
+        told = report("chunk", compile_for(jax.grad(loss, argnums=(0, 2)), *placed), mesh, find_gpu("h100"))
+    past, own, text = 2, 2, 2  # a layer each
+    assert told.kernels == {"forward": past + own + text, "dq": past + own + text, "dkv": own + text}
+
+
 def decoding(mesh):
     """A step of a small decoder's stream."""
     params, latents = abstract_network(VAEConfig(dim=8)), jax.ShapeDtypeStruct((1, 1, 8, 8, 16), jnp.float32)
