@@ -24,6 +24,7 @@ from rcm_jax.chunks import ChunkIndex, ChunkPattern, Spans
 from rcm_jax.flow import guide, one_a_video, rf_noisy
 from rcm_jax.sampling.few_step import next_state
 from rcm_jax.sampling.schedules import RolloutSchedule, Times
+from rcm_jax.spread import gathered_once
 from rcm_jax.types import Latents, Params, Text
 from rcm_jax.wan.layers import KeyValues
 
@@ -112,7 +113,9 @@ def sample_chunk(
     guidance: float = 1.0,
 ) -> tuple[Latents, Branches]:
     """One chunk, and the branches with its keys in their caches. noises: the start, then one a step that has one.
-    start: begins there instead, at the first time. times: may be traced."""
+    start: begins there instead, at the first time. times: may be traced. On a mesh the weights are gathered once for
+    all steps, where there is room for them."""
+    params = gathered_once(params, network.dit.config.dtype)
     t = jnp.asarray(times, jnp.promote_types(noises.dtype, jnp.result_type(float)))
     network_at, append, both = (
         lambda x, t, prompt, cache, f=f: f(params, x, t, prompt, cache, chunk)

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rcm_jax.aot.hlo import read
 from rcm_jax.causal.network import CausalDiT
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.parallel import make_mesh, shard, sharded_attention
 from rcm_jax.sampling.rollout import chunk_noises, rollout
 from rcm_jax.sampling.schedules import few_step_schedule, ode_schedule
-from rcm_jax.sampling.stream import stream
+from rcm_jax.sampling.stream import open_caches, sample_step, stream
 from rcm_jax.wan.dit import DiT
 from tests.tiny import MODEL as TINY
 from tests.tiny import perturbed_params
@@ -99,3 +100,20 @@ def test_the_cache_lies_cut_by_heads(mesh, params):
     gathers = [line for line in step.as_text().splitlines() if " all-gather(" in line]
     assert gathers, "the parameters are gathered, so this finds gathers"
     assert not [line for line in gathers if f",{whole[2]}," in line.split("all-gather(")[0]], "of the cache none"
+
+
+def test_weights_are_gathered_once_for_all_steps(mesh, params):
+    causal = network("c1-2", 5, attend=sharded_attention(mesh))
+    schedule = few_step_schedule([4])
+    text = jax.random.normal(jax.random.key(3), (2, 5, MODEL.text_dim))
+    with jax.set_mesh(mesh):
+        spread = shard(params, mesh)
+        prompts, caches = open_caches(causal, spread, text, None, schedule)
+        drawn, (times, _) = jnp.ones((4, 2, 2, *SIZE, MODEL.in_channels)), schedule.chunk(1)
+        how = {"times": times, "noisy_context": False, "ode": False, "guidance": 1.0}
+        program = sample_step.lower(causal, spread, prompts, caches, jnp.int32(1), drawn, **how).compile()
+    module = read(program.as_text())
+    gathers = [(i, times) for _, i, times in module.scheduled() if i.opcode.startswith("all-gather")]
+    of_weights = [times for i, times in gathers if set(i.arrays[0][1][-2:]) <= {MODEL.dim, MODEL.ffn_dim}]
+    assert of_weights, "weights are gathered, so this finds them"
+    assert max(of_weights) == 1
