@@ -11,6 +11,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from rcm_jax.causal.network import CausalDiT
+from rcm_jax.causal.slots import OFF, SlotRing
+from rcm_jax.chunks import ChunkPattern
 from rcm_jax.errors import ArgumentError
 from rcm_jax.objectives.config import CausalConfig
 from rcm_jax.pipelines.incoming import Incoming, chunk_sizes
@@ -25,6 +27,7 @@ from rcm_jax.sampling.prompts import PromptSchedule, Script
 from rcm_jax.sampling.rollout import rollout
 from rcm_jax.sampling.schedules import RolloutSchedule
 from rcm_jax.sampling.stream import Decode, stream
+from rcm_jax.sampling.stream_batch import stream_batch
 from rcm_jax.tensor_stream import on_host
 from rcm_jax.types import Latents, Params, Text
 from rcm_jax.worlds.painted import checked
@@ -34,7 +37,7 @@ class Start(NamedTuple):
     """Everything that a causal video is made from, but the weights. texts: of the prompts that the videos follow one
     after the other, as `changes` says. null_text: under guidance alone, one row a video. image: latents of the first
     frame, or None. frames: how many latent frames. incoming: where chunks begin instead of noise; endless: until that
-    ends."""
+    ends. ring: the cache of a stream batch, or of its steps one_by_one."""
 
     network: CausalDiT
     schedule: RolloutSchedule
@@ -47,6 +50,8 @@ class Start(NamedTuple):
     frames: int
     incoming: Incoming | None = None
     endless: bool = False
+    ring: SlotRing | None = None
+    one_by_one: bool = False
 
     @property
     def chunks(self) -> int | None:
@@ -90,9 +95,35 @@ def causal_network(opened: Opened, request: Request, asked: SamplingOptions, sch
     return network
 
 
+def ring_of(opened: Opened, asked: SamplingOptions, schedule: RolloutSchedule) -> SlotRing | None:
+    """The cache of a stream batch, where one is asked for. Raises ArgumentError where it does not fit the network."""
+    ring = asked.ring()
+    if ring is None:
+        return None
+    if schedule.ode:
+        raise ArgumentError(
+            "{stream_batch} is few-step sampling, of a student; {kind} overrules that", stream_batch=None, kind=None
+        )
+    if len(schedule.times) > 1:
+        raise ArgumentError(
+            "{stream_batch} takes all chunks down the same steps: give {num_steps}", stream_batch=None, num_steps=None
+        )
+    if opened.experts.mesh.size > 1:
+        raise ArgumentError("{stream_batch} is for one GPU: {fsdp} and {sequence} must be 1", stream_batch=None,
+                            fsdp=None, sequence=None)  # fmt: skip
+    pattern = ChunkPattern.parse(opened.info.causal["pattern"])
+    ring.check(pattern)
+    if pattern.rest > 1 and asked.adapt_sink_threshold not in (None, OFF):
+        raise ArgumentError(
+            f"{{adapt_sink_threshold}} is for chunks of one latent frame; the network's are {pattern}",
+            adapt_sink_threshold=asked.adapt_sink_threshold,
+        )  # fmt: skip
+    return ring
+
+
 def start_from(opened: Opened, request: Request, asked: SamplingOptions, schedule: RolloutSchedule) -> Start:
     """Reads text and image. Raises as `causal_network`, before text is read."""
-    noise = None if request.video is None else input_noise(asked, opened.info)
+    noise, ring = None if request.video is None else input_noise(asked, opened.info), ring_of(opened, asked, schedule)
     if noise is not None:
         schedule = noise.schedule(schedule)
     network = causal_network(opened, request, asked, schedule)
@@ -108,7 +139,7 @@ def start_from(opened: Opened, request: Request, asked: SamplingOptions, schedul
         incoming = Incoming(request.video, noise, chunk_sizes(opened.world, opened.info), opened.world.encoder())
     return Start(
         network, schedule, tuple(np.split(text, len(request.changes.starts))), request.changes, null_text, image,
-        request.indices, request.seed, request.latent_shape[0], incoming, request.endless,
+        request.indices, request.seed, request.latent_shape[0], incoming, request.endless, ring, asked.one_by_one,
     )  # fmt: skip
 
 
@@ -170,11 +201,17 @@ def _chunks(
         texts.clear()
     with jax.set_mesh(mesh):
         noises = video_noises(start.network, start.schedule, start.seed, start.indices)
-        parts = stream(
-            start.network, params, start.script, noises, start.schedule, decode, chunks=start.chunks,
-            null_text=start.null_text, image=start.image,
-            begins=start.incoming and start.incoming.begins(mesh),
-        )  # fmt: skip
+        begins = start.incoming and start.incoming.begins(mesh)
+        if start.ring is not None:
+            parts = stream_batch(
+                start.network, start.ring, params, start.script, noises, start.schedule, decode, begins,
+                chunks=start.chunks, one_by_one=start.one_by_one, levels=start.incoming.noise.levels,
+            )  # fmt: skip
+        else:
+            parts = stream(
+                start.network, params, start.script, noises, start.schedule, decode, chunks=start.chunks,
+                null_text=start.null_text, image=start.image, begins=begins,
+            )  # fmt: skip
     try:
         while True:
             with jax.set_mesh(mesh):

@@ -135,13 +135,14 @@ def stream(
             guidance=schedule.guidance,
         )  # fmt: skip
 
-    return _stream(sample, functools.partial(_prompt, network, params), decode, script, prompts, caches, last)
+    return chunk_by_chunk(sample, functools.partial(_prompt, network, params), decode, script, prompts, caches, last)
 
 
-def _stream(
+def chunk_by_chunk(
     sample, prompt, decode: Decode, script: Script, prompts: tuple[KeyValues, ...], caches: Caches, last: int | None
 ):
-    """The generator; it alone holds the caches, so that they end with it."""
+    """The generator; it alone holds the caches, so that they end with it. sample: (a chunk, caches), the chunk None
+    where none is finished yet; None where none comes any more."""
     coming = state = None
     try:
         for index in itertools.chain(itertools.count() if last is None else range(last), (None,)):
@@ -151,13 +152,13 @@ def _stream(
             made = None if index is None else sample(index, prompts, caches)
             if made is not None:
                 x, caches = made
-                coming, state = decode(x, state)
+                coming, state = (None, state) if x is None else decode(x, state)
             if ready is not None:
                 text = yield jax.device_get(ready)
                 while text is not None:
                     script = script if index is None else script.sent(index + 1, text)
                     text = yield None
-            if coming is None:
+            if made is None:
                 return
     finally:
         for leaf in jax.tree.leaves(caches):
