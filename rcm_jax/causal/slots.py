@@ -110,13 +110,13 @@ class SlotRing:
 
 @dataclasses.dataclass(frozen=True)
 class SlotPast:
-    """A `ChunkPast` of the rows' slots. ends: one past the last latent frame of each step's chunk; first, last: whether
-    this is a chunk's first pass over a row, where the sink adapts, and the last, where the queue goes on. rest: frames
-    of a chunk after the first one; frame_tokens: of a frame."""
+    """A `ChunkPast` of the rows' slots. ends: one past the last latent frame of each step's chunk; adapts: whether the
+    sink does; last: whether this is a chunk's last pass over a row, where the queue goes on. rest: frames of a chunk
+    after the first one; frame_tokens: of a frame."""
 
     cache: SlotCache
     ends: Int[Array, " n"]
-    first: Bool[Array, ""]
+    adapts: Bool[Array, ""]
     last: Bool[Array, ""]
     ring: SlotRing
     rest: int
@@ -131,9 +131,9 @@ class SlotPast:
         stored, slots = (
             jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), x) for x in self.cache
         )
-        if frames == 1 and self.ring.num_sink_tokens and self.ring.adapt_sink_threshold > OFF:
+        if self.rest == 1 and frames == 1 and self.ring.num_sink_tokens and self.ring.adapt_sink_threshold > OFF:
             place, unlike = jax.vmap(self._least_like)(stored, own)
-            slots = jax.vmap(Slots.put_in_front)(slots, place + 1, unlike & self.first)
+            slots = jax.vmap(Slots.put_in_front)(slots, place + 1, unlike & self.adapts)
         ends = jnp.repeat(self.ends, rows // self.ends.size)
         end, seen, slots = jax.vmap(lambda slots, end: self._taken(slots, end, frames))(slots, ends)
         start = (end - frames) * P
@@ -185,4 +185,4 @@ class SlotPast:
         return together() if steps == 1 else jax.lax.cond((seen == seen[0]).all(), together, apart)
 
 
-jax.tree_util.register_dataclass(SlotPast, ("cache", "ends", "first", "last"), ("ring", "rest", "frame_tokens"))
+jax.tree_util.register_dataclass(SlotPast, ("cache", "ends", "adapts", "last"), ("ring", "rest", "frame_tokens"))

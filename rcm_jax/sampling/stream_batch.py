@@ -67,13 +67,13 @@ class StreamBatch:
 
     def forward(
         self, params: Params, prompt: KeyValues, cache: SlotCache, x: Float[Array, "n B t H W C"],
-        t: Float[Array, " n"], starts: Int[Array, " n"], first: Bool[Array, ""] | bool, last: Bool[Array, ""] | bool,
+        t: Float[Array, " n"], starts: Int[Array, " n"], adapts: Bool[Array, ""] | bool, last: Bool[Array, ""] | bool,
     ) -> tuple[Float[Array, "n B t H W C"], SlotCache]:  # fmt: skip
-        """Velocity of every row at its time, and the cache with the keys of this pass. first, last: see `SlotPast`."""
+        """Velocity of every row at its time, and the cache with the keys of this pass. adapts, last: see `SlotPast`."""
         (n, B, frames), geometry = x.shape[:3], self.network.geometry
-        first, last = jnp.asarray(first), jnp.asarray(last)
+        adapts, last = jnp.asarray(adapts), jnp.asarray(last)
         ends = starts + frames
-        past = SlotPast(cache, ends, first, last, self.ring, geometry.pattern.rest, geometry.frame_tokens)
+        past = SlotPast(cache, ends, adapts, last, self.ring, geometry.pattern.rest, geometry.frame_tokens)
         at = starts[:, None] + jnp.arange(frames)[None]
         if prompt.k.shape[1] > 1:
             prompt = KeyValues(*(jnp.tile(keys, (1, n, 1, 1, 1)) for keys in prompt))
@@ -96,13 +96,14 @@ def in_turn(
     eps: Float[Array, "n-1 B t H W C"],
 ) -> tuple[Latents, SlotCache]:  # fmt: skip
     """A chunk that begins at latent frame `start`, its steps one after another on a cache of one row. They share their
-    slots: the sink adapts at the first of them, and the queue goes on at the last."""
+    slots: the sink adapts at the first of them, and the queue goes on at the last. The first chunk begins the sink."""
     times, levels = coming.times, coming.levels
     x = coming.start.astype(levels.dtype)
 
     def step(carry: tuple[Latents, SlotCache], inputs: tuple) -> tuple[tuple[Latents, SlotCache], None]:
         (x, cache), (i, t, level, after, eps) = carry, inputs
-        v, cache = how.forward(params, prompt, cache, x[None], t[None], start[None], i == 0, i == how.steps - 1)
+        adapts, last = (i == 0) & (start > 0), i == how.steps - 1
+        v, cache = how.forward(params, prompt, cache, x[None], t[None], start[None], adapts, last)
         return (rf_noisy(x - level * v[0], eps, after).astype(x.dtype), cache), None
 
     eps = jnp.concatenate([eps, jnp.zeros_like(x[None])]).astype(x.dtype)

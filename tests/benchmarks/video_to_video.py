@@ -8,6 +8,8 @@ prompt where the scores see the new colour; its motion is the input's where the 
 input's shape, in the mean over the frames. Noise 1 is the row of chance: the caption says the direction too, but not
 the place. The same is measured under each video's own caption: what noise leaves of the motion where no colour has to
 change. Seeds are noises of one call, side by side.
+Rows "stream batch" are the steps of neighbouring chunks in one pass on a ring of slots, "in turn" on that ring one by
+one; all others are on the ordinary cache.
 """
 
 import argparse
@@ -28,6 +30,12 @@ SETTINGS = [
     *({"noise_scale": s, "noise_rule": "fixed"} for s in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)),
     *({"noise_scale": s, "noise_rule": "motion"} for s in (0.5, 0.6, 0.7, 0.8, 0.9)),
     {"noise_scale": 0.8, "noise_rule": "published", "num_steps": 2},
+]
+SLOTS = {"stream_batch": True, "num_kv_cache": 7}  # of which 3 stay: two chunks of two frames beside the sink
+BATCHED = [
+    *({"noise_scale": s, "noise_rule": "fixed"} | SLOTS for s in (0.7, 0.8, 0.9)),
+    {"noise_scale": 0.8, "noise_rule": "fixed", "one_by_one": True} | SLOTS,
+    {"noise_scale": 0.8, "noise_rule": "published", "num_steps": 2} | SLOTS,
 ]
 
 
@@ -73,17 +81,21 @@ def main() -> None:
     pipe = rcm_jax.load("toy_causal")
     inputs, captions = toy.batch(40_000, range(args.videos))
     inputs, others = to_uint8(inputs), [repainted(caption) for caption in captions]
-    print("| rule | noise | times of a chunk | colour | motion | both | shape | own caption: motion |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| cache | rule | noise | times of a chunk | colour | motion | both | shape | own caption: motion |")
+    print("|---|---|---|---|---|---|---|---|---|")
     results = []
-    for options in SETTINGS:
+    for options in (*SETTINGS, *BATCHED):
         asked = options | {"num_samples": args.seeds}
         times = pipe.stream(others[0], video=inputs[0], **asked).start.schedule.times[-1]
         new, own = (compared(pipe, inputs, prompts, **asked) for prompts in (others, captions))
         columns = [[row[name] for row in new] for name in new[0]] + [[row["motion"] for row in own]]
         cells = [benchmarks.spread((np.mean(column), min(column), max(column))) for column in columns]
         words = ", ".join(f"{t:.3g}" for t in times[:-1])
-        print(f"| {options['noise_rule']} | {options['noise_scale']} | {words} | {' | '.join(cells)} |", flush=True)
+        cache = "in turn" if options.get("one_by_one") else "stream batch" if "stream_batch" in options else "ordinary"
+        print(
+            f"| {cache} | {options['noise_rule']} | {options['noise_scale']} | {words} | {' | '.join(cells)} |",
+            flush=True,
+        )
         results.append({"options": options, "times": times, "other_colour": new, "own_caption": own})
     told = {"machine": benchmarks.machine("jax", "jaxlib"), "videos": args.videos, "near": NEAR, "results": results}
     benchmarks.write_json(args.json, told)
