@@ -13,6 +13,7 @@ from rcm_jax.causal.slots import SlotRing
 from rcm_jax.errors import ArgumentError
 from rcm_jax.media.video import write_video
 from rcm_jax.model_file import save_model
+from rcm_jax.pipelines.dry_run import dry_run
 from rcm_jax.wan.networks import init_params
 from tests.pipelines.test_incoming import INPUT, PROMPT, STUDENT
 from tests.test_entry_points import fails
@@ -102,6 +103,11 @@ def test_a_teacher_and_several_devices_are_refused(path):
         rcm_jax.load(path, kind="teacher").stream(PROMPT, video=INPUT, **BATCH)
     with pytest.raises(ArgumentError, match="stream_batch is for one GPU"):
         rcm_jax.load(path, fsdp=2).stream(PROMPT, video=INPUT, **BATCH)
+
+
+def test_a_dry_run_says_that_it_knows_none(pipe):
+    with pytest.raises(ArgumentError, match="dry_run knows no stream_batch"):
+        dry_run(pipe, "h100", video_path="v.mp4", **BATCH)
 
 
 def test_the_command(path, tmp_path):
