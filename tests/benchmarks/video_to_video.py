@@ -84,6 +84,12 @@ def compared(
     return rows
 
 
+def cache_of(options: dict) -> str:
+    if "stream_batch" in options:
+        return "in turn" if options.get("one_by_one") else "stream batch"
+    return f"ordinary, window {options['window']}" if "window" in options else "ordinary"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, default=12, help="inputs, the same for every seed")
@@ -104,21 +110,11 @@ def main() -> None:
         columns = [[row[name] for row in new] for name in new[0]] + [[row["motion"] for row in own]]
         cells = [benchmarks.spread((np.mean(column), min(column), max(column))) for column in columns]
         words = ", ".join(f"{t:.3g}" for t in times[:-1])
-        cache = "in turn" if options.get("one_by_one") else "stream batch" if "stream_batch" in options else "ordinary"
-        cache += f", window {options['window']}" if "window" in options else ""
-        print(
-            f"| {cache} | {options['noise_rule']} | {options['noise_scale']} | {words} | {' | '.join(cells)} |",
-            flush=True,
-        )
+        row = [cache_of(options), options["noise_rule"], str(options["noise_scale"]), words, *cells]
+        print(f"| {' | '.join(row)} |", flush=True)
         results.append({"options": options, "times": times, "other_colour": new, "own_caption": own})
-    told = {
-        "machine": benchmarks.machine("jax", "jaxlib"),
-        "videos": args.videos,
-        "turns": args.turns,
-        "near": NEAR,
-        "results": results,
-    }
-    benchmarks.write_json(args.json, told)
+    told = {"machine": benchmarks.machine("jax", "jaxlib"), "videos": args.videos, "turns": args.turns, "near": NEAR}
+    benchmarks.write_json(args.json, told | {"results": results})
 
 
 if __name__ == "__main__":
