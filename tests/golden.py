@@ -20,6 +20,7 @@ from tests import (
     golden_networks,
     golden_policies,
     golden_quant,
+    golden_quant_sampler,
     golden_samplers,
     golden_tiny,
     golden_v2v,
@@ -28,7 +29,7 @@ from tests.golden_common import load_case, run_case
 
 MODULES = (
     golden_networks, golden_causal, golden_causal_losses, golden_encoders, golden_losses, golden_policies, golden_quant,
-    golden_samplers, golden_tiny, golden_v2v,
+    golden_quant_sampler, golden_samplers, golden_tiny, golden_v2v,
 )  # fmt: skip
 CASES = {kind: checker for module in MODULES for kind, checker in module.CASES.items()}
 

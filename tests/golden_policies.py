@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcm_jax.causal.cache import Ring
+from rcm_jax.causal.network import CausalDiT
 from rcm_jax.causal.policies import policy_of
+from rcm_jax.chunks import ChunkPattern
 from rcm_jax.convert.dit import from_wan
 from rcm_jax.sampling.rollout import given_noises, open_branches, sample_chunk
+from rcm_jax.wan.dit import MODEL_TIME, DiT
 from rcm_jax.wan.rope import apply_rope
 from tests.golden_causal import network, schedule_of
 from tests.golden_common import Case, Check, channels_first, channels_last
@@ -139,4 +142,42 @@ def _padded(rows: list, like: np.ndarray) -> np.ndarray:
     return np.stack([np.pad(np.asarray(r), (0, like.shape[1] - len(r)), constant_values=-1) for r in rows])
 
 
-CASES = {"sampler_causal_extrapolation": sampler_causal_extrapolation}
+def kv_recache(case: Case) -> list[Check]:
+    """Of what the file's cache holds we keep what the next chunk sees: not the oldest frames behind the sink."""
+    config = case.config
+    chunk, local, sink = (config[name] for name in ("chunk_t", "local_frames", "sink_frames"))
+    size, at = tuple(config["latent"][1:]), config["switch_frame"]
+    dit, pattern = DiT(dit_config(config)), ChunkPattern(config["first_chunk_t"], chunk)
+    causal = CausalDiT(dit, pattern, config["latent"][0], size, (local - sink) // chunk, sink // chunk)
+    params, x0 = from_wan(case.weights, dit_config(config)), jnp.asarray(channels_last(case.inputs["x0"]))
+    old, new = (causal.prompt(params, jnp.asarray(case.inputs[f"crossattn_emb_{n}"])) for n in "ab")
+    append = jax.jit(lambda x, cache, i: causal.append(params, x, jnp.zeros(1), old, cache, i))
+    cache, spans = causal.init_cache(1), pattern.spans(at)
+    for i, (a, b) in enumerate(spans):
+        cache = append(x0[:, a:b], cache, jnp.int32(i))
+    frames = causal.renewed_frames(len(spans))
+    index, whole = (len(spans), True) if frames == at else (jnp.int32(len(spans)), False)
+    caches = {"before": cache}
+    for name, keep_sink in (("new_sink", False), ("global_sink", True)):
+        caches[name] = jax.jit(
+            lambda cache, keep=keep_sink: causal.renew(
+                params, x0[:, at - frames : at], new, cache, index, keep_sink=keep, whole=whole
+            )
+        )(cache)
+    P = causal.frame_tokens
+    held = min(at, local) * P
+    stays = np.r_[0 : sink * P, held - (min(at, local - chunk) - sink) * P : held]
+    limits, checks = {"rel": 5e-6, "max_abs": 5e-5}, []
+    x, t = jnp.asarray(channels_last(case.inputs["noisy_next"])), jnp.full(1, config["t_next"] / MODEL_TIME)
+    for name, cache in caches.items():
+        for n, layer in ((n, layer) for n in "kv" for layer in range(config["num_layers"])):
+            key = f"{name}_{n}_layer{layer}"
+            got = getattr(cache, n)[layer, :, : len(stays)]
+            checks.append(Check(key, got, case.outputs[key][:, stays], **limits))
+        if name != "before":
+            v = jax.jit(lambda cache: causal.denoise(params, x, t, new, cache, jnp.int32(len(spans))))(cache)
+            checks.append(Check(f"{name}_v_next", channels_first(v), case.outputs[f"{name}_v_next"], **limits))
+    return checks
+
+
+CASES = {"sampler_causal_extrapolation": sampler_causal_extrapolation, "kv_recache": kv_recache}

@@ -182,7 +182,7 @@ class Ring:
         return Turned(cache, self._filled(geometry, chunk))
 
     def append(self, geometry: Geometry, cache: KeyValues, kept: KeyValues, chunk: ChunkIndex) -> KeyValues:
-        if cache.k.shape[2] == 0:
+        if cache.k.shape[2] < kept.k.shape[2]:  # nothing is kept, or nothing but a shorter first chunk
             return cache
         slot = self._slot(geometry, chunk)
         if self._slots == 0:  # a window of one chunk: beyond the sink nothing is kept
@@ -202,35 +202,36 @@ class Ring:
     # --- keys made anew -------------------------------------------------------------------------------------------
 
     def anew_frames(self, geometry: Geometry, chunk: int) -> int:
-        """Of how many latent frames before a chunk the keys are made anew: of all that it sees, itself counted, as
-        the published code does; the oldest of them are then dropped."""
+        """Of how many latent frames before a chunk the keys are made anew: of as many as it sees, itself counted, as
+        in the published code; those of the oldest are then dropped."""
         start = geometry.pattern.start(chunk)
-        if self.window is None:
+        if self._slots is None:
             return start
         return min(start, self.capacity(geometry) + geometry.pattern.rest)
 
-    def anew(self, geometry: Geometry, cache: KeyValues, chunk: int, keep_sink: bool) -> Anew:
-        """What the frames before the chunk see while their keys are made anew. keep_sink: those of the sink stay as
-        they are, where it is before these frames."""
-        keeps = keep_sink and self.anew_frames(geometry, chunk) < geometry.pattern.start(chunk)
-        return Anew(cache, self._sink_tokens(geometry) if keeps else 0)
-
-    def renewed(self, geometry: Geometry, cache: KeyValues, kept: KeyValues, chunk: int, keep_sink: bool) -> KeyValues:
-        """The cache that the chunk sees, with the keys of `anew_frames` frames before it in the place of all others, or
-        of all but the sink's."""
-        P, start = geometry.frame_tokens, geometry.pattern.start(chunk)
-        first = start - self.anew_frames(geometry, chunk)
-        sink = self._sink_tokens(geometry)
-        if sink and first and not keep_sink:  # the frames that come to stand where the sink was
-            cache = cache.with_chunk(KeyValues(*(x[:, :, :sink] for x in kept)), 0)
-        for earlier in range(chunk if self._slots is None else max(0, chunk - max(self._slots, 0)), chunk):
+    def renewed(
+        self, geometry: Geometry, cache: KeyValues, kept: KeyValues, chunk: ChunkIndex, *, whole: bool
+    ) -> KeyValues:
+        """The cache that a chunk sees, with the keys of `anew_frames` frames before it in place of all others. whole:
+        these are all frames before it, and the chunk is known; else what was the sink may be frames in between."""
+        P = geometry.frame_tokens
+        count = chunk if self._slots is None or whole else self._slots
+        first = 0 if whole else geometry.pattern.start(chunk) - kept.k.shape[2] // P
+        for earlier in (chunk - count + i for i in range(count)):
+            if self._slots == 0 and earlier >= self.sink:
+                break
             a = geometry.pattern.start(earlier)
-            b = a + (geometry.pattern.rest if earlier else geometry.pattern.first)
-            slot = self._slot(geometry, earlier)
-            cache = cache.with_chunk(KeyValues(*(x[:, :, (a - first) * P : (b - first) * P] for x in kept)), slot)
+            size = geometry.pattern.first if whole and earlier == 0 else geometry.pattern.rest
+            own = KeyValues(*(jax.lax.dynamic_slice_in_dim(x, (a - first) * P, size * P, axis=2) for x in kept))
+            cache = cache.with_chunk(own, self._slot(geometry, earlier, chunk))
         return cache
 
-    def _sink_tokens(self, geometry: Geometry) -> int:
+    def with_sink(self, geometry: Geometry, cache: KeyValues, kept: KeyValues) -> KeyValues:
+        """With the first frames of those whose keys are anew where the sink was."""
+        sink = self.sink_tokens(geometry)
+        return cache.with_chunk(KeyValues(*(x[:, :, :sink] for x in kept)), 0) if sink else cache
+
+    def sink_tokens(self, geometry: Geometry) -> int:
         return (self.head_frames(geometry) if self.sink else 0) * geometry.frame_tokens
 
     # --- where a chunk's keys are ---------------------------------------------------------------------------------
@@ -256,13 +257,13 @@ class Ring:
             return geometry.frames
         return self.head_frames(geometry) + self._slots * geometry.pattern.rest
 
-    def _slot(self, geometry: Geometry, chunk: ChunkIndex) -> Int[Array, ""]:
-        """The token from which on a chunk's keys are written."""
+    def _slot(self, geometry: Geometry, chunk: ChunkIndex, by: ChunkIndex | None = None) -> Int[Array, ""]:
+        """The token from which on a chunk's keys are written, or are when the chunk `by` sees them."""
         start, rest = geometry.pattern.start(chunk), geometry.pattern.rest
         if not self._slots:
             return start * geometry.frame_tokens
-        head = self.head_frames(geometry)
-        base = jnp.where(chunk < self.window, head, 0) if self._leaves_head(geometry) else head
+        head, by = self.head_frames(geometry), chunk if by is None else by
+        base = jnp.where(by < self.window, head, 0) if self._leaves_head(geometry) else head
         in_ring = (start - head) // rest
         return jnp.where(start < head, start, base + in_ring % self._slots * rest) * geometry.frame_tokens
 

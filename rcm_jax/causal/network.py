@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from rcm_jax.causal.cache import Cache, CachePolicy, Geometry, Ring
+from rcm_jax.causal.cache import Anew, Cache, CachePolicy, Geometry, Ring
+from rcm_jax.causal.quantised import holds_all
 from rcm_jax.chunks import ChunkIndex, ChunkPattern, block_causal, check_window, teacher_forcing
 from rcm_jax.flow import guided, null_rows
 from rcm_jax.kernels.masks import KeyRuns
@@ -112,7 +113,7 @@ class CausalDiT:
     @property
     def room(self) -> int | None:
         """How many latent frames a video may have; None: any number."""
-        return self.frames if self.keeps == Ring() else None
+        return self.frames if holds_all(self.keeps) else None
 
     def init_cache(self, batch: int) -> Cache:
         """An empty cache."""
@@ -148,6 +149,34 @@ class CausalDiT:
         """
         v, kept = self._pass(params, x, t, prompt, cache, chunk, appends=True)
         return v, self.keeps.append(self.geometry, cache, kept, chunk)
+
+    def renew(
+        self, params: Params, x: Latents, prompt: KeyValues, cache: Cache, chunk: ChunkIndex, *,
+        keep_sink: bool = False, whole: bool = False,
+    ) -> Cache:  # fmt: skip
+        """The cache that a chunk sees, its keys made anew under another prompt (LongLive's recache, arXiv 2509.22622):
+        one pass over the clean latents x [B, T, H, W, C] of the `renewed_frames` before the chunk, which all see one
+        another. keep_sink: the sink keeps its keys, and is seen in place of as many first frames. whole: x is all that
+        was before the chunk, which is known."""
+        ring, geometry, frames = self._ring(), self.geometry, x.shape[1]
+        keeps = keep_sink and not whole
+        past = Anew(cache, ring.sink_tokens(geometry) if keeps else 0)
+        at = geometry.pattern.start(chunk) - frames + jnp.arange(frames)
+        t = jnp.zeros(x.shape[:1], x.dtype)
+        _, kept = self.dit.apply({"params": params}, x, t, prompt, past=past, frames=at, method="chunk")
+        if not keeps and not whole:
+            cache = ring.with_sink(geometry, cache, kept)
+        return ring.renewed(geometry, cache, kept, chunk, whole=whole)
+
+    def renewed_frames(self, chunk: int) -> int:
+        """How many latent frames before a chunk `renew` takes. Raises ValueError for a policy whose keys cannot be made
+        anew from the frames before the chunk."""
+        return self._ring().anew_frames(self.geometry, chunk)
+
+    def _ring(self) -> Ring:
+        if not isinstance(self.keeps, Ring):
+            raise ValueError(f"only a cache of the last chunks, or of all, can be made anew, not {self.keeps}")
+        return self.keeps
 
     def _pass(
         self, params: Params, x: Latents, t: Float[Array, " B"], prompt: KeyValues, cache: Cache, chunk: ChunkIndex, *,

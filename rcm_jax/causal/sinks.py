@@ -155,6 +155,6 @@ class InfinityRope(UnturnedPolicy):
 
 def cut_of(policy: Any, cache: Any) -> Any:
     """The cache, whose next chunk has a cut. Raises ArgumentError for a policy that has none."""
-    if not isinstance(policy, InfinityRope):
+    if not hasattr(policy, "request_cut"):
         raise ArgumentError("{cache_policy} has no cuts; infinity_rope has", cache_policy=type(policy).__name__)
     return policy.request_cut(cache)

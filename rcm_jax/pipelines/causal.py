@@ -10,12 +10,16 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
+from rcm_jax.causal.cache import Ring
 from rcm_jax.causal.network import CausalDiT
-from rcm_jax.causal.slots import OFF, SlotRing
+from rcm_jax.causal.slots import SlotRing
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.errors import ArgumentError
+from rcm_jax.kernels.target import target
 from rcm_jax.objectives.config import CausalConfig
+from rcm_jax.parallel import SEQUENCE_AXIS
 from rcm_jax.pipelines.incoming import Incoming, chunk_sizes
+from rcm_jax.pipelines.networks import Experts
 from rcm_jax.pipelines.opening import Opened
 from rcm_jax.pipelines.options import SamplingOptions
 from rcm_jax.pipelines.request import SMALL_BATCH, Request, batch_rows
@@ -30,6 +34,7 @@ from rcm_jax.sampling.stream import Decode, stream
 from rcm_jax.sampling.stream_batch import stream_batch
 from rcm_jax.tensor_stream import on_host
 from rcm_jax.types import Latents, Params, Text
+from rcm_jax.wan.dit import DiT
 from rcm_jax.worlds.painted import checked
 
 
@@ -37,7 +42,7 @@ class Start(NamedTuple):
     """Everything that a causal video is made from, but the weights. texts: of the prompts that the videos follow one
     after the other, as `changes` says. null_text: under guidance alone, one row a video. image: latents of the first
     frame, or None. frames: how many latent frames. incoming: where chunks begin instead of noise; endless: until that
-    ends. ring: the cache of a stream batch, or of its steps one_by_one."""
+    ends. recache: see `stream`. ring: the cache of a stream batch, or of its steps one_by_one."""
 
     network: CausalDiT
     schedule: RolloutSchedule
@@ -50,6 +55,7 @@ class Start(NamedTuple):
     frames: int
     incoming: Incoming | None = None
     endless: bool = False
+    recache: str | None = None
     ring: SlotRing | None = None
     one_by_one: bool = False
 
@@ -89,41 +95,39 @@ def causal_network(opened: Opened, request: Request, asked: SamplingOptions, sch
             f"{{{name}}} is of the cache as it was trained; with {{cache_policy}} give that policy's own settings",
             **{name: None}, cache_policy=asked.cache_policy,
         )  # fmt: skip
-    network = CausalConfig(**opened.info.causal | changes).network(opened.experts.dit, request.latent_shape)
-    network = dataclasses.replace(network, policy=policy)
+    network = CausalConfig(**opened.info.causal | changes).network(_written_out(opened.experts), request.latent_shape)
+    network = asked.quantised(dataclasses.replace(network, policy=policy), opened.experts.mesh.shape[SEQUENCE_AXIS])
+    if asked.prompt_recache is not None and not isinstance(network.keeps, Ring):
+        raise ArgumentError(
+            "{prompt_recache} takes a cache of the last chunks, or of all, in full width: without {cache_policy} other "
+            "than sliding_window, and without {kv_dtype_k} and its like", prompt_recache=asked.prompt_recache,
+            cache_policy=None, kv_dtype_k=None,
+        )  # fmt: skip
     schedule.check_chunks(len(network.pattern.spans(request.latent_shape[0])))
     return network
 
 
-def ring_of(opened: Opened, asked: SamplingOptions, schedule: RolloutSchedule) -> SlotRing | None:
-    """The cache of a stream batch, where one is asked for. Raises ArgumentError where it does not fit the network."""
-    ring = asked.ring()
-    if ring is None:
-        return None
-    if schedule.ode:
-        raise ArgumentError(
-            "{stream_batch} is few-step sampling, of a student; {kind} overrules that", stream_batch=None, kind=None
-        )
-    if len(schedule.times) > 1:
-        raise ArgumentError(
-            "{stream_batch} takes all chunks down the same steps: give {num_steps}", stream_batch=None, num_steps=None
-        )
-    if opened.experts.mesh.size > 1:
-        raise ArgumentError("{stream_batch} is for one GPU: {fsdp} and {sequence} must be 1", stream_batch=None,
-                            fsdp=None, sequence=None)  # fmt: skip
-    pattern = ChunkPattern.parse(opened.info.causal["pattern"])
-    ring.check(pattern)
-    if pattern.rest > 1 and asked.adapt_sink_threshold not in (None, OFF):
-        raise ArgumentError(
-            f"{{adapt_sink_threshold}} is for chunks of one latent frame; the network's are {pattern}",
-            adapt_sink_threshold=asked.adapt_sink_threshold,
-        )  # fmt: skip
-    return ring
+def _written_out(experts: Experts) -> DiT:
+    """The network with its layers one after the other in the program, on GPUs: a loop over them copies every layer's
+    weights out of their stack, each pass, before a product reads them."""
+    dit = experts.dit
+    with jax.set_mesh(experts.mesh):
+        if not target().is_gpu:
+            return dit
+    return dit.clone(config=dataclasses.replace(dit.config, unroll=dit.config.num_layers))
+
+
+def _ring(opened: Opened, asked: SamplingOptions, schedule: RolloutSchedule) -> SlotRing | None:
+    """The cache of a stream batch, where one is asked for."""
+    if asked.stream_batch and not asked.cache_quant.exact:
+        raise ArgumentError("{stream_batch} keeps keys as they are: leave out {kv_dtype_k} and its like",
+                            stream_batch=None, kv_dtype_k=None)  # fmt: skip
+    return asked.ring(schedule, ChunkPattern.parse(opened.info.causal["pattern"]), opened.experts.mesh.size)
 
 
 def start_from(opened: Opened, request: Request, asked: SamplingOptions, schedule: RolloutSchedule) -> Start:
     """Reads text and image. Raises as `causal_network`, before text is read."""
-    noise, ring = None if request.video is None else input_noise(asked, opened.info), ring_of(opened, asked, schedule)
+    noise, ring = None if request.video is None else input_noise(asked, opened.info), _ring(opened, asked, schedule)
     if noise is not None:
         schedule = noise.schedule(schedule)
     network = causal_network(opened, request, asked, schedule)
@@ -139,7 +143,8 @@ def start_from(opened: Opened, request: Request, asked: SamplingOptions, schedul
         incoming = Incoming(request.video, noise, chunk_sizes(opened.world, opened.info), opened.world.encoder())
     return Start(
         network, schedule, tuple(np.split(text, len(request.changes.starts))), request.changes, null_text, image,
-        request.indices, request.seed, request.latent_shape[0], incoming, request.endless, ring, asked.one_by_one,
+        request.indices, request.seed, request.latent_shape[0], incoming, request.endless, asked.prompt_recache,
+        ring, asked.one_by_one,
     )  # fmt: skip
 
 
@@ -210,7 +215,7 @@ def _chunks(
         else:
             parts = stream(
                 start.network, params, start.script, noises, start.schedule, decode, chunks=start.chunks,
-                null_text=start.null_text, image=start.image, begins=begins,
+                null_text=start.null_text, image=start.image, begins=begins, recache=start.recache,
             )  # fmt: skip
     try:
         while True:

@@ -20,11 +20,12 @@ from jaxtyping import PyTree
 from rcm_jax.aot.compile import absent, compile_for, no_gpus
 from rcm_jax.aot.gpus import Gpu, find_gpu
 from rcm_jax.aot.report import Report, gib, report
+from rcm_jax.causal.blobs import cache_places
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.convert.checkpoint import Checkpoint
 from rcm_jax.convert.networks import with_dtype
 from rcm_jax.errors import ArgumentError
-from rcm_jax.parallel import batch_sharding, cache_spec, make_mesh, state_shardings
+from rcm_jax.parallel import batch_sharding, make_mesh, state_shardings
 from rcm_jax.pipelines.bidirectional import Conditions, all_steps, one_pass
 from rcm_jax.pipelines.causal import causal_network
 from rcm_jax.pipelines.memory import TILE
@@ -82,11 +83,6 @@ def _shape(mesh: Mesh, shape: tuple[int, ...], dtype: Any = jnp.float32, spec: P
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
 
-def _place(mesh: Mesh, shape: tuple[int, ...]) -> P:
-    """Of an array of a cache: keys and values are cut by heads, what a policy remembers besides is not."""
-    return cache_spec(mesh, shape) if len(shape) == 5 else WHOLE
-
-
 def abstract_weights(source: Checkpoint, mesh: Mesh, dtype: str) -> Params:
     """Shapes, dtypes and places of a file's weights as `load_params` would load them."""
     flat = with_dtype(source.ours(), dtype, source.network)
@@ -135,7 +131,8 @@ def _chunk(pipe: Pipeline, request: Request, asked: SamplingOptions, gpu: Gpu) -
     with jax.set_mesh(mesh):
         prompts, caches = jax.eval_shape(lambda *x: open_caches(network, *x, schedule), params, given, null_text)
         prompts = jax.tree.map(lambda x: _shape(mesh, x.shape, x.dtype), prompts)
-        caches = jax.tree.map(lambda x: _shape(mesh, x.shape, x.dtype, _place(mesh, x.shape)), caches)
+        places = cache_places(mesh, caches)
+        caches = jax.tree.map(lambda x, at: _shape(mesh, x.shape, x.dtype, at), caches, places)
         program = compile_for(
             sample_step, network, params, prompts, caches, _shape(mesh, (), jnp.int32), noises, times=times,
             noisy_context=noisy, ode=schedule.ode, guidance=schedule.guidance,

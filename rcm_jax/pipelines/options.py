@@ -11,9 +11,11 @@ from rcm_jax.hub import Place
 from rcm_jax.media.video import MAX_FPS, MIN_FPS
 from rcm_jax.options import check_options, option
 from rcm_jax.pipelines.policy_options import PolicyOptions
+from rcm_jax.pipelines.quant_options import QuantOptions
 from rcm_jax.pipelines.stream_batch_options import StreamBatchOptions
 from rcm_jax.ranges import POSITIVE, Range, at_least, between
 from rcm_jax.sampling.noise_control import RULES
+from rcm_jax.sampling.recache import RECACHES
 from rcm_jax.worlds.wan.files import SIZES
 
 SOLVERS = ("euler", "unipc", "dpm++", "wan_unipc", "wan_dpm++")
@@ -80,7 +82,7 @@ class FileOptions(NetworkOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplingOptions(PolicyOptions, StreamBatchOptions):
+class SamplingOptions(PolicyOptions, QuantOptions, StreamBatchOptions):
     """Arguments of a call. `indices` are the numbers of the videos' noises where they are not 0, 1, … for each prompt;
     `negative_prompt` may be one for all prompts or one a prompt. `prompts_file` may be the pairs themselves,
     [(0, "a red fox"), (12.5, "it begins to snow")]."""
@@ -97,6 +99,10 @@ class SamplingOptions(PolicyOptions, StreamBatchOptions):
     prompt_blend: int = option(
         1, "chunks over which a new prompt takes the old one's place (default 1: at once)", only=[CAUSAL],
         range=at_least(1),
+    )  # fmt: skip
+    prompt_recache: str | None = option(
+        None, "where the prompt changes, keys of the past are computed again under the new one: all, or keep_sink, all "
+        "but the sink's", choices=RECACHES, only=[CAUSAL],
     )  # fmt: skip
     video_path: str | Path | None = option(
         None, "video to repaint, chunk by chunk, as the prompt says; cut to the network's size and rate", only=[CAUSAL]

@@ -3,16 +3,19 @@
 import dataclasses
 from typing import Any
 
-from rcm_jax.causal.slots import SlotRing
+from rcm_jax.causal.slots import OFF, SlotRing
+from rcm_jax.chunks import ChunkPattern
 from rcm_jax.errors import ArgumentError
 from rcm_jax.options import option
 from rcm_jax.ranges import at_least, between
+from rcm_jax.sampling.schedules import RolloutSchedule
 
 SETTINGS = ("num_kv_cache", "num_sink_tokens", "adapt_sink_threshold")
 OTHERS = {  # of the ordinary cache, and why each does not apply
     "window": "has a cache of its own",
     "sink": "has a cache of its own",
     "cache_policy": "has a cache of its own",
+    "prompt_recache": "has no keys that could be made anew",
     "context_from_last_step": "leaves every step's own keys",
     "context_from_last_step_start_chunk": "leaves every step's own keys",
 }
@@ -40,9 +43,9 @@ class StreamBatchOptions:
         "chunks of one latent frame (0.2); -1: never", range=between(-1, 1),
     )  # fmt: skip
 
-    def ring(self) -> SlotRing | None:
-        """The cache that is asked for; None without a stream batch. Raises ArgumentError for its settings without it,
-        and for what does not go with it."""
+    def ring(self, schedule: RolloutSchedule, pattern: ChunkPattern, devices: int) -> SlotRing | None:
+        """The cache that is asked for, of a network of so many devices; None without a stream batch. Raises
+        ArgumentError for its settings without it, and for what does not go with it."""
         if not self.stream_batch:
             for name in ("one_by_one", *SETTINGS):
                 if getattr(self, name) not in (None, False):
@@ -55,4 +58,24 @@ class StreamBatchOptions:
                 raise ArgumentError(f"{{{name}}} does not apply: {{stream_batch}} {why}", **{name: None},
                                     stream_batch=None)  # fmt: skip
         given = {name: value for name in SETTINGS if (value := getattr(self, name)) is not None}
-        return SlotRing(**given)
+        self._check(schedule, pattern, devices)
+        ring = SlotRing(**given)
+        ring.check(pattern)
+        return ring
+
+    def _check(self, schedule: RolloutSchedule, pattern: ChunkPattern, devices: int) -> None:
+        if schedule.ode:
+            raise ArgumentError(
+                "{stream_batch} is few-step sampling, of a student; {kind} overrules that", stream_batch=None, kind=None
+            )
+        if len(schedule.times) > 1:
+            raise ArgumentError("{stream_batch} takes all chunks down the same steps: give {num_steps}",
+                                stream_batch=None, num_steps=None)  # fmt: skip
+        if devices > 1:
+            raise ArgumentError("{stream_batch} is for one GPU: {fsdp} and {sequence} must be 1", stream_batch=None,
+                                fsdp=None, sequence=None)  # fmt: skip
+        if pattern.rest > 1 and self.adapt_sink_threshold not in (None, OFF):
+            raise ArgumentError(
+                f"{{adapt_sink_threshold}} is for chunks of one latent frame; the network's are {pattern}",
+                adapt_sink_threshold=self.adapt_sink_threshold,
+            )  # fmt: skip

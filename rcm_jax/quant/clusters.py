@@ -97,15 +97,23 @@ def _spread(centroids: Float[Array, "..."], assignments: Int[Array, "..."]) -> H
 
 
 def _start(features: Features, k: int, warm: Array | None) -> Centres:
-    if warm is not None and warm.size == features.shape[0] * k * features.shape[2]:
-        return _unit(warm.astype(jnp.float32).reshape(features.shape[0], k, -1))
-    return features[:, spaced(features.shape[1], k)]
+    cold = features[:, spaced(features.shape[1], k)]
+    if warm is None or warm.size != cold.size:
+        return cold
+    return jnp.where(jnp.any(warm != 0), _unit(warm.astype(jnp.float32).reshape(cold.shape)), cold)
 
 
-def _stage(x: Heads, config: QuantConfig, warm: Array | None) -> tuple[Heads, Clusters, Array]:
+def _over_heads(x: Heads, heads_axis: str | None) -> Float[Array, "B S D"]:
+    mean = jnp.mean(x, axis=2)
+    return mean if heads_axis is None else jax.lax.pmean(mean, heads_axis)
+
+
+def _stage(
+    x: Heads, config: QuantConfig, warm: Array | None, heads_axis: str | None
+) -> tuple[Heads, Clusters, Array]:  # fmt: skip
     B, S, N, D = x.shape
     k, shared = min(config.qvg_clusters, S), config.qvg_share_assignments
-    tokens = jnp.mean(x, axis=2) if shared else x.swapaxes(1, 2).reshape(B * N, S, D)
+    tokens = _over_heads(x, heads_axis) if shared else x.swapaxes(1, 2).reshape(B * N, S, D)
     features = _unit(tokens)
     assignments, centres = kmeans(features, _start(features, k, warm), config.qvg_iters)
     if k == 1:  # published so: along the mean token, not along the mean direction
@@ -117,15 +125,18 @@ def _stage(x: Heads, config: QuantConfig, warm: Array | None) -> tuple[Heads, Cl
     return x - _spread(centroids, assignments), clusters, to_bfloat16(centres)
 
 
-def subtract(x: Heads, config: QuantConfig, warm: tuple[Array, ...]) -> tuple[Heads, tuple[Clusters, ...], tuple]:
+def subtract(
+    x: Heads, config: QuantConfig, warm: tuple[Array, ...], heads_axis: str | None = None
+) -> tuple[Heads, tuple[Clusters, ...], tuple]:
     """What is left of x beside its clusters, each stage's clusters, and the centres that the next chunk starts from.
 
-    `warm`: those of the last chunk, one array a stage; they serve where their number of clusters is this chunk's.
+    `warm`: those of the last chunk, one array a stage; they serve where their number of clusters is this chunk's, and
+    zeros are none. `heads_axis`: of vmap or shard_map, where the other heads are that share the clusters.
     """
     stages, centres = [], []
     warm = warm if config.qvg_warm_start else ()
     for stage in range(config.qvg_stages):
-        x, clusters, centre = _stage(x, config, warm[stage] if stage < len(warm) else None)
+        x, clusters, centre = _stage(x, config, warm[stage] if stage < len(warm) else None, heads_axis)
         stages.append(clusters)
         centres.append(centre)
     return x, tuple(stages), tuple(centres) if config.qvg_warm_start else ()

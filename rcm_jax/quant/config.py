@@ -62,6 +62,11 @@ class QuantConfig:
         """Whether nothing is done at all: what comes is kept in bfloat16."""
         return self.dtype == "bf16" and self.smoothing == "none"
 
+    @property
+    def crosses_heads(self) -> bool:
+        """Whether numbers of several heads share a scale, so that heads cannot be stored apart."""
+        return self.dtype != "bf16" and self.granularity == "tensor"
+
     def along(self, granularity: str) -> "QuantConfig":
         """The same, with `auto` settled."""
         return dataclasses.replace(self, granularity=granularity) if self.granularity == "auto" else self
@@ -97,6 +102,11 @@ class CacheQuant:
     def exact(self) -> bool:
         """Whether the ordinary cache serves."""
         return self.keys.exact and self.values.exact
+
+    @property
+    def crosses_heads(self) -> bool:
+        """Whether heads cannot be stored apart."""
+        return self.keys.crosses_heads or self.values.crosses_heads
 
     def check_width(self, width: int) -> None:
         """Raises ArgumentError where heads of this width cannot be stored so."""

@@ -36,7 +36,7 @@ class Stored:
 jax.tree_util.register_dataclass(Stored, ["payload", "scale", "undo"], ["config", "shape"])
 
 
-def _smoothed(x: Heads, config: QuantConfig, warm: Warm) -> tuple[Heads, Any, Warm]:
+def _smoothed(x: Heads, config: QuantConfig, warm: Warm, heads_axis: str | None) -> tuple[Heads, Any, Warm]:
     match config.smoothing:
         case "clip":
             return smoothing.clip(x, config.clip_percentile), None, ()
@@ -50,7 +50,7 @@ def _smoothed(x: Heads, config: QuantConfig, warm: Warm) -> tuple[Heads, Any, Wa
             places = jnp.argsort(order, axis=-1).astype(jnp.uint8 if x.shape[-1] <= 256 else jnp.int16)
             return smoothing.reordered(x, order), places, ()
         case "qvg":
-            return clusters.subtract(x, config, warm)
+            return clusters.subtract(x, config, warm, heads_axis)
     return x, None, ()
 
 
@@ -75,15 +75,19 @@ def _scales(scale: codes.Scale, config: QuantConfig) -> tuple[Array, Array]:
     return kept.astype(jnp.float32), kept
 
 
-def store(x: Heads, config: QuantConfig, warm: Warm = ()) -> tuple[Stored, Warm]:
+def store(
+    x: Heads, config: QuantConfig, warm: Warm = (), heads_axis: str | None = None
+) -> tuple[Stored, Warm]:  # fmt: skip
     """A chunk of keys or values, and what the next one's clusters start from: give it back with the next chunk.
 
-    Pure and of fixed shapes: config is static. Raises ArgumentError where x cannot be stored so.
+    Pure and of fixed shapes: config is static, and zeros for `warm` are as good as none. Under vmap or shard_map x may
+    be some of the heads, the others being along `heads_axis`: what is stored is the same, but for groups of a whole
+    tensor, which `config.crosses_heads`. Raises ArgumentError where x cannot be stored so.
     """
     if config.granularity == "auto":
         raise ArgumentError("{granularity} is settled by CacheQuant, or must be given", granularity="auto")
     config.check_width(x.shape[-1])
-    smooth, undo, warm = _smoothed(x.astype(jnp.float32), config, warm)
+    smooth, undo, warm = _smoothed(x.astype(jnp.float32), config, warm, heads_axis)
     if config.dtype == "bf16":
         return Stored(codes.to_bfloat16(smooth), None, undo, config, x.shape), warm
     grouped = groups.to_groups(smooth, config.granularity, config.group_size)

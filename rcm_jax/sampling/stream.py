@@ -27,6 +27,7 @@ from rcm_jax.causal.cache import Cache
 from rcm_jax.causal.network import CausalDiT
 from rcm_jax.sampling.noise_control import Begin
 from rcm_jax.sampling.prompts import Script
+from rcm_jax.sampling.recache import Recache
 from rcm_jax.sampling.rollout import Branch, Noises, condition_on_image, open_branches, sample_chunk
 from rcm_jax.sampling.schedules import RolloutSchedule, Times
 from rcm_jax.types import Latents, Params, Text
@@ -94,14 +95,16 @@ def stream(
     null_text: Float[Array, "L D"] | Text | None = None,
     image: Latents | None = None,
     begins: Begins | None = None,
+    recache: str | None = None,
 ) -> Generator[Frames | None, Float[Array, "B L D"] | None, None]:
     """Yields frames, a chunk at a time: what `decode` makes of it, on the host. `send` a text to change the prompt;
     this gives None, the loop goes on.
 
     chunks: how many; None fills the cache, or never ends with a window. `null_text` is one for all videos or one a
     video. `image` [B, 1, H, W, C] is chunk 0. `begins`: where a chunk begins instead of noise (input video); its None
-    ends the stream. `decode` should return before its frames are there, as what is under jit
-    does, and may keep a state from chunk to chunk.
+    ends the stream. `recache`: one of `RECACHES`, what is made anew of the past where the prompt changes; None is
+    nothing. `decode` should return before its frames are there, as what is under jit does, and may keep a state from
+    chunk to chunk.
     Raises ValueError, before anything is sampled, for what `rollout` refuses, and a script that goes on longer.
     """
     script = text if isinstance(text, Script) else Script((text,))
@@ -116,6 +119,7 @@ def stream(
     if last is not None:
         schedule.check_chunks(last)
         script.schedule.check_chunks(last)
+    renew = None if recache is None else Recache(network, params, recache)
     prompts, caches = open_caches(network, params, script.at(0), null_text, schedule)
     if image is not None:
         caches = _condition(network, schedule, params, prompts, caches, image, noises(jnp.int32(0), 1)[0])
@@ -135,12 +139,15 @@ def stream(
             guidance=schedule.guidance,
         )  # fmt: skip
 
-    return chunk_by_chunk(sample, functools.partial(_prompt, network, params), decode, script, prompts, caches, last)
+    return chunk_by_chunk(
+        sample, functools.partial(_prompt, network, params), renew, decode, script, prompts, caches, last
+    )
 
 
 def chunk_by_chunk(
-    sample, prompt, decode: Decode, script: Script, prompts: tuple[KeyValues, ...], caches: Caches, last: int | None
-):
+    sample, prompt, renew: Recache | None, decode: Decode, script: Script, prompts: tuple[KeyValues, ...],
+    caches: Caches, last: int | None,
+):  # fmt: skip
     """The generator; it alone holds the caches, so that they end with it. sample: (a chunk, caches), the chunk None
     where none is finished yet; None where none comes any more."""
     coming = state = None
@@ -149,10 +156,14 @@ def chunk_by_chunk(
             ready, coming = coming, None
             if index is not None and (text := script.change(index)) is not None:
                 prompts = (prompt(text), *prompts[1:])
+                if renew is not None:
+                    caches = (renew(prompts[0], caches[0]), *caches[1:])
             made = None if index is None else sample(index, prompts, caches)
             if made is not None:
                 x, caches = made
                 coming, state = (None, state) if x is None else decode(x, state)
+                if renew is not None:
+                    renew.add(x)
             if ready is not None:
                 text = yield jax.device_get(ready)
                 while text is not None:

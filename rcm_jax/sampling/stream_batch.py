@@ -238,4 +238,4 @@ def stream_batch(
         return x if index > late else None, state
 
     last = None if chunks is None else chunks + (late if chunks > 1 else 0)
-    return chunk_by_chunk(sample, functools.partial(_prompt, how, params), decode, script, prompts, cache, last)
+    return chunk_by_chunk(sample, functools.partial(_prompt, how, params), None, decode, script, prompts, cache, last)

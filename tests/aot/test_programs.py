@@ -12,7 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 from rcm_jax.aot.compile import absent, compile_for
 from rcm_jax.aot.gpus import find_gpu
+from rcm_jax.aot.hlo import read
 from rcm_jax.aot.report import report
+from rcm_jax.aot.traffic import moves
 from rcm_jax.kernels import pallas_triton
 from rcm_jax.kernels.bench_shapes import packed
 from rcm_jax.kernels.masks import KeyRuns
@@ -84,7 +86,29 @@ def test_a_chunk_of_a_stream(mesh):
     assert set(told.kernels) == {"forward"}
     cache = 2 * 2 * frames * 30 * 52 * 1536 * 2  # keys and values, two layers
     assert told.outputs < cache / 4  # not copied: the chunk's latents alone are new
+    of_cache = [move for move in moves(read(program.hlo)) if f",{frames * 30 * 52}," in move.shape]
+    assert of_cache, "the chunk's own keys are written, so this finds what is moved"
+    assert sum(move.bytes for move in of_cache) <= cache / frames * 3  # and nothing else of it is
     assert told.fits
+
+
+def test_the_gradient_of_a_chunk_on_its_cache(mesh):
+    """What self forcing runs again: the past gives to the gradient of the queries, and gets none for its keys."""
+    config = dataclasses.replace(WAN_1_3B, num_layers=2, remat="none")
+    network = CausalConfig(pattern="c3-3").network(DiT(config, sharded_attention(mesh)), (21, 16, 16))
+    x = jax.ShapeDtypeStruct((1, 3, 16, 16, 16), jnp.float32)
+    params, text = abstract_network(config), jax.ShapeDtypeStruct((1, 512, 4096), jnp.float32)
+    prompt, cache = jax.eval_shape(lambda p, t: (network.prompt(p, t), network.init_cache(1)), params, text)
+    given = params, x, prompt, cache, jax.ShapeDtypeStruct((), jnp.int32)
+    placed = jax.tree.map(lambda x: shaped(mesh, x.shape, x.dtype), given)
+
+    def loss(params, x, prompt, cache, chunk):
+        return jnp.square(network.denoise(params, x, jnp.full(1, 0.5), prompt, cache, chunk)).sum()
+
+    with jax.set_mesh(mesh):
+        told = report("chunk", compile_for(jax.grad(loss, argnums=(0, 2)), *placed), mesh, find_gpu("h100"))
+    past, own, text = 2, 2, 2  # a layer each
+    assert told.kernels == {"forward": past + own + text, "dq": past + own + text, "dkv": own + text}
 
 
 def decoding(mesh):

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.decoder_programs --size 60 104 --gpu h200 --forms planes:float32 solid:bfloat16
 
 A step is one latent frame after the first, in the frames of a file (uint8). Moved: what instructions read and write,
-each operand once; copies are that part of it which only changes an array's layout or type, pads it or cuts it. Nothing
+each operand once; copies are what is written as it was read, but for its layout, its type, or a cut. Nothing
 is run, and nothing autotuned: which algorithm cuDNN would take, and the memory it would work in, is not known.
 """
 
@@ -18,7 +18,8 @@ from jax.sharding import PartitionSpec as P
 from rcm_jax.aot.compile import Program, absent, compile_for, no_gpus
 from rcm_jax.aot.costs import FREE, instruction_flops, seconds
 from rcm_jax.aot.gpus import find_gpu
-from rcm_jax.aot.hlo import Computation, Instruction, Module, read
+from rcm_jax.aot.hlo import Computation, Instruction, read
+from rcm_jax.aot.traffic import moved_bytes
 from rcm_jax.convert.networks import NETWORKS
 from rcm_jax.parallel import make_mesh
 from rcm_jax.wan import vae_layers
@@ -28,7 +29,6 @@ from rcm_jax.wan.tiny_vae import TinyVAE
 from rcm_jax.wan.vae import VAE
 
 FORMS = ("planes:float32", "planes:bfloat16", "solid:float32", "solid:bfloat16", "tiny:float32", "tiny:bfloat16")
-PLAIN = {"copy", "transpose", "convert", "pad", "slice", "concatenate", "bitcast", "parameter", "reshape", "constant"}
 
 
 def weights(network: VAE | TinyVAE, dtype: str, sharding: NamedSharding) -> dict:
@@ -64,19 +64,13 @@ def moved(where: Computation, i: Instruction) -> int:
     return i.bytes + sum(where.by_name[name].bytes for name in set(i.operands) if name in where.by_name)
 
 
-def is_copy(module: Module, i: Instruction) -> bool:
-    """Whether all that it does is to lay numbers elsewhere."""
-    inside = [j for name in i.called for j in module.computations[name].instructions]
-    return all(j.opcode in PLAIN for j in (inside or [i]))
-
-
 def row(form: str, gpu: str, size: tuple[int, int], frames: int) -> str:
     program = step(form, gpu, size, frames)
     module, found = read(program.hlo), find_gpu(gpu)
     work = [(where, i, times) for where, i, times in module.scheduled() if i.opcode not in FREE]
     tera = sum(times * instruction_flops(module, where, i) for where, i, times in work) / 1e12
     giga = sum(times * moved(where, i) for where, i, times in work) / 1e9
-    copies = sum(times * moved(where, i) for where, i, times in work if is_copy(module, i)) / 1e9
+    copies = moved_bytes(module) / 1e9
     least = 1e3 * sum(times * seconds(module, where, i, found) for where, i, times in work)
     held, peak, launches = program.temporaries / 2**30, program.peak / 2**30, sum(times for *_, times in work)
     convolutions = sum(times for _, i, times in work if "__cudnn$conv" in i.attributes)

@@ -45,6 +45,8 @@ WAYS = {
     "at once": Way(),
     "blended over 2": Way({"prompt_blend": 2}),
     "blended over 4": Way({"prompt_blend": 4}),
+    "recache": Way({"prompt_recache": "all"}),
+    "recache, sink kept": Way({"prompt_recache": "keep_sink"}),
 }
 
 

@@ -70,5 +70,5 @@ def test_prompts_that_no_chunk_would_follow(timed, message):
 def test_cuts_need_a_policy_that_makes_them():
     check_cuts(PromptSchedule((0, 2)), taken=False)
     check_cuts(PromptSchedule((0, 2), (2,)), taken=True)
-    with pytest.raises(ArgumentError, match="prompt asks for a cut .#., and the cache that is used makes none"):
+    with pytest.raises(ArgumentError, match="prompt asks for a cut .#., which cache_policy infinity_rope makes"):
         check_cuts(PromptSchedule((0, 2), (2,)), taken=False)

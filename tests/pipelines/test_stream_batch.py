@@ -85,6 +85,8 @@ def test_a_camera_has_no_end_and_the_rule_may_be_published(pipe):
             BATCH | {"adapt_sink_threshold": 0.5},
             "=0.5 is for chunks of one latent frame; the network's",
         ),
+        (INPUT, BATCH | {"prompt_recache": "all"}, "prompt_recache does not apply: stream_batch has no keys"),
+        (INPUT, BATCH | {"kv_dtype_k": "int8"}, "keeps keys as they are: leave out kv_dtype_k"),
         (INPUT, BATCH | {"adapt_sink_threshold": 2.0}, "adapt_sink_threshold=2.0 must be at least -1 and at most 1"),
         (
             INPUT,

@@ -206,3 +206,33 @@ def test_bytes_are_real():
     assert stored.payload.dtype == jnp.uint8
     assert stored.payload.nbytes == chunk().size // 4
     assert nbytes(store(chunk()[:1], given)[0]) == pytest.approx(10 * bytes_a_token(given, 10, 2, 16))
+
+
+HEADS_APART = [config(dtype="int4", granularity=axis, smoothing=way) for axis, way in (
+    ("token", "none"), ("channel", "balance"), ("head", "clip"), ("token", "reorder"), ("channel", "qvg"),
+)]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", HEADS_APART, ids=lambda c: f"{c.granularity}-{c.smoothing}")
+def test_heads_stored_apart_come_back_the_same(given):
+    """Shared clusters are of the mean over the heads of all parts."""
+    x = chunk()
+    parts = jnp.stack(jnp.split(x, 2, axis=2))
+    stored, _ = jax.vmap(lambda part: store(part, given, heads_axis="heads"), axis_name="heads")(parts)
+    assert not given.crosses_heads
+    got = jnp.concatenate(list(jax.vmap(restore)(stored)), axis=2)
+    np.testing.assert_array_equal(got, restore(store(x, given)[0]))
+
+
+def test_groups_of_a_tensor_cross_heads():
+    assert config(dtype="int4", granularity="tensor").crosses_heads
+    assert not config(dtype="bf16", granularity="tensor").crosses_heads
+
+
+def test_zeros_are_no_centres():
+    """A cache's state before its first chunk: clusters start as without one."""
+    given = config(dtype="int2", smoothing="qvg")
+    stored, warm = store(chunk(), given)
+    again, _ = store(chunk(), given, tuple(map(jnp.zeros_like, warm)))
+    for one, other in zip(jax.tree.leaves(stored), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -92,6 +92,7 @@ def streamed(world, z):
 
 
 def test_frames_are_the_autoencoders(files, world):
+    world.release()  # what other tests have read
     z = np.asarray(draw_noise(1, [0, 1], (*SHAPE, 16)))
     params = load_params(files.vae, dtype="float32")
     video = np.asarray(VAE(files.vae.config).decode(params, z))
