@@ -9,7 +9,7 @@ With --window a video may be of any length. Prompts may change on the way: --pro
 "12.5: it begins to snow", or scenes with their lengths, --prompt "a red fox [5s] | it sleeps [10s]"; --prompt_blend 4
 takes four chunks for each change.
 With --video_path chunks begin from those of a video, as noisy as
---noise_scale says, and the prompt repaints it.
+--noise_scale says, and the prompt repaints it; --stream_batch takes the steps of neighbouring chunks in one pass.
 
 A Wan network is one of our files (python -m rcm_jax.convert) or a published one, and the files around it are found as
 python -m rcm_jax.sample finds them. A published file does not say its chunks: give --first_chunk_t and --chunk_t. From

@@ -16,6 +16,7 @@ from rcm_jax.pipelines.opening import Opened
 from rcm_jax.pipelines.options import FileOptions, SamplingOptions
 from rcm_jax.pipelines.request import Request
 from rcm_jax.pipelines.scenes import has_scenes
+from rcm_jax.pipelines.stream_batch_options import SETTINGS as SLOTS
 from rcm_jax.version import version
 from rcm_jax.worlds.builtin import BUILTIN
 
@@ -37,7 +38,7 @@ INSTEAD = {
     "distilled": ("kind",),
     "decoder": ("tiny_vae_path",),
     "video_path": ("image_path",),
-    "image_path": ("video_path", "noise_scale", "noise_rule"),
+    "image_path": ("video_path", "noise_scale", "noise_rule", "stream_batch", "one_by_one", *SLOTS),
     "fsdp": ("batch_size",),  # which goes by it
 }
 

@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, UInt8
 
 from rcm_jax.causal.cache import Ring
 from rcm_jax.causal.network import CausalDiT
+from rcm_jax.causal.slots import SlotRing
+from rcm_jax.chunks import ChunkPattern
 from rcm_jax.errors import ArgumentError
 from rcm_jax.kernels.target import target
 from rcm_jax.objectives.config import CausalConfig
@@ -29,6 +31,7 @@ from rcm_jax.sampling.prompts import PromptSchedule, Script
 from rcm_jax.sampling.rollout import rollout
 from rcm_jax.sampling.schedules import RolloutSchedule
 from rcm_jax.sampling.stream import Decode, stream
+from rcm_jax.sampling.stream_batch import stream_batch
 from rcm_jax.tensor_stream import on_host
 from rcm_jax.types import Latents, Params, Text
 from rcm_jax.wan.dit import DiT
@@ -39,7 +42,7 @@ class Start(NamedTuple):
     """Everything that a causal video is made from, but the weights. texts: of the prompts that the videos follow one
     after the other, as `changes` says. null_text: under guidance alone, one row a video. image: latents of the first
     frame, or None. frames: how many latent frames. incoming: where chunks begin instead of noise; endless: until that
-    ends. recache: see `stream`."""
+    ends. recache: see `stream`. ring: the cache of a stream batch, or of its steps one_by_one."""
 
     network: CausalDiT
     schedule: RolloutSchedule
@@ -53,6 +56,8 @@ class Start(NamedTuple):
     incoming: Incoming | None = None
     endless: bool = False
     recache: str | None = None
+    ring: SlotRing | None = None
+    one_by_one: bool = False
 
     @property
     def chunks(self) -> int | None:
@@ -112,9 +117,17 @@ def _written_out(experts: Experts) -> DiT:
     return dit.clone(config=dataclasses.replace(dit.config, unroll=dit.config.num_layers))
 
 
+def _ring(opened: Opened, asked: SamplingOptions, schedule: RolloutSchedule) -> SlotRing | None:
+    """The cache of a stream batch, where one is asked for."""
+    if asked.stream_batch and not asked.cache_quant.exact:
+        raise ArgumentError("{stream_batch} keeps keys as they are: leave out {kv_dtype_k} and its like",
+                            stream_batch=None, kv_dtype_k=None)  # fmt: skip
+    return asked.ring(schedule, ChunkPattern.parse(opened.info.causal["pattern"]), opened.experts.mesh.size)
+
+
 def start_from(opened: Opened, request: Request, asked: SamplingOptions, schedule: RolloutSchedule) -> Start:
     """Reads text and image. Raises as `causal_network`, before text is read."""
-    noise = None if request.video is None else input_noise(asked, opened.info)
+    noise, ring = None if request.video is None else input_noise(asked, opened.info), _ring(opened, asked, schedule)
     if noise is not None:
         schedule = noise.schedule(schedule)
     network = causal_network(opened, request, asked, schedule)
@@ -130,8 +143,8 @@ def start_from(opened: Opened, request: Request, asked: SamplingOptions, schedul
         incoming = Incoming(request.video, noise, chunk_sizes(opened.world, opened.info), opened.world.encoder())
     return Start(
         network, schedule, tuple(np.split(text, len(request.changes.starts))), request.changes, null_text, image,
-        request.indices, request.seed, request.latent_shape[0], incoming, request.endless,
-        asked.prompt_recache,
+        request.indices, request.seed, request.latent_shape[0], incoming, request.endless, asked.prompt_recache,
+        ring, asked.one_by_one,
     )  # fmt: skip
 
 
@@ -193,11 +206,17 @@ def _chunks(
         texts.clear()
     with jax.set_mesh(mesh):
         noises = video_noises(start.network, start.schedule, start.seed, start.indices)
-        parts = stream(
-            start.network, params, start.script, noises, start.schedule, decode, chunks=start.chunks,
-            null_text=start.null_text, image=start.image,
-            begins=start.incoming and start.incoming.begins(mesh), recache=start.recache,
-        )  # fmt: skip
+        begins = start.incoming and start.incoming.begins(mesh)
+        if start.ring is not None:
+            parts = stream_batch(
+                start.network, start.ring, params, start.script, noises, start.schedule, decode, begins,
+                chunks=start.chunks, one_by_one=start.one_by_one, levels=start.incoming.noise.levels,
+            )  # fmt: skip
+        else:
+            parts = stream(
+                start.network, params, start.script, noises, start.schedule, decode, chunks=start.chunks,
+                null_text=start.null_text, image=start.image, begins=begins, recache=start.recache,
+            )  # fmt: skip
     try:
         while True:
             with jax.set_mesh(mesh):

@@ -24,6 +24,7 @@ from rcm_jax.causal.blobs import cache_places
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.convert.checkpoint import Checkpoint
 from rcm_jax.convert.networks import with_dtype
+from rcm_jax.errors import ArgumentError
 from rcm_jax.parallel import batch_sharding, make_mesh, state_shardings
 from rcm_jax.pipelines.bidirectional import Conditions, all_steps, one_pass
 from rcm_jax.pipelines.causal import causal_network
@@ -45,6 +46,8 @@ def dry_run(pipe: Pipeline, gpu: str | Gpu, prompt: Prompts = None, **options: A
     """
     gpu = find_gpu(gpu) if isinstance(gpu, str) else gpu
     asked = SamplingOptions(**options)
+    if asked.stream_batch:
+        raise ArgumentError("{dry_run} knows no {stream_batch}: leave that out", dry_run=None, stream_batch=None)
     request = read_request(pipe.opened, prompt, asked)
     network = _chunk if pipe.causal else _video
     reports = [network(pipe, request, asked, gpu)]

@@ -64,8 +64,8 @@ def open_input(world: World, asked: SamplingOptions, video: Source | None, size:
     options of input that are given without."""
     source = asked.video_path if video is None else video
     if source is None:
-        for name in ("noise_scale", "noise_rule"):
-            if getattr(asked, name) is not None:
+        for name in ("noise_scale", "noise_rule", "stream_batch"):
+            if getattr(asked, name) not in (None, False):
                 raise ArgumentError(
                     f"{{{name}}} is for input video: give {{video_path}}", **{name: None, "video_path": None}
                 )
@@ -94,6 +94,7 @@ def frames_of_input(
         return asked.num_frames, False
     window = info.causal.get("window") if asked.window is None else asked.window
     window = window if asked.cache_policy is None else asked.cache_policy != "none"
+    window = window or asked.stream_batch  # which keeps a few frames of any number
     if video.length is None:
         return own, bool(window) and video.path is None
     whole = first + (video.length - first) // rest * rest

@@ -12,6 +12,7 @@ from rcm_jax.media.video import MAX_FPS, MIN_FPS
 from rcm_jax.options import check_options, option
 from rcm_jax.pipelines.policy_options import PolicyOptions
 from rcm_jax.pipelines.quant_options import QuantOptions
+from rcm_jax.pipelines.stream_batch_options import StreamBatchOptions
 from rcm_jax.ranges import POSITIVE, Range, at_least, between
 from rcm_jax.sampling.noise_control import RULES
 from rcm_jax.sampling.recache import RECACHES
@@ -81,7 +82,7 @@ class FileOptions(NetworkOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplingOptions(PolicyOptions, QuantOptions):
+class SamplingOptions(PolicyOptions, QuantOptions, StreamBatchOptions):
     """Arguments of a call. `indices` are the numbers of the videos' noises where they are not 0, 1, … for each prompt;
     `negative_prompt` may be one for all prompts or one a prompt. `prompts_file` may be the pairs themselves,
     [(0, "a red fox"), (12.5, "it begins to snow")]."""

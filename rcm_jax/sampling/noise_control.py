@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from rcm_jax.flow import rf_noisy
@@ -59,6 +60,16 @@ def published_time(level: Float[Array, ""]) -> Float[Array, ""]:
     return (jnp.floor(1000 * level) - 1000 * TOLD_LESS) / 1000
 
 
+@jax.jit
+def published_levels(times: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Of times, 0 aside: the nearest of a thousand levels, which is how much noise the published steps take off and put
+    back; the network is told the time."""
+    u = 1 - np.arange(1000) / 1000
+    grid = jnp.asarray(8 * u / (1 + 7 * u), times.dtype)
+    nearest = grid[jnp.abs(grid[None] - times[:, None]).argmin(1)]
+    return jnp.where(times > 0, nearest, 0)
+
+
 class Begin(NamedTuple):
     """Where a chunk's sampling begins, and its times, which may be traced."""
 
@@ -83,6 +94,10 @@ class InputNoise:
         if self.rule == MOTION:
             return REACH
         return round(REACH + TOLD_LESS + (PUBLISHED_TIMES[1] if self.steps > 1 else 0), 6)
+
+    def levels(self, times: Float[Array, " n"]) -> Float[Array, " n"]:
+        """How much noise there is at times of a stream batch."""
+        return published_levels(times) if self.rule == PUBLISHED else times
 
     def schedule(self, own: RolloutSchedule) -> RolloutSchedule:
         """The network's own schedule with the times that input video takes, at the level `scale`."""

@@ -139,14 +139,17 @@ def stream(
             guidance=schedule.guidance,
         )  # fmt: skip
 
-    return _stream(sample, functools.partial(_prompt, network, params), renew, decode, script, prompts, caches, last)
+    return chunk_by_chunk(
+        sample, functools.partial(_prompt, network, params), renew, decode, script, prompts, caches, last
+    )
 
 
-def _stream(
+def chunk_by_chunk(
     sample, prompt, renew: Recache | None, decode: Decode, script: Script, prompts: tuple[KeyValues, ...],
     caches: Caches, last: int | None,
 ):  # fmt: skip
-    """The generator; it alone holds the caches, so that they end with it."""
+    """The generator; it alone holds the caches, so that they end with it. sample: (a chunk, caches), the chunk None
+    where none is finished yet; None where none comes any more."""
     coming = state = None
     try:
         for index in itertools.chain(itertools.count() if last is None else range(last), (None,)):
@@ -158,7 +161,7 @@ def _stream(
             made = None if index is None else sample(index, prompts, caches)
             if made is not None:
                 x, caches = made
-                coming, state = decode(x, state)
+                coming, state = (None, state) if x is None else decode(x, state)
                 if renew is not None:
                     renew.add(x)
             if ready is not None:
@@ -166,7 +169,7 @@ def _stream(
                 while text is not None:
                     script = script if index is None else script.sent(index + 1, text)
                     text = yield None
-            if coming is None:
+            if made is None:
                 return
     finally:
         for leaf in jax.tree.leaves(caches):

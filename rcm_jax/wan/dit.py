@@ -175,7 +175,7 @@ class DiT(nn.Module):
         image: Float[Array, "B K I"] | None = None,
         *,
         mask: KeyRuns | None = None,
-        frames: Int[Array, " T"] | np.ndarray | None = None,
+        frames: Int[Array, "*B T"] | np.ndarray | None = None,
         past: ChunkPast | None = None,
         beside: ContextVideo | None = None,
     ) -> tuple[Tokens, Float[Array, "B t D"], PyTree]:
@@ -227,9 +227,10 @@ class DiT(nn.Module):
         text: Text | KeyValues,
         *,
         past: ChunkPast,
-        frames: Int[Array, " T"],
+        frames: Int[Array, "*B T"],
     ) -> tuple[Latents, PyTree]:
-        """Velocity of a chunk of a longer video, and what the `past` keeps. `frames`: where they are, for RoPE."""
+        """Velocity of a chunk of a longer video, and what the `past` keeps. `frames`: where they are, for RoPE; a row a
+        sample where these are of different chunks."""
         tokens, e, kept = self.tokens(x, t, text, frames=frames, past=past)
         return self.unpatchify(self.head(tokens, e), self.config.grid(x.shape[1:4])), kept
 

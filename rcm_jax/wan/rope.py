@@ -19,34 +19,38 @@ def axis_widths(head_dim: int) -> tuple[int, int, int]:
 
 
 def rope_table(
-    grid: tuple[int, int, int], head_dim: int, frames: Int[Array, " T"] | np.ndarray | None = None
-) -> tuple[Float[Array, "S d"], Float[Array, "S d"]]:
+    grid: tuple[int, int, int], head_dim: int, frames: Int[Array, "*B T"] | np.ndarray | None = None
+) -> tuple[Float[Array, "*B S d"], Float[Array, "*B S d"]]:
     """cos and sin of every token's angles, [S, head_dim / 2] float32, tokens ordered (frame, row, column).
 
-    `frames` are the positions of the grid's frames, 0, 1, … by default; they may be traced. Other angles are taken in
-    float64 on the host, one small table an axis; only their broadcast to S tokens is on the device.
+    `frames` are the positions of the grid's frames, 0, 1, … by default; they may be traced, and a row a sample. Other
+    angles are taken in float64 on the host, one small table an axis; only their broadcast to S tokens is on the device.
     """
-    positions = [np.arange(length) for length in grid]
+    positions, rows = [np.arange(length) for length in grid], np.shape(frames)[:-1]
     if frames is not None:
         positions[0] = frames
     parts = []
     for axis, (position, width) in enumerate(zip(positions, axis_widths(head_dim), strict=True)):
         frequency = _frequencies(width)
         if isinstance(position, np.ndarray):
-            angle = position.astype(np.float64)[:, None] * frequency
+            angle = position.astype(np.float64)[..., None] * frequency
             cos_sin = [jnp.asarray(function(angle), jnp.float32) for function in (np.cos, np.sin)]
         else:
             cos_sin = _cos_sin(position, frequency)
         shape = [1, 1, 1, frequency.size]
         shape[axis] = grid[axis]
-        parts.append([jnp.broadcast_to(z.reshape(shape), (*grid, frequency.size)) for z in cos_sin])
-    cos, sin = (rearrange(jnp.concatenate(z, axis=-1), "t h w d -> (t h w) d") for z in zip(*parts, strict=True))
+        shape = [*(rows if axis == 0 else (1,) * len(rows)), *shape]
+        parts.append([jnp.broadcast_to(z.reshape(shape), (*rows, *grid, frequency.size)) for z in cos_sin])
+    cos, sin = (
+        rearrange(jnp.concatenate(z, axis=-1), "... t h w d -> ... (t h w) d") for z in zip(*parts, strict=True)
+    )
     return cos, sin
 
 
 def apply_rope(x: Float[Array, "B S N D"], table: tuple[Array, Array]) -> Float[Array, "B S N D"]:
-    """Rotates neighbouring pairs (x[2i], x[2i+1]) by their token's angle i. In float32, returned in x's dtype."""
-    return _turned(x, *(z[None, :, None, :] for z in table))
+    """Rotates neighbouring pairs (x[2i], x[2i+1]) by their token's angle i. In float32, returned in x's dtype. The
+    table serves all samples, or has a row for each."""
+    return _turned(x, *(z.reshape(-1, z.shape[-2], 1, z.shape[-1]) for z in table))
 
 
 def _turned(x: Float[Array, "B S N D"], cos: Array, sin: Array) -> Float[Array, "B S N D"]:

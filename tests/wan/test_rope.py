@@ -53,3 +53,13 @@ def test_time_embedding_derivative():
     np.testing.assert_allclose(tangent, want, atol=2e-6)
     pulled = jax.vjp(lambda t: time_embedding(t, 32), t)[1](jnp.ones((2, 32)))[0]
     np.testing.assert_allclose(pulled * dt, want.sum(-1), rtol=1e-4)
+
+
+def test_a_table_may_have_a_row_a_sample():
+    """Traced or known: each sample turns as by a table of its own."""
+    x, grid = jax.random.normal(jax.random.key(1), (3, 2 * 6, 2, 16)), (2, 2, 3)
+    rows = np.array([[0, 1], [7, 8], [3000, 3001]])
+    want = np.concatenate([apply_rope(x[i : i + 1], rope_table(grid, 16, row)) for i, row in enumerate(rows)])
+    for table in (rope_table(grid, 16, rows), jax.jit(lambda f: rope_table(grid, 16, f))(rows)):
+        assert table[0].shape == (3, 12, 8)
+        np.testing.assert_allclose(apply_rope(x, table), want, atol=2e-6)
