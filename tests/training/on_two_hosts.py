@@ -53,4 +53,5 @@ def main(out, cuts, coordinator, host):
 
 if __name__ == "__main__":
     jax.config.update("jax_default_matmul_precision", "highest")
+    jax.config.update("jax_disable_most_optimizations", True)  # as in conftest: compiling is nearly all of the time
     main(*sys.argv[1:])
