@@ -8,10 +8,7 @@ MOVES = {
     "copy", "copy-start", "transpose", "slice", "dynamic-slice", "dynamic-update-slice", "concatenate", "pad",
     "reverse", "gather", "scatter", "reshape",
 }  # fmt: skip
-BESIDE = {  # what a fusion that moves may hold besides
-    "parameter", "constant", "bitcast", "tuple", "get-tuple-element", "broadcast", "iota", "convert", "compare",
-    "select", "add", "subtract", "multiply", "clamp", "and", "or", "maximum", "minimum",
-}  # fmt: skip
+BESIDE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "broadcast", "convert"}  # in such fusions
 SMALL = 1 << 10  # elements: the arithmetic of indices
 
 
