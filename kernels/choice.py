@@ -17,6 +17,7 @@ from jaxtyping import Array
 from rcm_jax.kernels import cudnn
 from rcm_jax.kernels.backends import Backend, load_backend
 from rcm_jax.kernels.masks import KeyRuns
+from rcm_jax.kernels.past import Past
 from rcm_jax.kernels.target import Target, target
 
 PASSES = ("forward", "tangent", "fused", "backward")
@@ -161,5 +162,14 @@ def _put_together(*names: str) -> Backend:
         return load_backend(names[0])
     modules = (importlib.import_module(f"rcm_jax.kernels.{name}") for name in names)
     passes = dict(zip(PASSES, modules, strict=True))
-    of_layer = getattr(passes["forward"], "forward_of_layer", None)
-    return Backend(**{kind: getattr(module, kind, None) for kind, module in passes.items()}, forward_of_layer=of_layer)
+    more = {name: getattr(passes["forward"], name, None) for name in ("forward_of_layer", "forward_of_past")}
+    return Backend(**{kind: getattr(module, kind, None) for kind, module in passes.items()}, **more)
+
+
+def not_read(past: Past, q: Array) -> str | None:
+    """Why kernels cannot read a past as it is stored, so that its layer has to be made first; None: they can."""
+    if past.layer is None:
+        return "it is not one layer of a stack"
+    if past.v.shape[-1] != q.shape[-1]:
+        return f"values are {past.v.shape[-1]} wide, and queries {q.shape[-1]}"
+    return None

@@ -14,6 +14,7 @@ The order of the products in a body is the one that leaves the compiler most reg
 
 import functools
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -21,7 +22,9 @@ from rcm_jax.kernels.joining import join
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.kernels.pallas_kernel import Kernel
 from rcm_jax.kernels.pallas_parts import multiprocessors, parts_for
+from rcm_jax.kernels.pallas_read import as_stored, read_keys, read_values
 from rcm_jax.kernels.pallas_walk import LOG2_E, Arithmetic, Operand, Refs, Rows, Walk, load, store
+from rcm_jax.kernels.past import Past
 from rcm_jax.kernels.tiles import Tiles, tiles_for
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -57,15 +60,31 @@ def forward_of_layer(
     return in_parts(q, k, v, mask, scale, tiles, parts_for(q, k, tiles, multiprocessors()), layer * q.shape[0])
 
 
+def forward_of_past(
+    q: Query, past: Past, mask: KeyRuns | None, scale: float, *, tiles: Tiles | None = None, parts: int | None = None
+) -> tuple[Out, Lse]:
+    """`forward` with keys that are read as they are stored: `choice.not_read` says which cannot be."""
+    _check_served(q, q)
+    arrays, codes = as_stored(past, q)
+    keys = jax.ShapeDtypeStruct((q.shape[0], arrays.get("rows", arrays["k"]).shape[1], *q.shape[2:]), q.dtype)
+    tiles = tiles or tiles_for("forward", q, keys, q)
+    parts = parts or parts_for(q, keys, tiles, multiprocessors())
+    return _joined(FORWARD_OF_PAST({"q": q} | arrays, mask, scale, tiles, parts, codes), parts, q.dtype)
+
+
 def in_parts(
     q: Query, k: Key, v: Value, mask: KeyRuns | None, scale: float, tiles: Tiles, parts: int,
     first: Int[Array, ""] | None = None,
 ) -> tuple[Out, Lse]:  # fmt: skip
     """`forward` with the keys of each program cut into so many parts, which are joined. `first`: see `Kernel`."""
-    o, lse = FORWARD({"q": q, "k": k, "v": v, "first": first}, mask, scale, tiles, parts)
+    return _joined(FORWARD({"q": q, "k": k, "v": v, "first": first}, mask, scale, tiles, parts), parts, q.dtype)
+
+
+def _joined(results: tuple[Array, Array], parts: int, dtype: jnp.dtype) -> tuple[Out, Lse]:
+    o, lse = results
     if parts > 1:
         o, lse = join(o, lse)
-    return o.astype(q.dtype), lse
+    return o.astype(dtype), lse
 
 
 def tangent(
@@ -114,7 +133,7 @@ def _forward_body(ins: Refs, outs: Refs, walk: Walk, arith: Arithmetic) -> None:
     q = load(ins["q"], walk.stay)
 
     def visit(keys: Rows, carry: tuple, masked: bool) -> tuple:
-        k, v = (load(ins[x], keys) for x in "kv")
+        k, v = (read(ins, keys, q.dtype) for read in (read_keys, read_values))
         m, total, acc = carry
         m, p, decay = _online(m, walk.scores(q, k, keys, arith, masked), arith, guard=masked and walk.runs is not None)
         return m, decay * total + p.sum(axis=1), decay[:, None] * acc + arith.dot(p.astype(v.dtype), v)
@@ -129,6 +148,14 @@ FORWARD = Kernel(
     stays="queries",
     operands={"q": "queries", "k": "keys", "v": "keys"},
     outputs={"o": "v", "lse": None},
+)
+
+FORWARD_OF_PAST = Kernel(  # read as it is stored
+    "forward",
+    _forward_body,
+    stays="queries",
+    operands={"q": "queries"} | dict.fromkeys(("k", "v", "k_scale", "v_scale", "cos", "sin"), "keys"),
+    outputs={"o": "q", "lse": None},
 )
 
 
