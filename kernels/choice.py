@@ -19,8 +19,10 @@ from rcm_jax.kernels.backends import Backend, load_backend
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.kernels.past import Past
 from rcm_jax.kernels.target import Target, target
+from rcm_jax.quant import Stored
 
 PASSES = ("forward", "tangent", "fused", "backward")
+FLOAT8_GPU = 8.9  # whose compiler has float8
 OLDEST_GPU = 8.0  # compute capability, of our kernels and of cuDNN's
 CUDNN_WIDTHS = range(8, 129, 8)  # what its forward and its backward take on every GPU from sm_80 on
 CUDNN_SHORTEST = 64  # tokens; its engines for fewer have restrictions of their own, and so short a call costs nothing
@@ -172,4 +174,20 @@ def not_read(past: Past, q: Array) -> str | None:
         return "it is not one layer of a stack"
     if past.v.shape[-1] != q.shape[-1]:
         return f"values are {past.v.shape[-1]} wide, and queries {q.shape[-1]}"
-    return None
+    reasons = ((name, _not_decoded(x)) for name, x in (("keys", past.k), ("values", past.v)))
+    return next((f"{name}: {reason}" for name, reason in reasons if reason), None)
+
+
+def _not_decoded(x: Array | Stored) -> str | None:
+    if not isinstance(x, Stored):
+        return None
+    config, width = x.config, x.shape[-1]
+    if config.smoothing not in ("none", "clip"):
+        return f"{config.smoothing} has to be undone"
+    if config.dtype == "bf16":
+        return None
+    if config.granularity != "token":
+        return f"scales are of a {config.granularity}, not of a token"
+    if config.dtype == "fp8" and (target().capability or FLOAT8_GPU) < FLOAT8_GPU:
+        return f"float8 is read from compute capability {FLOAT8_GPU} on"
+    return None if width >= 16 and width & (width - 1) == 0 else f"heads {width} wide: a power of two from 16 is read"

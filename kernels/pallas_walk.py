@@ -65,8 +65,10 @@ def _view(operand: Operand, rows: Rows) -> tuple[Any, Array | None]:
         exists = columns if exists is None else exists & columns
     if exists is not None:
         exists = jnp.broadcast_to(exists, (rows.size, padded))
-    if operand.rows is not None:
-        index = load(operand.rows, rows)
+    if operand.rows is not None:  # not beside a slice, which the interpreter does not take
+        index, columns = (jnp.broadcast_to(x, (rows.size, padded)) for x in (
+            load(operand.rows, rows)[:, None], jnp.arange(padded, dtype=jnp.int32)[None]))  # fmt: skip
+        return operand.ref.at[operand.sample, index, columns], exists
     at = (index, slice(None)) if operand.sample is None else (operand.sample, index, slice(None))
     return operand.ref.at[at], exists
 

@@ -9,8 +9,10 @@ import pytest
 
 from rcm_jax.kernels import pallas_triton, reference
 from rcm_jax.kernels.attention import Past, attention
+from rcm_jax.kernels.choice import not_read
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.kernels.tiles import Tiles
+from rcm_jax.quant import QuantConfig, store
 from rcm_jax.wan.rope import rope_table
 from tests.kernels.attention_cases import close
 
@@ -53,6 +55,75 @@ def test_keys_before_rope_in_bfloat16():
     wide = made(*jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, (q, past)), 33)
     errors = [np.abs(np.asarray(f(q, past, 33)[0], np.float32) - wide[0]).max() for f in (read, made)]
     assert errors[0] < 1.3 * errors[1] < 0.02
+
+
+def in_few_bytes(keys, values=None, slots=2, width=16, batch=B):
+    """So many slots of 20 tokens in each of two layers."""
+
+    def stored(seed, config):
+        x = normal(seed, L, slots, batch, S, N, width)
+        return jax.vmap(jax.vmap(lambda x: store(x, config)[0]))(x)
+
+    k, v = stored(1, keys), stored(2, values or keys)
+    return Past(k, v, layer=jnp.int32(1), rope=rope(slots * S, width))
+
+
+def by_token(dtype, group=8):
+    return QuantConfig(dtype, granularity="token", group_size=group)
+
+
+def same(past, kv_len=33, parts=1, dtype=jnp.float32):
+    k, _ = past.one(dtype)
+    q = normal(0, k.shape[0], S, N, k.shape[3], dtype=dtype)
+    assert not_read(past, q) is None
+    # what is stored comes back as bfloat16 where it is made, and is not rounded before it is turned where it is read
+    close(read(q, past, kv_len, parts=parts), made(q, past, kv_len), 8e-3)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8", "fp8", "int4", "fp4", "int2"])
+def test_codes_are_what_they_stand_for(dtype):
+    """Every bit of values, which are rounded once: beside keys of zeros, one value at a time is all that is seen."""
+    past = in_few_bytes(by_token(dtype), slots=1, batch=1)
+    past = past._replace(rope=None, k=jnp.zeros((L, 1, S, N, 16)))
+    values = past.one(jnp.bfloat16)[1].astype(jnp.float32)
+    for row in (0, 7, 19):
+        q = normal(0, 1, 1, N, 16, dtype=jnp.bfloat16)
+        o, _ = read(q, past._replace(rows=jnp.array([row]), k=past.k.astype(jnp.bfloat16)), 1)
+        np.testing.assert_array_equal(o[:, 0].astype(jnp.float32), values[:, row])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4", "int2"])
+def test_keys_and_values_in_few_bytes(dtype):
+    same(in_few_bytes(by_token(dtype), batch=1))
+
+
+@pytest.mark.parametrize(("group", "slots", "batch", "kv_len"), [(0, 1, 2, 20), (4, 2, 2, 0), (16, 3, 2, 47)])
+def test_groups_slots_and_samples(group, slots, batch, kv_len):
+    """Where there are several samples and slots, a program finds its own sample's rows."""
+    same(in_few_bytes(by_token("fp8", group), by_token("int4", group), slots, batch=batch), kv_len, parts=2)
+
+
+def test_in_another_order():
+    """Frames as a policy has them, some twice, some not at all; the table of RoPE is in that order, too."""
+    past = in_few_bytes(by_token("bf16"), by_token("int4"))
+    same(past._replace(rows=jnp.concatenate([jnp.arange(20, 40), jnp.arange(12, 24), jnp.arange(12, 20)])))
+
+
+@pytest.mark.parametrize(
+    ("config", "width", "reason"),
+    [
+        (QuantConfig("int4", granularity="channel"), 16, "keys: scales are of a channel, not of a token"),
+        (QuantConfig("int4", "hadamard", granularity="token"), 16, "keys: hadamard has to be undone"),
+        (by_token("int8"), 24, "keys: heads 24 wide: a power of two from 16 is read"),
+    ],
+)
+def test_what_is_made_first(config, width, reason):
+    past = in_few_bytes(config, width=width, slots=1, batch=1)
+    q = normal(0, 1, S, N, width)
+    assert not_read(past, q) == reason
+    masked = past._replace(mask=KeyRuns(kv_len=17))
+    got, want = (attention(q, q, q, past=p, implementation="xla") for p in (masked, masked.made(q.dtype)))
+    close(got, want, 0)
 
 
 def chunk(past, **static):
