@@ -182,7 +182,7 @@ class Restoring:
         if self.order is None:
             return None
         tokens = self.geometry.frame_tokens
-        return (self.order[:, None] * tokens + jnp.arange(tokens)).ravel()
+        return (self.order[:, None] * tokens + jnp.arange(tokens)[None]).ravel()
 
     def _made(self, layer: Int[Array, ""], dtype: jnp.dtype) -> KeyValues:
         parts = [restored(blobs, layer, dtype) for blobs in self.slots[:2] if blobs is not None]
