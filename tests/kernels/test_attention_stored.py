@@ -7,12 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rcm_jax.causal.cache import Geometry, Ring
+from rcm_jax.causal.quantised import quantised
+from rcm_jax.chunks import ChunkPattern
 from rcm_jax.kernels import pallas_triton, reference
 from rcm_jax.kernels.attention import Past, attention
 from rcm_jax.kernels.choice import not_read
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.kernels.tiles import Tiles
-from rcm_jax.quant import QuantConfig, store
+from rcm_jax.quant import CacheQuant, QuantConfig, store
+from rcm_jax.wan.layers import KeyValues
 from rcm_jax.wan.rope import rope_table
 from tests.kernels.attention_cases import close
 
@@ -145,3 +149,22 @@ def test_the_op_and_its_derivatives(backend):
         return jax.jvp(f, x, moving), jax.grad(lambda *x: (f(*x) ** 2).sum(), (0, 1, 2))(*x)
 
     close(jax.jit(lambda: derivatives(in_place))(), jax.jit(lambda: derivatives(apart))())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "config", "read_so"),
+    [
+        ("c2-2", by_token("int8"), True),
+        ("c1-2", by_token("int8"), False),  # chunks of two sizes
+        ("c2-2", QuantConfig("int8", granularity="channel"), False),
+    ],
+)
+def test_a_policy_gives_its_slots_as_they_are(pattern, config, read_so):
+    geometry = Geometry(ChunkPattern.parse(pattern), 8, (2, 2), L, N, 16, "float32")
+    policy = quantised(Ring(3), CacheQuant(config, config))
+    seen = policy.seen(geometry, policy.open(geometry, 1), jnp.int32(2), False)
+    q = normal(0, 1, 8, N, 16)
+    past, _ = seen.attend(lambda *_, past: past, q, KeyValues(q, q), rope(8, 16), jnp.int32(1))
+    assert (not_read(past, q) is None) == read_so
+    k, _ = past.one(q.dtype)
+    assert k.shape == (1, (16 if pattern == "c2-2" else 20), N, 16)
