@@ -11,45 +11,21 @@ does both in one pass. Derivatives of derivatives are not defined and come out a
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from rcm_jax.kernels import masks, primitives
 from rcm_jax.kernels.backends import BACKENDS, Backend, load_backend
-from rcm_jax.kernels.choice import Call, choose
+from rcm_jax.kernels.choice import Call, choose, not_read
 from rcm_jax.kernels.joining import join
 from rcm_jax.kernels.masks import KeyRuns
+from rcm_jax.kernels.past import Past
 
 __all__ = ["BACKENDS", "Backend", "Past", "attention"]
-
-
-class Past(NamedTuple):
-    """Keys and values in front of a sequence's own, and the mask between the queries and them.
-
-    With a `layer`, k and v are a stack [L, B, P, N, D] of which it is the one that is meant: a cache of all layers,
-    which kernels read where it lies.
-    """
-
-    k: Float[Array, "B P N D"] | Float[Array, "L B P N D"]
-    v: Float[Array, "B P N V"] | Float[Array, "L B P N V"]
-    mask: KeyRuns | None = None
-    layer: Int[Array, ""] | None = None
-
-    @property
-    def apart(self) -> bool:
-        """Whether it stays where it is, and what is seen of it is joined to the rest by lse."""
-        return self.layer is not None or (self.mask is not None and self.mask.kv_len is not None)
-
-    def one(self) -> tuple[Float[Array, "B P N D"], Float[Array, "B P N V"]]:
-        """k and v of the layer."""
-        if self.layer is None:
-            return self.k, self.v
-        return tuple(jax.lax.dynamic_index_in_dim(x, self.layer, keepdims=False) for x in self[:2])
 
 
 def attention(
@@ -76,14 +52,17 @@ def attention(
 
     With a `past` the softmax is over its keys and k together, and `mask` is between q and k. The derivative is taken by
     parts: keys that stand still while the others move cost a tangent three products a pair, not five. So does one
-    kernel for value and tangent cost more, and `fused` is of no effect. A past that is `apart` is not copied.
+    kernel for value and tangent cost more, and `fused` is of no effect. A past that is `apart` is not copied, and one
+    that is stored before RoPE or in few bytes is read so by a kernel that can (`choice.not_read` says which cannot).
 
     o and lse carry the names `name`_o and `name`_lse: a remat policy that saves them keeps the backward pass from
     running the forward kernel again.
 
     Raises ValueError or TypeError for operands that do not fit, NotImplementedError from a backend that can't serve.
     """
-    parts = [(k, v, mask)] if past is None else [(*past.one(), past.mask), (k, v, mask)]
+    if past is not None and past.as_stored and not_read(past, q):
+        past = past.made(q.dtype)
+    parts = [(k, v, mask)] if past is None else [(*past.one(q.dtype), past.mask), (k, v, mask)]
     parts = [((k, v), _checked(q, k, v, mask)) for k, v, mask in parts]
     keys, key_masks = zip(*parts, strict=True)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -114,7 +93,10 @@ def _forward_apart(
 ) -> tuple[Array, Array]:
     """o and lse over both parts, each by itself: neither is copied."""
     (pk, pv), own = keys
-    if past.layer is None:
+    if past.as_stored:
+        stored = jax.lax.stop_gradient((q, past._replace(mask=None)))
+        first = primitives.forward_of_past(backend, scale, stored, key_masks[0])
+    elif past.layer is None:
         first = primitives.forward(backend, scale, jax.lax.stop_gradient((q, pk, pv)), key_masks[0])
     else:
         stack = jax.lax.stop_gradient((q, past.k, past.v))

@@ -17,9 +17,12 @@ from jaxtyping import Array
 from rcm_jax.kernels import cudnn
 from rcm_jax.kernels.backends import Backend, load_backend
 from rcm_jax.kernels.masks import KeyRuns
+from rcm_jax.kernels.past import Past
 from rcm_jax.kernels.target import Target, target
+from rcm_jax.quant import Stored
 
 PASSES = ("forward", "tangent", "fused", "backward")
+FLOAT8_GPU = 8.9  # whose compiler has float8
 OLDEST_GPU = 8.0  # compute capability, of our kernels and of cuDNN's
 CUDNN_WIDTHS = range(8, 129, 8)  # what its forward and its backward take on every GPU from sm_80 on
 CUDNN_SHORTEST = 64  # tokens; its engines for fewer have restrictions of their own, and so short a call costs nothing
@@ -161,5 +164,30 @@ def _put_together(*names: str) -> Backend:
         return load_backend(names[0])
     modules = (importlib.import_module(f"rcm_jax.kernels.{name}") for name in names)
     passes = dict(zip(PASSES, modules, strict=True))
-    of_layer = getattr(passes["forward"], "forward_of_layer", None)
-    return Backend(**{kind: getattr(module, kind, None) for kind, module in passes.items()}, forward_of_layer=of_layer)
+    more = {name: getattr(passes["forward"], name, None) for name in ("forward_of_layer", "forward_of_past")}
+    return Backend(**{kind: getattr(module, kind, None) for kind, module in passes.items()}, **more)
+
+
+def not_read(past: Past, q: Array) -> str | None:
+    """Why kernels cannot read a past as it is stored, so that its layer has to be made first; None: they can."""
+    if past.layer is None:
+        return "it is not one layer of a stack"
+    if past.v.shape[-1] != q.shape[-1]:
+        return f"values are {past.v.shape[-1]} wide, and queries {q.shape[-1]}"
+    reasons = ((name, _not_decoded(x)) for name, x in (("keys", past.k), ("values", past.v)))
+    return next((f"{name}: {reason}" for name, reason in reasons if reason), None)
+
+
+def _not_decoded(x: Array | Stored) -> str | None:
+    if not isinstance(x, Stored):
+        return None
+    config, width = x.config, x.shape[-1]
+    if config.smoothing not in ("none", "clip"):
+        return f"{config.smoothing} has to be undone"
+    if config.dtype == "bf16":
+        return None
+    if config.granularity != "token":
+        return f"scales are of a {config.granularity}, not of a token"
+    if config.dtype == "fp8" and (target().capability or FLOAT8_GPU) < FLOAT8_GPU:
+        return f"float8 is read from compute capability {FLOAT8_GPU} on"
+    return None if width >= 16 and width & (width - 1) == 0 else f"heads {width} wide: a power of two from 16 is read"

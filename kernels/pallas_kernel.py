@@ -17,6 +17,8 @@ from rcm_jax.kernels.tiles import Tiles, tiles_for
 
 MIN_BLOCK = 16  # the narrowest operand of a matrix product; narrower heads are padded to it
 
+FROM_A_STACK = {"k", "v", "k_scale", "v_scale"}
+
 Side = Literal["queries", "keys"]
 Typed = Array | jax.ShapeDtypeStruct
 
@@ -26,7 +28,8 @@ class Kernel:
     """A program has a tile of the side that `stays`, of one head and sample; its `body` walks the tiles of the other.
 
     operands: the side that each has its rows on, in the order of the compiled kernel's arguments. An operand is
-        [B, rows, N, width], or [B, N, rows] where it is one number a row. Tangents may be None.
+        [B, rows, N, width], [B, N, rows] where it is one number a row, or [rows, width / 2] where it is one table for
+        all samples and heads. Those of `FROM_A_STACK` are the keys' and lie in a stack. Some may be None.
     outputs: the operand that each is as wide as, or None for one float32 number a row. Their rows are those that stay.
     """
 
@@ -41,38 +44,43 @@ class Kernel:
         return "keys" if self.stays == "queries" else "queries"
 
     def __call__(
-        self, arrays: dict[str, Array | None], mask: KeyRuns | None, scale: float, tiles: Tiles | None, parts: int = 1
-    ) -> tuple[Array, ...]:
+        self, arrays: dict[str, Array | None], mask: KeyRuns | None, scale: float, tiles: Tiles | None, parts: int = 1,
+        codes: dict[str, str] | None = None,
+    ) -> tuple[Array, ...]:  # fmt: skip
         """The outputs over all tiles, heads and samples: on CUDA compiled, anywhere else interpreted.
 
-        With a `first` among the arrays, k and v have more samples than q: q's are theirs from that one on. With several
-        `parts` each walks its share of the other side, and has its own outputs: [parts, ...] in float32.
+        With a `first` among the arrays, k and v have more samples than q: q's are theirs from that one on. With `rows`
+        [B, keys] k and v are one sample, in which each of q's has its keys there. `codes` are what operands of codes
+        stand for. With several `parts` each walks its share of the other side, and has its own outputs:
+        [parts, ...] in float32.
         """
         tiles = tiles or tiles_for(self.name, arrays["q"], arrays["k"], arrays["v"])
-        present = {name: arrays[name] for name in self.operands if arrays[name] is not None}
+        present = {name: arrays[name] for name in self.operands if arrays.get(name) is not None}
         if mask is not None and mask.kv_len is not None:
             present["kv_len"] = jnp.asarray(mask.kv_len, jnp.int32).reshape(1)
         if arrays.get("first") is not None:
             present["first"] = jnp.asarray(arrays["first"], jnp.int32).reshape(1)
-        call = functools.partial(_call, self, tiles, scale, mask, parts)
+        if arrays.get("rows") is not None:
+            present["rows"] = arrays["rows"]
+        call = functools.partial(_call, self, tiles, scale, mask, parts, codes or {})
         return jax.lax.platform_dependent(
             present, cuda=functools.partial(call, interpret=False), default=functools.partial(call, interpret=True)
         )
 
 
 def _call(
-    kernel: Kernel, tiles: Tiles, scale: float, mask: KeyRuns | None, parts: int, arrays: dict[str, Array],
-    *, interpret: bool,
+    kernel: Kernel, tiles: Tiles, scale: float, mask: KeyRuns | None, parts: int, codes: dict[str, str],
+    arrays: dict[str, Array], *, interpret: bool,
 ) -> tuple[Array, ...]:  # fmt: skip
-    (B, S, N, _), K = arrays["q"].shape, arrays["k"].shape[1]
+    (B, S, N, _), K = arrays["q"].shape, arrays.get("rows", arrays["k"]).shape[1]
     sizes = {"queries": (S, tiles.block_q), "keys": (K, tiles.block_k)}
     (length, block), (walked_length, walked_block) = sizes[kernel.stays], sizes[kernel.walks]
     operands = {name: arrays[name] for name in kernel.operands if name in arrays}
     inputs = {}  # arrays, and the part of each that a program sees
-    stacked = {"k", "v"} if "first" in arrays else set()
+    stacked = FROM_A_STACK & set(operands) if "first" in arrays or "rows" in arrays else set()
     for name, x in operands.items():
         spec = (
-            _stack_spec(x)
+            _stack_spec(x, exact=name in codes or name.endswith("scale"))
             if name in stacked
             else _row_spec(x, block if kernel.operands[name] == kernel.stays else None)
         )
@@ -80,17 +88,20 @@ def _call(
     inputs |= _mask_inputs(kernel, tiles, mask, S, K)
     scalar = pl.BlockSpec((1,), lambda i, n, b: (0,))
     inputs |= {name: (arrays[name], scalar) for name in ("kv_len", "first") if name in arrays}
+    if "rows" in arrays:
+        inputs["rows"] = arrays["rows"], pl.BlockSpec((None, K), lambda i, n, b: (b, 0))
     outputs = {name: _output(arrays, length, like) for name, like in kernel.outputs.items()}
 
     def program(*refs: Any) -> None:
         named = dict(zip((*inputs, *outputs), refs, strict=True))
-        sample = named["first"][0] + jax.lax.rem(pl.program_id(2), jnp.int32(B)) if stacked else None
-        ins = {
-            name: _operand(named[name], operands[name], sample if name in stacked else None)
-            if name in operands
-            else None
-            for name in kernel.operands
-        }
+        where = {}  # that operands of a stack lie
+        if "rows" in named:
+            where = {"sample": jnp.int32(0), "rows": Operand(named["rows"], None)}
+        elif stacked:
+            where = {"sample": named["first"][0] + jax.lax.rem(pl.program_id(2), jnp.int32(B))}
+        ins: dict = dict.fromkeys(kernel.operands)
+        for name, x in operands.items():
+            ins[name] = _operand(named[name], x, code=codes.get(name), **(where if name in stacked else {}))
         outs = {name: _operand(named[name], x) for name, x in outputs.items()}
         part = None if parts == 1 else jax.lax.div(pl.program_id(2), jnp.int32(B))
         stay = Rows(pl.program_id(0) * block, block, length, None)
@@ -144,8 +155,8 @@ def _of_part(spec: pl.BlockSpec, samples: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, *spec.block_shape), index)
 
 
-def _operand(ref: Any, x: Typed, sample: Int32[Array, ""] | None = None) -> Operand:
-    return Operand(ref, x.shape[3] if x.ndim == 4 else None, sample)
+def _operand(ref: Any, x: Typed, **where: Any) -> Operand:
+    return Operand(ref, None if x.ndim == 3 else x.shape[-1], **where)
 
 
 def _padded(width: int) -> int:
@@ -153,9 +164,10 @@ def _padded(width: int) -> int:
     return max(MIN_BLOCK, pl.next_power_of_2(width))
 
 
-def _stack_spec(x: Typed) -> pl.BlockSpec:
+def _stack_spec(x: Typed, exact: bool) -> pl.BlockSpec:
     """Of a program's head all rows of all samples: which sample it reads is known only when it runs."""
-    return pl.BlockSpec((*x.shape[:2], None, _padded(x.shape[3])), lambda i, n, b: (0, 0, n, 0))
+    width = x.shape[3] if exact else _padded(x.shape[3])
+    return pl.BlockSpec((*x.shape[:2], None, width), lambda i, n, b: (0, 0, n, 0))
 
 
 def _row_spec(x: Typed, block: int | None) -> pl.BlockSpec:
@@ -164,6 +176,8 @@ def _row_spec(x: Typed, block: int | None) -> pl.BlockSpec:
     def tile(i: Int32[Array, ""]) -> Int32[Array, ""] | int:
         return 0 if block is None else i
 
+    if x.ndim == 2:
+        return pl.BlockSpec((block or x.shape[0], _padded(2 * x.shape[1]) // 2), lambda i, n, b: (tile(i), 0))
     if x.ndim == 3:
         return pl.BlockSpec((None, None, block or x.shape[2]), lambda i, n, b: (b, n, tile(i)))
     return pl.BlockSpec((None, block or x.shape[1], None, _padded(x.shape[3])), lambda i, n, b: (b, tile(i), n, 0))

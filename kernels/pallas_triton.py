@@ -12,8 +12,7 @@ two are padded in registers. On any device that is not CUDA the same kernels are
 The order of the products in a body is the one that leaves the compiler most registers: docs/kernels.md.
 """
 
-import functools
-
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -21,7 +20,10 @@ from rcm_jax.kernels.joining import join
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.kernels.pallas_kernel import Kernel
 from rcm_jax.kernels.pallas_parts import multiprocessors, parts_for
-from rcm_jax.kernels.pallas_walk import LOG2_E, Arithmetic, Operand, Refs, Rows, Walk, load, store
+from rcm_jax.kernels.pallas_read import as_stored, read_keys, read_values
+from rcm_jax.kernels.pallas_sums import add_tangent, base_2, constant, online, store_forward
+from rcm_jax.kernels.pallas_walk import Arithmetic, Refs, Rows, Walk, load, store
+from rcm_jax.kernels.past import Past
 from rcm_jax.kernels.tiles import Tiles, tiles_for
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -57,15 +59,31 @@ def forward_of_layer(
     return in_parts(q, k, v, mask, scale, tiles, parts_for(q, k, tiles, multiprocessors()), layer * q.shape[0])
 
 
+def forward_of_past(
+    q: Query, past: Past, mask: KeyRuns | None, scale: float, *, tiles: Tiles | None = None, parts: int | None = None
+) -> tuple[Out, Lse]:
+    """`forward` with keys that are read as they are stored: `choice.not_read` says which cannot be."""
+    _check_served(q, q)
+    arrays, codes = as_stored(past, q)
+    keys = jax.ShapeDtypeStruct((q.shape[0], arrays.get("rows", arrays["k"]).shape[1], *q.shape[2:]), q.dtype)
+    tiles = tiles or tiles_for("forward_of_past", q, keys, q)
+    parts = parts or parts_for(q, keys, tiles, multiprocessors())
+    return _joined(FORWARD_OF_PAST({"q": q} | arrays, mask, scale, tiles, parts, codes), parts, q.dtype)
+
+
 def in_parts(
     q: Query, k: Key, v: Value, mask: KeyRuns | None, scale: float, tiles: Tiles, parts: int,
     first: Int[Array, ""] | None = None,
 ) -> tuple[Out, Lse]:  # fmt: skip
     """`forward` with the keys of each program cut into so many parts, which are joined. `first`: see `Kernel`."""
-    o, lse = FORWARD({"q": q, "k": k, "v": v, "first": first}, mask, scale, tiles, parts)
+    return _joined(FORWARD({"q": q, "k": k, "v": v, "first": first}, mask, scale, tiles, parts), parts, q.dtype)
+
+
+def _joined(results: tuple[Array, Array], parts: int, dtype: jnp.dtype) -> tuple[Out, Lse]:
+    o, lse = results
     if parts > 1:
         o, lse = join(o, lse)
-    return o.astype(q.dtype), lse
+    return o.astype(dtype), lse
 
 
 def tangent(
@@ -114,13 +132,13 @@ def _forward_body(ins: Refs, outs: Refs, walk: Walk, arith: Arithmetic) -> None:
     q = load(ins["q"], walk.stay)
 
     def visit(keys: Rows, carry: tuple, masked: bool) -> tuple:
-        k, v = (load(ins[x], keys) for x in "kv")
+        k, v = (read(ins, keys, q.dtype) for read in (read_keys, read_values))
         m, total, acc = carry
-        m, p, decay = _online(m, walk.scores(q, k, keys, arith, masked), arith, guard=masked and walk.runs is not None)
+        m, p, decay = online(m, walk.scores(q, k, keys, arith, masked), arith, guard=masked and walk.runs is not None)
         return m, decay * total + p.sum(axis=1), decay[:, None] * acc + arith.dot(p.astype(v.dtype), v)
 
-    start = _constant(walk, -jnp.inf), _constant(walk, 0), _constant(walk, 0, outs["o"])
-    _store_forward(outs, walk, *walk.over(visit, start), arith)
+    start = constant(walk, -jnp.inf), constant(walk, 0), constant(walk, 0, outs["o"])
+    store_forward(outs, walk, *walk.over(visit, start), arith)
 
 
 FORWARD = Kernel(
@@ -131,17 +149,25 @@ FORWARD = Kernel(
     outputs={"o": "v", "lse": None},
 )
 
+FORWARD_OF_PAST = Kernel(  # read as it is stored
+    "forward",
+    _forward_body,
+    stays="queries",
+    operands={"q": "queries"} | dict.fromkeys(("k", "v", "k_scale", "v_scale", "cos", "sin"), "keys"),
+    outputs={"o": "q", "lse": None},
+)
+
 
 def _tangent_body(ins: Refs, outs: Refs, walk: Walk, arith: Arithmetic) -> None:
     q, tq, o = (load(ins[x], walk.stay) for x in ("q", "tq", "o"))
-    lse = _base_2(load(ins["lse"], walk.stay), walk)
+    lse = base_2(load(ins["lse"], walk.stay), walk)
 
     def visit(keys: Rows, carry: tuple, masked: bool) -> tuple:
         k, v, tk, tv = (load(ins[x], keys) for x in ("k", "v", "tk", "tv"))
         p = arith.exp2(walk.scores(q, k, keys, arith, masked), lse[:, None])
-        return _add_tangent(*carry, p, q, k, v, tq, tk, tv, arith)
+        return add_tangent(*carry, p, q, k, v, tq, tk, tv, arith)
 
-    row, acc = walk.over(visit, (_constant(walk, 0), _constant(walk, 0, outs["to"])))
+    row, acc = walk.over(visit, (constant(walk, 0), constant(walk, 0, outs["to"])))
     store(outs["to"], walk.stay, acc - row[:, None] * o.astype(jnp.float32))
 
 
@@ -163,14 +189,14 @@ def _fused_body(ins: Refs, outs: Refs, walk: Walk, arith: Arithmetic) -> None:
     def visit(keys: Rows, carry: tuple, masked: bool) -> tuple:
         k, v, tk, tv = (load(ins[x], keys) for x in ("k", "v", "tk", "tv"))
         m, total, acc, row, t_acc = carry
-        m, p, decay = _online(m, walk.scores(q, k, keys, arith, masked), arith, guard=masked and walk.runs is not None)
-        row, t_acc = _add_tangent(decay * row, decay[:, None] * t_acc, p, q, k, v, tq, tk, tv, arith)
+        m, p, decay = online(m, walk.scores(q, k, keys, arith, masked), arith, guard=masked and walk.runs is not None)
+        row, t_acc = add_tangent(decay * row, decay[:, None] * t_acc, p, q, k, v, tq, tk, tv, arith)
         acc = decay[:, None] * acc + arith.dot(p.astype(v.dtype), v)
         return m, decay * total + p.sum(axis=1), acc, row, t_acc
 
-    start = _constant(walk, -jnp.inf), _constant(walk, 0), _constant(walk, 0, outs["o"])
-    m, total, acc, row, t_acc = walk.over(visit, (*start, _constant(walk, 0), _constant(walk, 0, outs["to"])))
-    o = _store_forward(outs, walk, m, total, acc, arith)
+    start = constant(walk, -jnp.inf), constant(walk, 0), constant(walk, 0, outs["o"])
+    m, total, acc, row, t_acc = walk.over(visit, (*start, constant(walk, 0), constant(walk, 0, outs["to"])))
+    o = store_forward(outs, walk, m, total, acc, arith)
     weight = 1 / jnp.where(total == 0, 1, total)[:, None]
     store(outs["to"], walk.stay, weight * (t_acc - row[:, None] * o))
 
@@ -186,7 +212,7 @@ FUSED = Kernel(
 
 def _dq_body(ins: Refs, outs: Refs, walk: Walk, arith: Arithmetic) -> None:
     q, do, lse, delta = (load(ins[x], walk.stay) for x in ("q", "do", "lse", "delta"))
-    lse = _base_2(lse, walk)
+    lse = base_2(lse, walk)
 
     def visit(keys: Rows, dq: Array, masked: bool) -> Array:
         k, v = (load(ins[x], keys) for x in "kv")
@@ -194,7 +220,7 @@ def _dq_body(ins: Refs, outs: Refs, walk: Walk, arith: Arithmetic) -> None:
         ds = p * (arith.dot_t(do, v) - delta[:, None])
         return dq + arith.dot(ds.astype(k.dtype), k)
 
-    store(outs["dq"], walk.stay, arith.scale * walk.over(visit, _constant(walk, 0, outs["dq"])))
+    store(outs["dq"], walk.stay, arith.scale * walk.over(visit, constant(walk, 0, outs["dq"])))
 
 
 DQ = Kernel(
@@ -215,12 +241,12 @@ def _dkv_body(ins: Refs, outs: Refs, walk: Walk, arith: Arithmetic) -> None:
     def visit(queries: Rows, carry: tuple, masked: bool) -> tuple:
         q, do, lse, delta = (load(ins[x], queries) for x in ("q", "do", "lse", "delta"))
         # Rows past the last query load as zeros, with do = delta = 0: they add nothing.
-        p = arith.exp2(walk.scores(k, q, queries, arith, masked), _base_2(lse, walk)[None, :])
+        p = arith.exp2(walk.scores(k, q, queries, arith, masked), base_2(lse, walk)[None, :])
         dv = carry[1] + arith.dot(p.astype(do.dtype), do)
         ds = p * (arith.dot_t(v, do) - delta[None, :])
         return carry[0] + arith.dot(ds.astype(q.dtype), q), dv
 
-    dk, dv = walk.over(visit, (_constant(walk, 0, outs["dk"]), _constant(walk, 0, outs["dv"])))
+    dk, dv = walk.over(visit, (constant(walk, 0, outs["dk"]), constant(walk, 0, outs["dv"])))
     store(outs["dk"], walk.stay, arith.scale * dk)
     store(outs["dv"], walk.stay, dv)
 
@@ -232,53 +258,3 @@ DKV = Kernel(
     operands={"q": "queries", "k": "keys", "v": "keys", "do": "queries", "lse": "queries", "delta": "queries"},
     outputs={"dk": "k", "dv": "v"},
 )
-
-
-# --- pieces of the bodies -------------------------------------------------------------------------------------------
-
-
-def _online(m: Array, s: Array, arith: Arithmetic, guard: bool) -> tuple[Array, Array, Array]:
-    """(new maximum, exp2(s - maximum), by what earlier sums shrink).
-
-    guard: a row may have seen nothing yet, with this tile. It is -inf all along, and wants zeros.
-    """
-    new = jnp.maximum(m, s.max(axis=1))
-    shift = arith.factor * (jnp.where(new == -jnp.inf, 0, new) if guard else new)
-    return new, arith.exp2(s, shift[:, None]), arith.exp2(m, shift)
-
-
-def _add_tangent(
-    row: Array, acc: Array, p: Array, q: Array, k: Array, v: Array, tq: Array | None, tk: Array | None,
-    tv: Array | None, arith: Arithmetic,
-) -> tuple[Array, Array]:  # fmt: skip
-    """row + rowsum(P∘tS) and acc + (P∘tS) V + P tV of one tile, for unnormalised or normalised P.
-
-    Products are added to `acc` one by one: a sum of two that is added later would be a second accumulator.
-    """
-    moving = [(a, b) for a, b in ((tq, k), (q, tk)) if a is not None and b is not None]
-    if moving:
-        pts = p * (arith.scale * functools.reduce(jnp.add, (arith.dot_t(a, b) for a, b in moving)))
-        row, acc = row + pts.sum(axis=1), acc + arith.dot(pts.astype(v.dtype), v)
-    if tv is not None:
-        acc = acc + arith.dot(p.astype(tv.dtype), tv)
-    return row, acc
-
-
-def _base_2(lse: Array, walk: Walk) -> Array:
-    """lse in base 2, and 0 where it is -inf: exp2(-inf - 0) is the 0 that a row without keys wants."""
-    return jnp.where(lse == -jnp.inf, 0, lse * LOG2_E) if walk.blind else lse * LOG2_E
-
-
-def _store_forward(outs: Refs, walk: Walk, m: Array, total: Array, acc: Array, arith: Arithmetic) -> Array:
-    """Stores o and lse of the rows, and returns o in float32."""
-    o = acc / jnp.where(total == 0, 1, total)[:, None]
-    store(outs["o"], walk.stay, o)
-    # -inf + log2(0): -inf for a row without keys
-    store(outs["lse"], walk.stay, (arith.factor * m + jnp.log2(total)) / LOG2_E)
-    return o
-
-
-def _constant(walk: Walk, value: float, like: Operand | None = None) -> Array:
-    """A float32 accumulator: one number a row of the tile, or as wide as `like`."""
-    shape = (walk.stay.size,) if like is None else (walk.stay.size, like.ref.shape[-1])
-    return jnp.full(shape, value, jnp.float32)

@@ -38,12 +38,16 @@ class Rows:
 class Operand:
     """A ref [rows, padded width] of an array that is `width` wide, or a ref [rows] of one that has no width.
 
-    sample: where the ref has all samples in front, the one that is meant.
+    sample: where the ref has all samples in front, the one that is meant. rows: where the ref has all rows of all
+    samples, an operand that says in which of them a row of the array lies.
+    code: what its numbers are codes of, where they are.
     """
 
     ref: Any
     width: int | None
     sample: Int32[Array, ""] | None = None
+    rows: "Operand | None" = None
+    code: str | None = None
 
 
 Refs = dict[str, Operand | None]  # None: a tangent that is absent, a zero
@@ -61,6 +65,10 @@ def _view(operand: Operand, rows: Rows) -> tuple[Any, Array | None]:
         exists = columns if exists is None else exists & columns
     if exists is not None:
         exists = jnp.broadcast_to(exists, (rows.size, padded))
+    if operand.rows is not None:  # not beside a slice, which the interpreter does not take
+        index, columns = (jnp.broadcast_to(x, (rows.size, padded)) for x in (
+            load(operand.rows, rows)[:, None], jnp.arange(padded, dtype=jnp.int32)[None]))  # fmt: skip
+        return operand.ref.at[operand.sample, index, columns], exists
     at = (index, slice(None)) if operand.sample is None else (operand.sample, index, slice(None))
     return operand.ref.at[at], exists
 

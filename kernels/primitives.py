@@ -76,6 +76,19 @@ def _batch_of_layer(
     return out, [0] * len(out)
 
 
+def _batch_of_past(
+    operands: Sequence, dims: Sequence, *, backend: Backend, scale: float, tree: Any
+) -> tuple[Sequence, Sequence]:
+    """Of what is mapped attention's operands are made first, as a layer is copied of a stack."""
+
+    def one(*operands: Array) -> tuple:
+        (q, past), mask = jax.tree.unflatten(tree, operands)
+        return forward(backend, scale, (q, *past.one(q.dtype)), mask)
+
+    out = jax.vmap(one, in_axes=tuple(dims))(*operands)
+    return out, [0] * len(out)
+
+
 def _call(kernel: Primitive, backend: Backend, scale: float, arrays: Sequence, mask: KeyRuns | None) -> tuple:
     leaves, tree = jax.tree.flatten((tuple(arrays), mask))  # None among the arrays is part of the tree: no operand
     return tuple(kernel.bind(*leaves, backend=backend, scale=scale, tree=tree))
@@ -92,10 +105,12 @@ _forward_p = _kernel("forward", _forward_shapes)
 _forward_of_layer_p = _kernel(
     "forward_of_layer", lambda q, k, v, _: _forward_shapes(q, *(ShapedArray(x.shape[1:], x.dtype) for x in (k, v)))
 )
+_forward_of_past_p = _kernel("forward_of_past", lambda q, *_: _forward_shapes(q, q, q))  # v is as wide as q
 _tangent_p = _kernel("tangent", lambda q, k, v, o, *_: [ShapedArray(o.shape, o.dtype)])
 _backward_p = _kernel("backward", lambda *arrays: [ShapedArray(x.shape, x.dtype) for x in arrays[:3]])
 
 batching.primitive_batchers[_forward_of_layer_p] = _batch_of_layer
+batching.primitive_batchers[_forward_of_past_p] = _batch_of_past
 
 
 def _fused_shapes(q: ShapedArray, k: ShapedArray, v: ShapedArray, *_: ShapedArray) -> list:
@@ -138,8 +153,10 @@ def _first_order(kernel: Primitive) -> Callable:
     return op
 
 
-# What the rules call, all as f(backend, scale, arrays, mask) -> results. The first two are never differentiated there.
-forward, forward_of_layer = (functools.partial(_call, kernel) for kernel in (_forward_p, _forward_of_layer_p))
+# What the rules call, all as f(backend, scale, arrays, mask) -> results. The first three are never differentiated.
+forward, forward_of_layer, forward_of_past = (
+    functools.partial(_call, kernel) for kernel in (_forward_p, _forward_of_layer_p, _forward_of_past_p)
+)
 tangent, fused, backward = (_first_order(kernel) for kernel in (_tangent_p, _fused_p, _backward_p))
 
 

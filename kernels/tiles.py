@@ -1,6 +1,7 @@
 """How large the tiles of the Pallas kernels are: a table for each GPU, shipped as data (`tile_table.json`).
 
-An entry is [queries, keys, warps, stages] for a kernel, an operand size in bytes and a head width. Entries of an
+An entry is [queries, keys, warps, stages] for a kernel, an operand size in bytes and a head width. `forward_of_past` is
+the forward kernel on keys as they are stored. Entries of an
 architecture ("sm_90") were chosen by what XLA compiles (`python -m tests.benchmarks.kernel_tiles`); entries of a GPU
 by its name ("NVIDIA H200") were timed on it (`python -m rcm_jax.kernels.tune`) and come first.
 """

@@ -268,7 +268,7 @@ def ulysses(mesh: Mesh, attend: Callable = attention) -> Callable:
         batch = batch_axes(mesh, B)
         cut, keys = P(batch, axis), P(batch, axis if own else None)
         in_past = cache_spec(mesh, past.k.shape) if cached else cut
-        specs = (cut, keys, keys, P(), None if past is None else Past(in_past, in_past, P(), P()))
+        specs = (cut, keys, keys, P(), None if past is None else Past(in_past, in_past, P(), P(), P(), P()))
         run = jax.shard_map(here, mesh=mesh, in_specs=specs, out_specs=cut, check_vma=False)
         return run(q, k, v, mask, past)[:, :S]
 

@@ -1,7 +1,8 @@
 """Chunks in few bytes: how they lie in a cache's slots, and what a pass sees of them.
 
-A chunk is stored once, whole, in the pass that appends it; that pass and all later ones see what comes back. A layer of
-it is restored inside the layer: the past never lies in memory as the numbers that attention reads.
+A chunk is stored once, whole, in the pass that appends it; that pass and all later ones see what comes back. A
+kernel reads it as it lies where one can (`kernels.choice.not_read`); else a layer of it is restored inside the layer.
+The past never lies in memory, as a whole, as the numbers that attention reads.
 """
 
 import dataclasses
@@ -162,14 +163,28 @@ class Restoring:
         q = apply_rope(q, rope)
         if self.slots.first is None and self.slots.rest is None:
             return attend(q, *own), kept
-        return attend(q, *own, past=Past(*self._past(layer, q.dtype), KeyRuns(kv_len=self.filled))), kept
+        return attend(q, *own, past=self._past(layer, q.dtype)), kept
 
     def _stored(self, own: KeyValues, layer: Int[Array, ""]) -> tuple[KeyValues, Kept]:
         """What comes back of the chunk's own keys, and what is kept of them."""
         kept = _kept(own, self.quant, _of_layer(self.slots.warm, layer))
         return _back(jax.tree.map(lambda leaf: leaf[None], kept.blobs), own.k.dtype), kept
 
-    def _past(self, layer: Int[Array, ""], dtype: jnp.dtype) -> KeyValues:
+    def _past(self, layer: Int[Array, ""], dtype: jnp.dtype) -> Past:
+        """As it is stored where it is in one piece, for a kernel that reads it so; else what is made of it."""
+        blobs = [blobs for blobs in self.slots[:2] if blobs is not None]
+        if len(blobs) > 1 or ours() is not None:
+            return Past(*self._made(layer, dtype), KeyRuns(kv_len=self.filled))
+        k, v = jax.tree.map(lambda x: x.reshape(*x.shape[:2], *x.shape[4:]), tuple(blobs[0]))
+        return Past(k, v, KeyRuns(kv_len=self.filled), layer, self.rope, self._rows())
+
+    def _rows(self) -> Int[Array, " K"] | None:
+        if self.order is None:
+            return None
+        tokens = self.geometry.frame_tokens
+        return (self.order[:, None] * tokens + jnp.arange(tokens)[None]).ravel()
+
+    def _made(self, layer: Int[Array, ""], dtype: jnp.dtype) -> KeyValues:
         parts = [restored(blobs, layer, dtype) for blobs in self.slots[:2] if blobs is not None]
         past = KeyValues(*(jnp.concatenate(x, axis=1) if len(x) > 1 else x[0] for x in zip(*parts, strict=True)))
         if self.order is not None:

@@ -111,7 +111,7 @@ jax.tree_util.register_dataclass(Turned, ("keys", "filled"), ())
 
 @dataclasses.dataclass(frozen=True)
 class Unturned:
-    """A `ChunkPast` of keys that are stored before RoPE, which turns one layer of them at a time where they are now."""
+    """A `ChunkPast` of keys that are stored before RoPE: attention turns them to where they are as it reads them."""
 
     keys: KeyValues
     filled: Int[Array, ""]
@@ -121,8 +121,7 @@ class Unturned:
         self, attend: Callable, q: Float[Array, "B S N d"], own: KeyValues, rope: tuple[Array, Array],
         layer: Int[Array, ""],
     ) -> tuple[Float[Array, "B S N d"], KeyValues]:  # fmt: skip
-        stored = KeyValues(*(jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in self.keys))
-        past = Past(*stored.turned(self.rope), KeyRuns(kv_len=self.filled))
+        past = Past(*self.keys, KeyRuns(kv_len=self.filled), layer, self.rope)
         return attend(apply_rope(q, rope), *own.turned(rope), past=past), own
 
 

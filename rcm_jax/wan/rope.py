@@ -9,6 +9,8 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from rcm_jax.kernels.turning import turned
+
 BASE = 10000.0
 
 
@@ -50,15 +52,7 @@ def rope_table(
 def apply_rope(x: Float[Array, "B S N D"], table: tuple[Array, Array]) -> Float[Array, "B S N D"]:
     """Rotates neighbouring pairs (x[2i], x[2i+1]) by their token's angle i. In float32, returned in x's dtype. The
     table serves all samples, or has a row for each."""
-    return _turned(x, *(z.reshape(-1, z.shape[-2], 1, z.shape[-1]) for z in table))
-
-
-def _turned(x: Float[Array, "B S N D"], cos: Array, sin: Array) -> Float[Array, "B S N D"]:
-    """cos and sin of every pair's angle, [.., .., .., D / 2], which spread to x."""
-    pairs = rearrange(x.astype(jnp.promote_types(x.dtype, jnp.float32)), "b s n (d pair) -> b s n d pair", pair=2)
-    a, b = pairs[..., 0], pairs[..., 1]
-    turned = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
-    return rearrange(turned, "b s n d pair -> b s n (d pair)").astype(x.dtype)
+    return turned(x, *(z.reshape(-1, z.shape[-2], 1, z.shape[-1]) for z in table))
 
 
 def _cos_sin(position: Int[Array, "..."], frequency: np.ndarray) -> tuple[Array, Array]:
@@ -76,8 +70,8 @@ def turn_in_time(x: Float[Array, "B S N D"], frames: Int[Array, "B S"]) -> Float
     """Turned keys of tokens that move by so many frames: the part that turns with the frame turns on by that."""
     width, *_ = axis_widths(x.shape[-1])
     head, rest = jnp.split(x, (width,), axis=-1)
-    turned = _turned(head, *(z[:, :, None] for z in _cos_sin(frames, _frequencies(width))))
-    return jnp.concatenate([turned, rest], axis=-1)
+    head = turned(head, *(z[:, :, None] for z in _cos_sin(frames, _frequencies(width))))
+    return jnp.concatenate([head, rest], axis=-1)
 
 
 # --- time -----------------------------------------------------------------------------------------------------------
