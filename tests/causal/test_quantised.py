@@ -68,8 +68,12 @@ def steps(causal, chunks):
 
 @pytest.mark.parametrize(
     ("pattern", "window", "sink"),
-    [("c1-2", None, 0), ("c1-2", 3, 0), ("c3-2", 2, 2), ("c3-3", 3, 0), ("c3-3", 1, 1)],
-)
+    [
+        ("c3-2", 2, 2),
+        *(pytest.param(*case, marks=pytest.mark.slow)
+          for case in (("c1-2", None, 0), ("c1-2", 3, 0), ("c3-3", 3, 0), ("c3-3", 1, 1))),
+    ],
+)  # fmt: skip
 def test_where_chunks_lie_is_the_rings_affair(pattern, window, sink):
     """What is stored without loss gives the ring's own velocities, beyond every window, and whatever the first chunk's
     size: a slot, a position or a length that is wrong would change them."""
@@ -84,12 +88,23 @@ def test_where_chunks_lie_is_the_rings_affair(pattern, window, sink):
 @pytest.mark.parametrize(
     ("pattern", "name", "settings"),
     [
-        ("c1-2", "infinity_rope", dict(cache_blocks=3, sink_blocks=1, f_limit=6, cuts=(3,), flush_interval_blocks=6)),
-        ("c3-2", "infinity_rope", dict(cache_blocks=2, sink_blocks=0, f_limit=6)),
+        pytest.param(
+            "c1-2",
+            "infinity_rope",
+            dict(cache_blocks=3, sink_blocks=1, f_limit=6, cuts=(3,), flush_interval_blocks=6),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("c3-2", "infinity_rope", dict(cache_blocks=2, sink_blocks=0, f_limit=6), marks=pytest.mark.slow),
         ("c3-3", "infinity_rope", dict(cache_blocks=3, sink_blocks=2, f_limit=9)),
-        ("c1-2", "rolling_sink", dict(total_blocks=3, sink_blocks=1, recent_blocks=2)),
-        ("c3-2", "rolling_sink", dict(total_blocks=3, sink_blocks=2, recent_blocks=1)),
-        ("c3-3", "rolling_sink", dict(total_blocks=2, sink_blocks=2, recent_blocks=0)),
+        pytest.param(
+            "c1-2", "rolling_sink", dict(total_blocks=3, sink_blocks=1, recent_blocks=2), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "c3-2", "rolling_sink", dict(total_blocks=3, sink_blocks=2, recent_blocks=1), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "c3-3", "rolling_sink", dict(total_blocks=2, sink_blocks=2, recent_blocks=0), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_other_policies_keep_what_they_keep(pattern, name, settings):

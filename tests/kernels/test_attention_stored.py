@@ -84,7 +84,9 @@ def same(past, kv_len=33, parts=1, dtype=jnp.float32):
     close(read(q, past, kv_len, parts=parts), made(q, past, kv_len), 8e-3)
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "int8", "fp8", "int4", "fp4", "int2"])
+@pytest.mark.parametrize(
+    "dtype", ["int2", *(pytest.param(x, marks=pytest.mark.slow) for x in ("bf16", "int8", "fp8", "int4", "fp4"))]
+)
 def test_codes_are_what_they_stand_for(dtype):
     """Every bit of values, which are rounded once: beside keys of zeros, one value at a time is all that is seen."""
     past = in_few_bytes(by_token(dtype), slots=1, batch=1)
@@ -101,7 +103,9 @@ def test_keys_and_values_in_few_bytes(dtype):
     same(in_few_bytes(by_token(dtype), batch=1))
 
 
-@pytest.mark.parametrize(("group", "slots", "batch", "kv_len"), [(0, 1, 2, 20), (4, 2, 2, 0), (16, 3, 2, 47)])
+@pytest.mark.parametrize(("group", "slots", "batch", "kv_len"), [
+    (16, 3, 2, 47), pytest.param(0, 1, 2, 20, marks=pytest.mark.slow), pytest.param(4, 2, 2, 0, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_groups_slots_and_samples(group, slots, batch, kv_len):
     """Where there are several samples and slots, a program finds its own sample's rows."""
     same(in_few_bytes(by_token("fp8", group), by_token("int4", group), slots, batch=batch), kv_len, parts=2)

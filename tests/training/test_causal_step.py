@@ -51,7 +51,9 @@ def one_step(config, step, weights, **kwargs):
     return before, after, metrics
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "tf_scm_sf_dmd")) for name in METHODS]
+)
 def test_every_method_trains(name, weights):
     config = run_config(name)
     step = "diffusion" if config.method.name == "diffusion" else "student_dmd" if config.method.uses_dmd else "student"
@@ -96,6 +98,7 @@ def test_configs_that_cannot_be():
 LARGE = dataclasses.replace(MODEL, dim=32, num_layers=1)
 
 
+@pytest.mark.slow
 def test_scores_of_another_size_than_the_student(weights):
     """The score teacher and the fake score are large, the student and what it starts from are not."""
     config = run_config("sf_dmd", score_model=LARGE)
