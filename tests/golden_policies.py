@@ -50,7 +50,7 @@ class _Table:
 
     def append(self, chunk, span):
         if isinstance(self.policy, Ring):
-            slot = int(self.policy._slot(self.geometry, chunk)) // self.geometry.frame_tokens
+            slot = int(self.policy.slot(self.geometry, chunk)) // self.geometry.frame_tokens
             self.frames |= {slot + j: f for j, f in enumerate(range(*span))}
             if self.policy._leaves_head(self.geometry) and chunk == self.policy.window - 1:
                 head = self.policy.head_frames(self.geometry)

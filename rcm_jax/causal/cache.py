@@ -183,7 +183,7 @@ class Ring:
     def append(self, geometry: Geometry, cache: KeyValues, kept: KeyValues, chunk: ChunkIndex) -> KeyValues:
         if cache.k.shape[2] < kept.k.shape[2]:  # nothing is kept, or nothing but a shorter first chunk
             return cache
-        slot = self._slot(geometry, chunk)
+        slot = self.slot(geometry, chunk)
         if self._slots == 0:  # a window of one chunk: beyond the sink nothing is kept
 
             def write(i: Array, one: KeyValues) -> KeyValues:
@@ -222,7 +222,7 @@ class Ring:
             a = geometry.pattern.start(earlier)
             size = geometry.pattern.first if whole and earlier == 0 else geometry.pattern.rest
             own = KeyValues(*(jax.lax.dynamic_slice_in_dim(x, (a - first) * P, size * P, axis=2) for x in kept))
-            cache = cache.with_chunk(own, self._slot(geometry, earlier, chunk))
+            cache = cache.with_chunk(own, self.slot(geometry, earlier, chunk))
         return cache
 
     def with_sink(self, geometry: Geometry, cache: KeyValues, kept: KeyValues) -> KeyValues:
@@ -256,7 +256,7 @@ class Ring:
             return geometry.frames
         return self.head_frames(geometry) + self._slots * geometry.pattern.rest
 
-    def _slot(self, geometry: Geometry, chunk: ChunkIndex, by: ChunkIndex | None = None) -> Int[Array, ""]:
+    def slot(self, geometry: Geometry, chunk: ChunkIndex, by: ChunkIndex | None = None) -> Int[Array, ""]:
         """The token from which on a chunk's keys are written, or are when the chunk `by` sees them."""
         start, rest = geometry.pattern.start(chunk), geometry.pattern.rest
         if not self._slots:

@@ -61,7 +61,7 @@ class QuantisedRing:
         if cache.rest is None:
             return cache
         stays = True if self._turning(geometry) else jnp.asarray(chunk) < self._front(geometry)
-        return cache._replace(rest=written(cache.rest, kept.blobs, self._slot(geometry, chunk), stays))
+        return cache._replace(rest=written(cache.rest, kept.blobs, self.slot(geometry, chunk), stays))
 
     # --- where a chunk is ---------------------------------------------------------------------------------------------
 
@@ -84,7 +84,7 @@ class QuantisedRing:
         """Of chunks of the usual size."""
         return self._front(geometry) - self._first_apart(geometry) + self._turning(geometry)
 
-    def _slot(self, geometry: Geometry, chunk: ChunkIndex) -> Int[Array, ""]:
+    def slot(self, geometry: Geometry, chunk: ChunkIndex) -> Int[Array, ""]:
         front = self._front(geometry)
         turn = (chunk - front) % max(self._turning(geometry), 1)
         return jnp.where(chunk < front, chunk, front + turn) - self._first_apart(geometry)

@@ -33,11 +33,13 @@ def products(jaxpr, trips, filled) -> float:
             ((contracted, _), _) = eqn.params["dimension_numbers"]
             total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shapes[0][d] for d in contracted)
         elif name.startswith("attention_") and name != "attention_second_derivative":
-            (B, S, N, D), K = shapes[0], shapes[1][1]
+            (B, S, N, D), K = shapes[0], shapes[1][-3]
             arrays, mask = jax.tree.unflatten(eqn.params["tree"], [x.aval for x in eqn.invars])
-            seen = S * filled[S] if mask is not None and not mask.query_ends and K != S else pairs(mask, S, K)
+            cached = mask is not None and not mask.query_ends  # a chunk's own keys are counted by themselves
+            seen = S * (filled[S] - S) if cached else pairs(mask, S, K)
             moving = sum(x is not None for x in arrays[5:8])
-            count = {"forward": 2, "tangent": {1: 2, 3: 4}.get(moving), "backward": 4}[name.removeprefix("attention_")]
+            of_kernel = {"forward": 2, "forward_of_layer": 2, "tangent": {1: 2, 3: 4}.get(moving), "backward": 4}
+            count = of_kernel[name.removeprefix("attention_")]
             total += 2 * B * N * D * seen * count
         else:
             times = eqn.params["length"] if name == "scan" else trips if name == "while" else 1
