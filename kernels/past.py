@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.kernels.turning import turned
@@ -40,7 +40,7 @@ class Past(NamedTuple):
 
     def one(self, dtype: jax.typing.DTypeLike) -> tuple[Float[Array, "B P N D"], Float[Array, "B P N V"]]:
         """k and v of the layer as attention takes them: what was stored comes back in `dtype`."""
-        k, v = (_of_layer(x, self.layer, dtype) for x in self[:2])
+        k, v = (_read(x, self.layer, dtype) for x in self[:2])
         if self.rows is not None:
             k, v = (x[:, self.rows] for x in (k, v))
         return k if self.rope is None else turned(k, *(z[None, :, None] for z in self.rope)), v
@@ -50,11 +50,15 @@ class Past(NamedTuple):
         return Past(*self.one(dtype), self.mask)
 
 
-def _of_layer(
+def of_layer(tree: PyTree, layer: Int[Array, ""] | int) -> PyTree:
+    """One layer of arrays that begin with all of them."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), tree)
+
+
+def _read(
     x: Array | Stored, layer: Int[Array, ""] | None, dtype: jax.typing.DTypeLike
 ) -> Float[Array, "B P N D"]:  # fmt: skip
-    if layer is not None:
-        x = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), x)
+    x = x if layer is None else of_layer(x, layer)
     if not isinstance(x, Stored):
         return x
     return rearrange(jax.vmap(restore)(x), "c b s n d -> b (c s) n d").astype(dtype)

@@ -32,7 +32,8 @@ SAVE_PATH = Path("output/generated_video.mp4")
 
 def parser() -> argparse.ArgumentParser:
     from rcm_jax.options import add_options
-    from rcm_jax.pipelines.options import CAUSAL, FileOptions, OutputOptions, SamplingOptions
+    from rcm_jax.pipelines.kinds import CAUSAL
+    from rcm_jax.pipelines.options import FileOptions, OutputOptions, SamplingOptions
 
     p = command_parser("sample", __doc__)
     add_options(p, OutputOptions)

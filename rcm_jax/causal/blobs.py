@@ -22,6 +22,7 @@ from rcm_jax.causal.held import take_frames
 from rcm_jax.errors import ArgumentError
 from rcm_jax.kernels.attention import Past
 from rcm_jax.kernels.masks import KeyRuns
+from rcm_jax.kernels.past import of_layer
 from rcm_jax.parallel import SEQUENCE_AXIS, cache_spec, ours
 from rcm_jax.quant import CacheQuant, QuantConfig, Stored, restore, store
 from rcm_jax.quant.stored import Warm
@@ -115,10 +116,6 @@ def _got(stored: Stored, dtype: jnp.dtype) -> Heads:
     return rearrange(_cut(x, 1), "c i j b s n d -> (i b) (c s) (j n) d").astype(dtype)
 
 
-def _of_layer(tree: PyTree, layer: Int[Array, ""]) -> PyTree:
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), tree)
-
-
 def _kept(own: KeyValues, quant: CacheQuant, warm: Warms) -> Kept:
     stored, warm = zip(*map(_put, own, (quant.keys, quant.values), warm), strict=True)
     return Kept(Blobs(*stored), tuple(warm))
@@ -130,7 +127,7 @@ def _back(blobs: Blobs, dtype: jnp.dtype) -> KeyValues:
 
 def restored(blobs: Blobs, layer: Int[Array, ""] | int, dtype: jnp.dtype) -> KeyValues:
     """The keys and values of all slots of a layer, [B, tokens, N, D], as they were stored."""
-    return _back(_of_layer(blobs, layer), dtype)
+    return _back(of_layer(blobs, layer), dtype)
 
 
 # --- what a chunk sees ----------------------------------------------------------------------------------------------
@@ -167,7 +164,7 @@ class Restoring:
 
     def _stored(self, own: KeyValues, layer: Int[Array, ""]) -> tuple[KeyValues, Kept]:
         """What comes back of the chunk's own keys, and what is kept of them."""
-        kept = _kept(own, self.quant, _of_layer(self.slots.warm, layer))
+        kept = _kept(own, self.quant, of_layer(self.slots.warm, layer))
         return _back(jax.tree.map(lambda leaf: leaf[None], kept.blobs), own.k.dtype), kept
 
     def _past(self, layer: Int[Array, ""], dtype: jnp.dtype) -> Past:

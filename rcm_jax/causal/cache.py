@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from rcm_jax.chunks import ChunkIndex, ChunkPattern, check_window
 from rcm_jax.kernels.attention import Past
 from rcm_jax.kernels.masks import KeyRuns
+from rcm_jax.kernels.past import of_layer
 from rcm_jax.parallel import cut_by_heads
 from rcm_jax.wan.layers import ChunkPast, KeyValues
 from rcm_jax.wan.rope import apply_rope, rope_table
@@ -58,7 +59,7 @@ def edit_layers(
     shorter than a buffer goes to its front."""
 
     def body(i: Array, keys: KeyValues) -> KeyValues:
-        new = change(i, KeyValues(*(jax.lax.dynamic_index_in_dim(x, i, keepdims=False) for x in keys)))
+        new = change(i, of_layer(keys, i))
         return KeyValues(
             *(
                 jax.lax.dynamic_update_slice(x, y[None].astype(x.dtype), (i, 0, 0, 0, 0))
@@ -143,7 +144,7 @@ class Anew:
         q, own = apply_rope(q, rope), own.turned(rope)
         if self.sink == 0:
             return attend(q, *own), own
-        stored = (jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)[:, : self.sink] for x in self.keys)
+        stored = (x[:, : self.sink] for x in of_layer(self.keys, layer))
         return attend(
             q, *(jnp.concatenate([x, y[:, self.sink :]], axis=1) for x, y in zip(stored, own, strict=True))
         ), own
@@ -261,9 +262,8 @@ class Ring:
         start, rest = geometry.pattern.start(chunk), geometry.pattern.rest
         if not self._slots:
             return start * geometry.frame_tokens
-        head, by = self.head_frames(geometry), chunk if by is None else by
-        base = jnp.where(by < self.window, head, 0) if self._leaves_head(geometry) else head
-        in_ring = (start - head) // rest
+        head, in_ring = self._ring(geometry, chunk)
+        base = self._base(geometry, chunk if by is None else by)
         return jnp.where(start < head, start, base + in_ring % self._slots * rest) * geometry.frame_tokens
 
     def _filled(self, geometry: Geometry, chunk: ChunkIndex) -> Int[Array, ""]:
@@ -271,7 +271,16 @@ class Ring:
         start, rest = geometry.pattern.start(chunk), geometry.pattern.rest
         if self._slots is None:
             return jnp.asarray(start * geometry.frame_tokens)
+        head, in_ring = self._ring(geometry, chunk)
+        filled = self._base(geometry, chunk) + jnp.minimum(in_ring, self._slots) * rest
+        return jnp.where(start <= head, start, filled) * geometry.frame_tokens
+
+    def _ring(self, geometry: Geometry, chunk: ChunkIndex) -> tuple[int, Int[Array, ""]]:
+        """Latent frames of the head, and how many chunks came behind it before this one."""
         head = self.head_frames(geometry)
-        base = jnp.where(chunk < self.window, head, 0) if self._leaves_head(geometry) else head
-        in_ring = jnp.minimum((start - head) // rest, self._slots)
-        return jnp.where(start <= head, start, base + in_ring * rest) * geometry.frame_tokens
+        return head, (geometry.pattern.start(chunk) - head) // geometry.pattern.rest
+
+    def _base(self, geometry: Geometry, chunk: ChunkIndex) -> Int[Array, ""] | int:
+        """The frame of the buffer at which the ring begins when a chunk sees it."""
+        head = self.head_frames(geometry)
+        return jnp.where(chunk < self.window, head, 0) if self._leaves_head(geometry) else head

@@ -83,10 +83,11 @@ class MemRope(UnturnedPolicy):
         weight = ((token >= self.sink_frames * P) & (token < last)).astype(jnp.float32)
         weight = weight / jnp.maximum(weight.sum(), 1)
 
-        def mean(x: Float[Array, "L B K N d"]) -> Float[Array, "L B N d"]:
-            return jnp.einsum("lbknd,k->lbnd", x.astype(jnp.float32), weight)
+        def mean(x: Float[Array, "B K N d"]) -> Float[Array, "B N d"]:
+            return jnp.einsum("bknd,k->bnd", x.astype(jnp.float32), weight)
 
-        event = KeyValues(*map(mean, cache.keys))
+        # a layer at a time: all of them in float32 would be twice the cache
+        event = jax.lax.map(lambda one: KeyValues(*map(mean, one)), cache.keys)
 
         def follow(mean: KeyValues, alpha: float) -> KeyValues:
             def one(m: Array, e: Array) -> Array:

@@ -93,11 +93,8 @@ class QuantisedInfinity(QuantisedSinks):
         return self.policy.request_cut(cache)
 
     def append(self, geometry: Geometry, cache: Held, kept: Kept, chunk: ChunkIndex) -> Held:
-        policy, block, every = self.policy, cache.more["block"], self.policy.flush_interval_blocks
-        flush = policy._cut(cache, chunk)
-        flush = flush | ((chunk + 1) % every == 0) if every else flush
-        latest = jnp.where(flush, 1, policy.cache_blocks - policy.sink_blocks)
-        block = jnp.where((block < policy.sink_blocks) | (block > chunk - latest), block, NEVER)
+        block = cache.more["block"]
+        block = jnp.where(self.policy.staying(cache, block, chunk), block, NEVER)
         first = self.apart(geometry)
         slot = first + jnp.argmax(block[first:] == NEVER)
         slot = jnp.where((jnp.asarray(chunk) == 0) & (first > 0), 0, slot)
@@ -136,7 +133,7 @@ class QuantisedRolling(QuantisedSinks):
         rest, K = geometry.pattern.rest, self.policy.total_blocks
         bank = geometry.pattern.start(K)
         latest = jnp.int32(self.policy.recent_blocks * rest)
-        return self.policy._order(
+        return self.policy.rolled(
             geometry, Held(_shapes(geometry, max(bank, K * rest)), latest, _shapes(geometry, bank)), chunk
         )
 

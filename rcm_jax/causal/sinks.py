@@ -54,7 +54,7 @@ class RollingSink(UnturnedPolicy):
             cache.more, lambda i, _: KeyValues(*(x[i, :, : banked * P] for x in cache.keys)),
             jnp.asarray(chunk) == self.total_blocks - 1,
         )  # fmt: skip
-        order, frames = self._order(geometry, cache, chunk)
+        order, frames = self.rolled(geometry, cache, chunk)
 
         def roll(i: Array, one: KeyValues) -> KeyValues:
             both = (jnp.concatenate([b[i], x], axis=1) for b, x in zip(bank, one, strict=True))
@@ -64,7 +64,7 @@ class RollingSink(UnturnedPolicy):
         keys = edit_layers(cache.keys, roll, rolls)
         return Held(keys, jnp.where(rolls, frames, cache.frames), bank)
 
-    def _order(self, geometry: Geometry, cache: Held, chunk: ChunkIndex) -> tuple[Int[Array, " F"], Int[Array, ""]]:
+    def rolled(self, geometry: Geometry, cache: Held, chunk: ChunkIndex) -> tuple[Int[Array, " F"], Int[Array, ""]]:
         """Which frames of the bank, and behind it of the cache, come into the slots; and how many do."""
         pattern, K, banked = geometry.pattern, self.total_blocks, slots(geometry, cache.more)
         phase = (chunk - K + 1) % (2 * K)  # 1 for the first chunk that is rolled
@@ -126,27 +126,30 @@ class InfinityRope(UnturnedPolicy):
         """The next chunk has a cut."""
         return cache.changed(more=cache.more | {"cut": jnp.array(True)})
 
-    def _cut(self, cache: Held, chunk: ChunkIndex) -> Bool[Array, ""]:
+    def has_cut(self, cache: Held, chunk: ChunkIndex) -> Bool[Array, ""]:
         return cache.more["cut"] | jnp.isin(jnp.asarray(chunk), jnp.asarray(self.cuts, jnp.int32))
 
     def positions(self, geometry: Geometry, cache: Held, chunk: ChunkIndex, frames: int) -> Int[Array, " T"]:
         away = self.rope_cut_delta if frames > 1 or self.rope_cut_single_frame else 0
-        return self.f_limit - frames + jnp.arange(frames) + jnp.where(self._cut(cache, chunk), away, 0)
+        return self.f_limit - frames + jnp.arange(frames) + jnp.where(self.has_cut(cache, chunk), away, 0)
 
     def cached_positions(self, geometry: Geometry, cache: Held, chunk: ChunkIndex) -> Int[Array, " F"]:
         size = jnp.where(jnp.asarray(chunk) > 0, geometry.pattern.rest, geometry.pattern.first)
         at = self.f_limit - size - cache.frames + jnp.arange(slots(geometry, cache.keys))
         return jnp.maximum(at, 0)
 
+    def staying(self, cache: Held, block: Int[Array, " s"], chunk: ChunkIndex) -> Bool[Array, " s"]:
+        """Which blocks are cached behind a chunk: the sink's and the latest, after a flush but itself."""
+        every, flush = self.flush_interval_blocks, self.has_cut(cache, chunk)
+        flush = flush | ((chunk + 1) % every == 0) if every else flush
+        latest = jnp.where(flush, 1, self.cache_blocks - self.sink_blocks)
+        return (block < self.sink_blocks) | (block > chunk - latest)
+
     def append(self, geometry: Geometry, cache: Held, kept: KeyValues, chunk: ChunkIndex) -> Held:
         block, own = cache.more["block"], kept.k.shape[-3] // geometry.frame_tokens
         block = jax.lax.dynamic_update_slice(block, jnp.full(own, chunk, block.dtype), (cache.frames,))
-        cut = self._cut(cache, chunk)
+        stays = (block != NEVER) & self.staying(cache, block, chunk)
         cache = cache.with_chunk(geometry, kept)
-        every = self.flush_interval_blocks
-        flush = cut | ((chunk + 1) % every == 0) if every else cut
-        latest = jnp.where(flush, 1, self.cache_blocks - self.sink_blocks)
-        stays = (block != NEVER) & ((block < self.sink_blocks) | (block > chunk - latest))
         frames = stays.sum()
         keys, order = keep_frames(geometry, cache.keys, stays, frames < cache.frames)
         block = jnp.where(jnp.arange(block.size) < frames, block[order], NEVER)

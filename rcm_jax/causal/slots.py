@@ -19,6 +19,7 @@ from rcm_jax.causal.cache import Geometry
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.errors import ArgumentError
 from rcm_jax.kernels.masks import KeyRuns
+from rcm_jax.kernels.past import of_layer
 from rcm_jax.wan.layers import KeyValues
 from rcm_jax.wan.rope import apply_rope
 
@@ -128,9 +129,7 @@ class SlotPast:
     ) -> tuple[Float[Array, "R S N d"], Written]:  # fmt: skip
         own, P, rows = own.turned(rope), self.frame_tokens, q.shape[0]
         frames = q.shape[1] // P
-        stored, slots = (
-            jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), x) for x in self.cache
-        )
+        stored, slots = of_layer(self.cache, layer)
         if self.rest == 1 and frames == 1 and self.ring.num_sink_tokens and self.ring.adapt_sink_threshold > OFF:
             place, unlike = jax.vmap(self._least_like)(stored, own)
             slots = jax.vmap(Slots.put_in_front)(slots, place + 1, unlike & self.adapts)

@@ -13,9 +13,10 @@ from rcm_jax.hub import Published, find
 from rcm_jax.model_file import ModelInfo
 from rcm_jax.options import refuse
 from rcm_jax.parallel import sampling_mesh
+from rcm_jax.pipelines.kinds import BIDIRECTIONAL, WAN
 from rcm_jax.pipelines.memory import check_weights, device_limit
 from rcm_jax.pipelines.networks import Experts
-from rcm_jax.pipelines.options import BIDIRECTIONAL, WAN, FileOptions
+from rcm_jax.pipelines.options import FileOptions
 from rcm_jax.wan.config import WAN22_BOUNDARY
 from rcm_jax.worlds.builtin import find_model
 from rcm_jax.worlds.toy.world import ToyWorld

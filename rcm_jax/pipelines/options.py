@@ -10,6 +10,7 @@ from rcm_jax.errors import ArgumentError
 from rcm_jax.hub import Place
 from rcm_jax.media.video import MAX_FPS, MIN_FPS
 from rcm_jax.options import check_options, option
+from rcm_jax.pipelines.kinds import BIDIRECTIONAL, WAN, causal
 from rcm_jax.pipelines.policy_options import PolicyOptions
 from rcm_jax.pipelines.quant_options import QuantOptions
 from rcm_jax.pipelines.stream_batch_options import StreamBatchOptions
@@ -21,7 +22,6 @@ from rcm_jax.worlds.wan.files import SIZES
 SOLVERS = ("euler", "unipc", "dpm++", "wan_unipc", "wan_dpm++")
 PRECISIONS = ("bfloat16", "float32")
 DECODERS = ("full", "tiny")
-WAN, BIDIRECTIONAL, CAUSAL = "wan", "bidirectional", "causal"  # kinds of network to which alone an option applies
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,12 +61,10 @@ class FileOptions(NetworkOptions):
     vae_tiling: bool = option(False, "decode in tiles: less memory", only=[WAN, BIDIRECTIONAL])
     fsdp: int = option(1, "GPUs that share the network's weights (default 1)", range=at_least(1))
     sequence: int = option(1, "GPUs that share a video's tokens, and a cache's heads (default 1)", range=at_least(1))
-    first_chunk_t: int | None = option(
-        None, "latent frames of the first chunk (default: the file's)", only=[CAUSAL], range=at_least(1)
+    first_chunk_t: int | None = causal(
+        None, "latent frames of the first chunk (default: the file's)", range=at_least(1)
     )
-    chunk_t: int | None = option(
-        None, "latent frames of the others (default: the file's)", only=[CAUSAL], range=at_least(1)
-    )
+    chunk_t: int | None = causal(None, "latent frames of the others (default: the file's)", range=at_least(1))
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -91,29 +89,28 @@ class SamplingOptions(PolicyOptions, QuantOptions, StreamBatchOptions):
     image_path: str | Path | None = option(
         None, "first frame: of image-to-video networks, or a causal network's first chunk"
     )
-    prompts_file: str | Path | Sequence[tuple[float, str]] | None = option(
+    prompts_file: str | Path | Sequence[tuple[float, str]] | None = causal(
         None, "prompts that change, in place of the one: lines like '12.5: it begins to snow', in seconds of the video "
         "at the world's own rate, the first at 0; each holds from the first chunk that begins at its time or later",
-        only=[CAUSAL],
     )  # fmt: skip
-    prompt_blend: int = option(
-        1, "chunks over which a new prompt takes the old one's place (default 1: at once)", only=[CAUSAL],
+    prompt_blend: int = causal(
+        1, "chunks over which a new prompt takes the old one's place (default 1: at once)",
         range=at_least(1),
     )  # fmt: skip
-    prompt_recache: str | None = option(
+    prompt_recache: str | None = causal(
         None, "where the prompt changes, keys of the past are computed again under the new one: all, or keep_sink, all "
-        "but the sink's", choices=RECACHES, only=[CAUSAL],
+        "but the sink's", choices=RECACHES,
     )  # fmt: skip
-    video_path: str | Path | None = option(
-        None, "video to repaint, chunk by chunk, as the prompt says; cut to the network's size and rate", only=[CAUSAL]
+    video_path: str | Path | None = causal(
+        None, "video to repaint, chunk by chunk, as the prompt says; cut to the network's size and rate"
     )
-    noise_scale: float | None = option(
-        None, "of the input: how much of each chunk is noise to begin with, and free to change (0.8)", only=[CAUSAL],
+    noise_scale: float | None = causal(
+        None, "of the input: how much of each chunk is noise to begin with, and free to change (0.8)",
         range=Range(0, 1, open=True),
     )  # fmt: skip
-    noise_rule: str | None = option(
+    noise_rule: str | None = causal(
         None, "of the input: fixed (default); motion, less noise where more moves; published, StreamDiffusionV2's "
-        "motion and times", choices=RULES, only=[CAUSAL],
+        "motion and times", choices=RULES,
     )  # fmt: skip
     num_samples: int = option(1, "videos of a prompt, side by side in one file (default 1)", range=at_least(1))
     seed: int = option(
@@ -149,25 +146,21 @@ class SamplingOptions(PolicyOptions, QuantOptions, StreamBatchOptions):
         None, "time shift of a teacher's schedule (default 5, causal 3)", also=("timestep_shift",), range=POSITIVE
     )  # fmt: skip
 
-    window: int | None = option(
-        None, "chunks that stay visible, the current one included; 0: all", only=[CAUSAL], range=at_least(0)
+    window: int | None = causal(None, "chunks that stay visible, the current one included; 0: all", range=at_least(0))
+    sink: int | None = causal(None, "first chunks that always stay visible", range=at_least(0))
+    mid_t: Sequence[float] | str | None = causal(
+        None, "times between the first step and the data (15/16 5/6 5/8)", nargs="*", type=str
     )
-    sink: int | None = option(None, "first chunks that always stay visible", only=[CAUSAL], range=at_least(0))
-    mid_t: Sequence[float] | str | None = option(
-        None, "times between the first step and the data (15/16 5/6 5/8)", nargs="*", type=str, only=[CAUSAL]
+    steps_per_chunk: Sequence[int] | None = causal(
+        None, "steps of each chunk; the last repeats", nargs="+", type=int, range=at_least(1)
     )
-    steps_per_chunk: Sequence[int] | None = option(
-        None, "steps of each chunk; the last repeats", nargs="+", type=int, only=[CAUSAL], range=at_least(1)
+    mid_t_schedules: Sequence[Sequence[float]] | str | None = causal(
+        None, "the times between, one list an entry of --steps_per_chunk: '15/16,5/6,5/8;5/6'", type=str
     )
-    mid_t_schedules: Sequence[Sequence[float]] | str | None = option(
-        None, "the times between, one list an entry of --steps_per_chunk: '15/16,5/6,5/8;5/6'", type=str, only=[CAUSAL]
+    context_from_last_step: bool | None = causal(
+        None, "the last step gives the cache its keys, and a pass is saved (default: the file's)"
     )
-    context_from_last_step: bool | None = option(
-        None, "the last step gives the cache its keys, and a pass is saved (default: the file's)", only=[CAUSAL]
-    )
-    context_from_last_step_start_chunk: int | None = option(
-        None, "from this chunk on (default 0)", only=[CAUSAL], range=at_least(0)
-    )
+    context_from_last_step_start_chunk: int | None = causal(None, "from this chunk on (default 0)", range=at_least(0))
 
     def __post_init__(self) -> None:
         check_options(self)

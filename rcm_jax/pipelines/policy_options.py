@@ -1,12 +1,11 @@
 """What a causal video keeps of its past: flags under their published names."""
 
 import dataclasses
-from typing import Any
 
 from rcm_jax.causal.cache import CachePolicy
 from rcm_jax.causal.policies import POLICIES, policy_of
 from rcm_jax.errors import ArgumentError
-from rcm_jax.options import option
+from rcm_jax.pipelines.kinds import causal
 from rcm_jax.ranges import Range, at_least, between
 
 
@@ -27,46 +26,40 @@ FLAGS = {  # of each policy: its fields by their flags
 SHARE = Range(0, 1, open=True)
 
 
-def _option(default: Any, help: str, **more: Any) -> Any:
-    return option(default, help, only=["causal"], **more)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PolicyOptions:
     """Which policy keeps the cache, and its settings; what is not given is as published."""
 
-    cache_policy: str | None = _option(
+    cache_policy: str | None = causal(
         None, "what of the past stays in the cache (default: as trained, see --window)", choices=tuple(POLICIES)
     )
-    window_blocks: int | None = _option(None, "sliding_window: chunks that are cached (6)", range=at_least(1))
-    sw_sink_blocks: int | None = _option(None, "sliding_window: first ones of them that stay (0)", range=at_least(0))
-    total_blocks: int | None = _option(None, "rolling_sink: chunks of the bank (6)", range=at_least(1))
-    sink_blocks: int | None = _option(None, "rolling_sink: chunks of it that are seen (5)", range=at_least(0))
-    recent_blocks: int | None = _option(None, "rolling_sink: latest chunks that are seen (1)", range=at_least(0))
-    cache_blocks: int | None = _option(None, "infinity_rope: chunks that are cached (6)", range=at_least(1))
-    ir_sink_blocks: int | None = _option(None, "infinity_rope: first ones of them that stay (1)", range=at_least(0))
-    f_limit: int | None = _option(None, "infinity_rope: latent frames of positions (21)", range=at_least(1))
-    flush_interval_blocks: int | None = _option(
+    window_blocks: int | None = causal(None, "sliding_window: chunks that are cached (6)", range=at_least(1))
+    sw_sink_blocks: int | None = causal(None, "sliding_window: first ones of them that stay (0)", range=at_least(0))
+    total_blocks: int | None = causal(None, "rolling_sink: chunks of the bank (6)", range=at_least(1))
+    sink_blocks: int | None = causal(None, "rolling_sink: chunks of it that are seen (5)", range=at_least(0))
+    recent_blocks: int | None = causal(None, "rolling_sink: latest chunks that are seen (1)", range=at_least(0))
+    cache_blocks: int | None = causal(None, "infinity_rope: chunks that are cached (6)", range=at_least(1))
+    ir_sink_blocks: int | None = causal(None, "infinity_rope: first ones of them that stay (1)", range=at_least(0))
+    f_limit: int | None = causal(None, "infinity_rope: latent frames of positions (21)", range=at_least(1))
+    flush_interval_blocks: int | None = causal(
         None, "infinity_rope: chunks from flush to flush; 0: none (0)", range=at_least(0)
     )
-    rope_cut_delta: int | None = _option(
-        None, "infinity_rope: latent frames that a cut is away (21)", range=at_least(0)
-    )
-    rope_cut_single_frame: bool | None = _option(None, "infinity_rope: chunks of one frame are cut away, too (yes)")
-    df_sink_frames: int | None = _option(None, "deep_forcing: first latent frames that stay (10)", range=at_least(0))
-    df_budget_frames: int | None = _option(None, "deep_forcing: latent frames in all (16)", range=at_least(1))
-    df_recent_frames: int | None = _option(None, "deep_forcing: latest ones, which choose (4)", range=at_least(1))
-    df_observation_layers: int | None = _option(
+    rope_cut_delta: int | None = causal(None, "infinity_rope: latent frames that a cut is away (21)", range=at_least(0))
+    rope_cut_single_frame: bool | None = causal(None, "infinity_rope: chunks of one frame are cut away, too (yes)")
+    df_sink_frames: int | None = causal(None, "deep_forcing: first latent frames that stay (10)", range=at_least(0))
+    df_budget_frames: int | None = causal(None, "deep_forcing: latent frames in all (16)", range=at_least(1))
+    df_recent_frames: int | None = causal(None, "deep_forcing: latest ones, which choose (4)", range=at_least(1))
+    df_observation_layers: int | None = causal(
         None, "deep_forcing: last layers that choose; 0: all (0)", range=at_least(0)
     )
-    mr_sink_frames: int | None = _option(None, "memrope: first latent frames that stay (3)", range=at_least(0))
-    mr_local_frames: int | None = _option(None, "memrope: latest ones (4)", range=at_least(1))
-    mr_alpha_long: float | None = _option(None, "memrope: how fast the slow mean follows (0.01)", range=SHARE)
-    mr_alpha_short: float | None = _option(None, "memrope: how fast the fast one does (0.1)", range=SHARE)
-    rx_sink_frames: int | None = _option(None, "relax_forcing: first latent frames that stay (4)", range=at_least(0))
-    rx_budget_frames: int | None = _option(None, "relax_forcing: latent frames in all (16)", range=at_least(1))
-    rx_recent_frames: int | None = _option(None, "relax_forcing: latest ones (4)", range=at_least(1))
-    rx_alignment_weight: float | None = _option(
+    mr_sink_frames: int | None = causal(None, "memrope: first latent frames that stay (3)", range=at_least(0))
+    mr_local_frames: int | None = causal(None, "memrope: latest ones (4)", range=at_least(1))
+    mr_alpha_long: float | None = causal(None, "memrope: how fast the slow mean follows (0.01)", range=SHARE)
+    mr_alpha_short: float | None = causal(None, "memrope: how fast the fast one does (0.1)", range=SHARE)
+    rx_sink_frames: int | None = causal(None, "relax_forcing: first latent frames that stay (4)", range=at_least(0))
+    rx_budget_frames: int | None = causal(None, "relax_forcing: latent frames in all (16)", range=at_least(1))
+    rx_recent_frames: int | None = causal(None, "relax_forcing: latest ones (4)", range=at_least(1))
+    rx_alignment_weight: float | None = causal(
         None, "relax_forcing: weight of being like the latest frames against being unlike others (0.5)",
         range=between(0, 1),
     )  # fmt: skip

@@ -13,8 +13,9 @@ from rcm_jax.media.images import open_image
 from rcm_jax.media.input_video import InputVideo, Source
 from rcm_jax.options import refuse
 from rcm_jax.pipelines.incoming import frames_of_input, open_input
+from rcm_jax.pipelines.kinds import BIDIRECTIONAL, CAUSAL, WAN
 from rcm_jax.pipelines.opening import Opened
-from rcm_jax.pipelines.options import BIDIRECTIONAL, CAUSAL, WAN, SamplingOptions
+from rcm_jax.pipelines.options import SamplingOptions
 from rcm_jax.pipelines.prompt_times import (
     Texts,
     TimedPrompts,

@@ -1,12 +1,11 @@
 """StreamDiffusionV2's stream batch as a mode of video to video: flags under their published names."""
 
 import dataclasses
-from typing import Any
 
 from rcm_jax.causal.slots import OFF, SlotRing
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.errors import ArgumentError
-from rcm_jax.options import option
+from rcm_jax.pipelines.kinds import causal
 from rcm_jax.ranges import at_least, between
 from rcm_jax.sampling.schedules import RolloutSchedule
 
@@ -21,24 +20,20 @@ OTHERS = {  # of the ordinary cache, and why each does not apply
 }
 
 
-def _option(default: Any, help: str, **more: Any) -> Any:
-    return option(default, help, only=["causal"], **more)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StreamBatchOptions:
     """Whether the steps of neighbouring chunks of input video go through the network together, and on which cache."""
 
-    stream_batch: bool = _option(
+    stream_batch: bool = causal(
         False, "of input video: the steps of neighbouring chunks in one pass, on a cache of a few latent frames "
         "(StreamDiffusionV2); frames come steps - 1 chunks later",
     )  # fmt: skip
-    one_by_one: bool = _option(False, "stream_batch: the same cache, but a chunk's steps one after another, at once")
-    num_kv_cache: int | None = _option(None, "stream_batch: latent frames that are cached (6)", range=at_least(1))
-    num_sink_tokens: int | None = _option(
+    one_by_one: bool = causal(False, "stream_batch: the same cache, but a chunk's steps one after another, at once")
+    num_kv_cache: int | None = causal(None, "stream_batch: latent frames that are cached (6)", range=at_least(1))
+    num_sink_tokens: int | None = causal(
         None, "stream_batch: first ones of them that stay, counted in latent frames (3)", range=at_least(0)
     )
-    adapt_sink_threshold: float | None = _option(
+    adapt_sink_threshold: float | None = causal(
         None, "stream_batch: of those, the one least like a new frame is replaced where their cosine is below this, in "
         "chunks of one latent frame (0.2); -1: never", range=between(-1, 1),
     )  # fmt: skip

@@ -79,7 +79,7 @@ def sample_step(
 
 
 @functools.partial(jax.jit, static_argnames="network")
-def _prompt(network: CausalDiT, params: Params, text: Text) -> KeyValues:
+def prompt_keys(network: CausalDiT, params: Params, text: Text) -> KeyValues:
     return network.prompt(params, text)
 
 
@@ -140,7 +140,7 @@ def stream(
         )  # fmt: skip
 
     return chunk_by_chunk(
-        sample, functools.partial(_prompt, network, params), renew, decode, script, prompts, caches, last
+        sample, functools.partial(prompt_keys, network, params), renew, decode, script, prompts, caches, last
     )
 
 

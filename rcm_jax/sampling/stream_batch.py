@@ -26,7 +26,7 @@ from rcm_jax.sampling.noise_control import Begin
 from rcm_jax.sampling.prompts import Script
 from rcm_jax.sampling.rollout import Noises
 from rcm_jax.sampling.schedules import RolloutSchedule, Times
-from rcm_jax.sampling.stream import Begins, Decode, Frames, chunk_by_chunk
+from rcm_jax.sampling.stream import Begins, Decode, Frames, chunk_by_chunk, prompt_keys
 from rcm_jax.types import Latents, Params, Text
 from rcm_jax.wan.dit import MODEL_TIME
 from rcm_jax.wan.layers import KeyValues
@@ -183,11 +183,6 @@ def _open(how: StreamBatch, params: Params, text: Text) -> tuple[tuple[KeyValues
     return (how.network.prompt(params, text),), how.open(text.shape[0])
 
 
-@functools.partial(jax.jit, static_argnames="how")
-def _prompt(how: StreamBatch, params: Params, text: Text) -> KeyValues:
-    return how.network.prompt(params, text)
-
-
 def stream_batch(
     network: CausalDiT,
     ring: SlotRing,
@@ -238,4 +233,5 @@ def stream_batch(
         return x if index > late else None, state
 
     last = None if chunks is None else chunks + (late if chunks > 1 else 0)
-    return chunk_by_chunk(sample, functools.partial(_prompt, how, params), None, decode, script, prompts, cache, last)
+    prompt = functools.partial(prompt_keys, network, params)
+    return chunk_by_chunk(sample, prompt, None, decode, script, prompts, cache, last)

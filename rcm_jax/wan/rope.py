@@ -78,7 +78,7 @@ def turn_in_time(x: Float[Array, "B S N D"], frames: Int[Array, "B S"]) -> Float
 
 
 def _turn_fractions(t: Array, frequency: np.ndarray) -> Array:
-    """frac(t · frequency / 2π) to about 1e-7 turns, in float32 for any |t| < 4096.
+    """frac(t · frequency / 2π) to about 1e-7 turns, in float32: of any |t| < 4096, and of frames below 2^24.
 
     The published network takes these angles in float64. At t = 1000 a float32 product is off by 3e-5 radians, which
     is visible in the network's output. So both factors are cut into halves of 12 bits: their products are exact, and
