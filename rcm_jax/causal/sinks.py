@@ -124,7 +124,7 @@ class InfinityRope(UnturnedPolicy):
 
     def request_cut(self, cache: Held) -> Held:
         """The next chunk has a cut."""
-        return cache.changed(more=cache.more | {"cut": jnp.array(True)})
+        return cache.changed(more=cache.more | {"cut": cache.more["cut"] | True})  # it stays where it lies
 
     def has_cut(self, cache: Held, chunk: ChunkIndex) -> Bool[Array, ""]:
         return cache.more["cut"] | jnp.isin(jnp.asarray(chunk), jnp.asarray(self.cuts, jnp.int32))
@@ -156,8 +156,7 @@ class InfinityRope(UnturnedPolicy):
         return Held(keys, frames, {"block": block, "cut": jnp.array(False)})
 
 
-def cut_of(policy: Any, cache: Any) -> Any:
-    """The cache, whose next chunk has a cut. Raises ArgumentError for a policy that has none."""
+def check_cuts(policy: Any) -> None:
+    """Raises ArgumentError for a policy that has no `request_cut`."""
     if not hasattr(policy, "request_cut"):
         raise ArgumentError("{cache_policy} has no cuts; infinity_rope has", cache_policy=type(policy).__name__)
-    return policy.request_cut(cache)

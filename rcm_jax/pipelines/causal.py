@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, UInt8
 
 from rcm_jax.causal.cache import Ring
 from rcm_jax.causal.network import CausalDiT
+from rcm_jax.causal.sinks import check_cuts
 from rcm_jax.causal.slots import SlotRing
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.errors import ArgumentError
@@ -27,7 +28,7 @@ from rcm_jax.pipelines.settings import input_noise
 from rcm_jax.pipelines.watch import Watch
 from rcm_jax.progress import Progress
 from rcm_jax.sampling.noise import video_noises
-from rcm_jax.sampling.prompts import PromptSchedule, Script
+from rcm_jax.sampling.prompts import Cut, PromptSchedule, Script
 from rcm_jax.sampling.rollout import rollout
 from rcm_jax.sampling.schedules import RolloutSchedule
 from rcm_jax.sampling.stream import Decode, stream
@@ -79,7 +80,7 @@ class Start(NamedTuple):
         texts, indices = tuple(text[which] for text in self.texts), np.asarray(self.indices)[which]
         return self._replace(texts=texts, null_text=null, image=image, indices=indices)
 
-    def following(self, text: Float[np.ndarray, "V L D"]) -> "Start":
+    def following(self, text: Float[np.ndarray, "V L D"] | Cut) -> "Start":
         """One text from the first chunk on, in place of all others."""
         script = self.script.sent(0, text)
         return self._replace(texts=script.texts, changes=script.schedule)
@@ -196,14 +197,12 @@ def _whole(
             yield latents[: len(start.text) - rows[0]]
 
 
-def _chunks(
-    params: Params, start: Start, decode: Decode, mesh: Mesh, texts: list | None = None
-) -> Iterator[np.ndarray]:
+def _chunks(params: Params, start: Start, decode: Decode, mesh: Mesh, sent: list | None = None) -> Iterator[np.ndarray]:
     """What `decode` gives, chunk by chunk. The mesh is set while a chunk is made, not while it is looked at. A text put
-    into `texts` replaces the prompt of all chunks not yet begun."""
-    if texts:  # a stream that has not begun begins with the new prompt
-        start = start.following(texts[-1])
-        texts.clear()
+    into `sent` replaces the prompt of all chunks not yet begun."""
+    if sent:  # a stream that has not begun begins with the new prompt
+        start = start.following(sent[-1])
+        sent.clear()
     with jax.set_mesh(mesh):
         noises = video_noises(start.network, start.schedule, start.seed, start.indices)
         begins = start.incoming and start.incoming.begins(mesh)
@@ -220,8 +219,8 @@ def _chunks(
     try:
         while True:
             with jax.set_mesh(mesh):
-                while texts:
-                    parts.send(texts.pop(0))
+                while sent:
+                    parts.send(sent.pop(0))
                 part = next(parts, None)
             if part is None:
                 return
@@ -236,6 +235,7 @@ class Stream:
     for part in stream:
         ...
         stream.send("another prompt")      # of all chunks not yet begun; the next one has
+        stream.send("another", cut=True)   # and the first of them begins a scene, where the cache policy has cuts
 
     A prompt that is sent takes the place of all that were planned for later, and blends in as they would have.
     Every loop over it starts the same video anew; text and image are read once. fps: frames a second.
@@ -245,7 +245,7 @@ class Stream:
     def __init__(self, opened: Opened, start: Start, about: dict[str, Any]):
         self.start, self.world, self.fps, self.about = start, opened.world, opened.world.fps, about
         self._params, self._mesh, self._decode = opened.experts.params(), opened.experts.mesh, self.world.decoder()
-        self._texts: list[Any] = []
+        self._sent: list[Any] = []
 
     @property
     def chunk_frames(self) -> tuple[int, int]:
@@ -253,11 +253,13 @@ class Stream:
         return self.start.network.pattern.first, self.start.network.pattern.rest
 
     def __iter__(self) -> Iterator[UInt8[np.ndarray, "B f H W 3"]]:
-        self._texts.clear()
-        parts = _chunks(self._params, self.start, self._decode, self._mesh, self._texts)
+        self._sent.clear()
+        parts = _chunks(self._params, self.start, self._decode, self._mesh, self._sent)
         return (checked(part, f"frames of chunk {i}") for i, part in enumerate(parts))
 
-    def send(self, prompt: str) -> None:
-        """Raises ValueError for a prompt that the world cannot read."""
-        features = self.world.encode_text([prompt])
-        self._texts.append(np.repeat(features, len(self.start.text), axis=0))
+    def send(self, prompt: str, *, cut: bool = False) -> None:
+        """Raises ValueError for a prompt that the world cannot read, and for a cut where the cache has none."""
+        if cut:
+            check_cuts(self.start.ring or self.start.network.keeps)
+        text = np.repeat(self.world.encode_text([prompt]), len(self.start.text), axis=0)
+        self._sent.append(Cut(text) if cut else text)

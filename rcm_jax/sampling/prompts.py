@@ -10,11 +10,18 @@ when and what: the same with the prompts' features, of which it gives every chun
 
 import dataclasses
 import itertools
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Weights = tuple[float, ...]  # of the prompts, which sum to 1
+
+
+class Cut(NamedTuple):
+    """A text that begins another scene."""
+
+    text: Float[Array, "B L D"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +92,10 @@ class Script:
         """What a chunk follows, if the chunk before follows another text."""
         return self.at(chunk) if self.schedule.changes(chunk) else None
 
-    def sent(self, chunk: int, text: Float[Array, "B L D"]) -> "Script":
+    def sent(self, chunk: int, text: Float[Array, "B L D"] | Cut) -> "Script":
         """From a chunk on this text, in place of all that would come: what somebody says now counts for more than what
         was planned. It blends in as the planned ones do."""
+        text, cuts = (text.text, (chunk,)) if isinstance(text, Cut) else (text, ())
         if chunk == 0:
             return Script((text,), PromptSchedule(blend=self.schedule.blend))
-        return Script((self.at(chunk - 1), text), PromptSchedule((0, chunk), blend=self.schedule.blend))
+        return Script((self.at(chunk - 1), text), PromptSchedule((0, chunk), cuts, self.schedule.blend))

@@ -4,6 +4,7 @@
     for part in frames:              # [B, frames of a chunk, H, W, 3]
         ...
         frames.send(another_text)    # the prompt of all chunks not yet begun; the next one has
+        frames.send(Cut(text))       # the same, and the first of them begins a scene, for a cache policy with cuts
 
 Prompts that are known before are a `prompts.Script` in place of the text; what is sent takes the place of its rest.
 
@@ -23,10 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from rcm_jax.causal.cache import Cache
+from rcm_jax.causal.cache import Cache, CachePolicy
 from rcm_jax.causal.network import CausalDiT
+from rcm_jax.causal.sinks import check_cuts
 from rcm_jax.sampling.noise_control import Begin
-from rcm_jax.sampling.prompts import Script
+from rcm_jax.sampling.prompts import Cut, Script
 from rcm_jax.sampling.recache import Recache
 from rcm_jax.sampling.rollout import Branch, Noises, condition_on_image, open_branches, sample_chunk
 from rcm_jax.sampling.schedules import RolloutSchedule, Times
@@ -96,9 +98,9 @@ def stream(
     image: Latents | None = None,
     begins: Begins | None = None,
     recache: str | None = None,
-) -> Generator[Frames | None, Float[Array, "B L D"] | None, None]:
-    """Yields frames, a chunk at a time: what `decode` makes of it, on the host. `send` a text to change the prompt;
-    this gives None, the loop goes on.
+) -> Generator[Frames | None, Float[Array, "B L D"] | Cut | None, None]:
+    """Yields frames, a chunk at a time: what `decode` makes of it, on the host. `send` a text to change the prompt, as
+    a Cut (ArgumentError for a policy without cuts) to a new scene; this gives None, the loop goes on.
 
     chunks: how many; None fills the cache, or never ends with a window. `null_text` is one for all videos or one a
     video. `image` [B, 1, H, W, C] is chunk 0. `begins`: where a chunk begins instead of noise (input video); its None
@@ -139,17 +141,16 @@ def stream(
             guidance=schedule.guidance,
         )  # fmt: skip
 
-    return chunk_by_chunk(
-        sample, functools.partial(prompt_keys, network, params), renew, decode, script, prompts, caches, last
-    )
+    prompt, policy = functools.partial(prompt_keys, network, params), network.keeps
+    return chunk_by_chunk(sample, prompt, renew, decode, script, prompts, caches, policy, last)
 
 
 def chunk_by_chunk(
     sample, prompt, renew: Recache | None, decode: Decode, script: Script, prompts: tuple[KeyValues, ...],
-    caches: Caches, last: int | None,
+    caches: Caches, policy: CachePolicy | None, last: int | None,
 ):  # fmt: skip
     """The generator; it alone holds the caches, so that they end with it. sample: (a chunk, caches), the chunk None
-    where none is finished yet; None where none comes any more."""
+    where none is finished yet; None where none comes any more. policy: of the caches, for its cuts."""
     coming = state = None
     try:
         for index in itertools.chain(itertools.count() if last is None else range(last), (None,)):
@@ -165,10 +166,13 @@ def chunk_by_chunk(
                 if renew is not None:
                     renew.add(x)
             if ready is not None:
-                text = yield jax.device_get(ready)
-                while text is not None:
-                    script = script if index is None else script.sent(index + 1, text)
-                    text = yield None
+                sent = yield jax.device_get(ready)
+                while sent is not None:
+                    if isinstance(sent, Cut):
+                        check_cuts(policy)
+                        caches = tuple(map(policy.request_cut, caches))
+                    script = script if index is None else script.sent(index + 1, sent)
+                    sent = yield None
             if made is None:
                 return
     finally:

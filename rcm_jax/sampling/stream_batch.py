@@ -234,4 +234,4 @@ def stream_batch(
 
     last = None if chunks is None else chunks + (late if chunks > 1 else 0)
     prompt = functools.partial(prompt_keys, network, params)
-    return chunk_by_chunk(sample, prompt, None, decode, script, prompts, cache, last)
+    return chunk_by_chunk(sample, prompt, None, decode, script, prompts, cache, None, last)

@@ -14,7 +14,7 @@ from rcm_jax.causal.cache import Ring
 from rcm_jax.causal.network import CausalDiT
 from rcm_jax.causal.policies import policy_of
 from rcm_jax.causal.quantised import QuantisedRing, quantised
-from rcm_jax.causal.sinks import cut_of
+from rcm_jax.causal.sinks import check_cuts
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.errors import ArgumentError
 from rcm_jax.parallel import make_mesh, shard, sharded_attention
@@ -198,10 +198,10 @@ def test_what_is_exact_is_the_ring_itself():
 
 def test_a_cut_may_be_requested():
     causal = network(quantised(policy_of("infinity_rope"), both(INT4)))
-    cache = jax.eval_shape(lambda: cut_of(causal.keeps, causal.init_cache(1)))
+    cache = jax.eval_shape(lambda: causal.keeps.request_cut(causal.init_cache(1)))
     assert jax.tree.structure(cache) == jax.tree.structure(jax.eval_shape(lambda: causal.init_cache(1)))
     with pytest.raises(ArgumentError, match="cache_policy=QuantisedRing has no cuts"):
-        cut_of(quantised(Ring(), both(INT4)), cache)
+        check_cuts(quantised(Ring(), both(INT4)))
 
 
 @pytest.mark.parametrize("name", ["deep_forcing", "relax_forcing", "memrope"])

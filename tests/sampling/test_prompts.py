@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rcm_jax.sampling.prompts import PromptSchedule, Script
+from rcm_jax.sampling.prompts import Cut, PromptSchedule, Script
 
 A, B, C = (np.full((2, 3, 4), value, np.float32) for value in (1.0, 5.0, -3.0))
 
@@ -52,6 +52,7 @@ def test_what_is_sent_takes_the_place_of_what_was_planned():
     assert script.at(3)[0, 0, 0] == 0.0  # from the mixture, half of the way
     assert script.at(4) is script.at(9) is C
     assert script.sent(0, B).at(0) is B
+    assert script.sent(3, Cut(C)).at(3) is C  # a cut is at once
 
 
 @pytest.mark.parametrize(

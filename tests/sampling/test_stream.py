@@ -1,6 +1,7 @@
 """A stream gives the rollout's numbers, takes prompts on the way, and leaves nothing on the device."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 
 from rcm_jax.causal.network import CausalDiT
+from rcm_jax.causal.sinks import InfinityRope
 from rcm_jax.chunks import ChunkPattern
+from rcm_jax.errors import ArgumentError
 from rcm_jax.sampling.noise_control import Begin
-from rcm_jax.sampling.prompts import PromptSchedule, Script
+from rcm_jax.sampling.prompts import Cut, PromptSchedule, Script
 from rcm_jax.sampling.rollout import chunk_noises, open_branches, rollout, sample_chunk
 from rcm_jax.sampling.schedules import few_step_schedule, ode_schedule
 from rcm_jax.sampling.stream import Profile, profile, sample_step, stream
@@ -36,6 +39,10 @@ def params():
 
 def network(pattern="c1-2", frames=5, window=None, sink=0):
     return CausalDiT(DiT(MODEL), ChunkPattern.parse(pattern), frames, SIZE, window, sink)
+
+
+def with_policy(policy):
+    return dataclasses.replace(network("c1-1", 3), policy=policy)
 
 
 @jax.jit
@@ -119,6 +126,25 @@ def test_a_prompt_changes_the_chunks_not_yet_begun(params):
     same = list(streamed(causal, params, decode=latents_as_frames, chunks=5))
     np.testing.assert_array_equal(parts[:3], same[:3])
     assert np.abs(parts[3] - same[3]).max() > 1e-2
+
+
+def test_a_cut_that_is_sent_is_one_that_was_planned(params):
+    rope = functools.partial(InfinityRope, cache_blocks=2, f_limit=5, rope_cut_delta=3)
+    text = Script((TEXT, OTHER), PromptSchedule((0, 3), cuts=(3,), blend=2))
+    planned = with_policy(rope(cuts=(3,)))
+    want = list(stream(planned, params, text, NOISES, SCHEDULE, lambda x, _: (x, None), chunks=5))
+    frames = stream(with_policy(rope()), params, Script((TEXT,), PromptSchedule(blend=2)), NOISES, SCHEDULE,
+                    lambda x, _: (x, None), chunks=5)  # fmt: skip
+    got = [next(frames), next(frames)]
+    compiled = sample_step._cache_size()
+    frames.send(Cut(OTHER))  # of chunk 3: chunk 2 is on its way
+    got += list(frames)
+    assert sample_step._cache_size() == compiled
+    np.testing.assert_allclose(np.concatenate(got), np.concatenate(want), atol=2e-5)
+    plain = streamed(network("c1-1", 3, window=2), params, chunks=3)
+    next(plain)
+    with pytest.raises(ArgumentError, match="cache_policy=Ring has no cuts"):
+        plain.send(Cut(OTHER))
 
 
 def test_a_script_is_prompts_sent_in_time(params):
