@@ -11,13 +11,16 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from rcm_jax.errors import ArgumentError
 from rcm_jax.media.pictures import Frames, write_png, write_whole
 from rcm_jax.outputs import check_output, unfinished
+
+if TYPE_CHECKING:
+    import av
 
 SUFFIXES = (".mp4", ".gif", ".png")
 # a GIF's pause is 655 s at most; players take one of 1/100 s, the least, for 1/10 s
@@ -42,6 +45,15 @@ def video_path(path: str | Path, name: str = "path", suffixes: tuple[str, ...] =
     if path.suffix == ".mp4":
         _check_pyav()
     return path
+
+
+def check_encoder() -> None:
+    """Raises RuntimeError where H.264 cannot be encoded."""
+    _check_pyav()
+    import av
+
+    if "libx264" not in av.codecs_available:
+        raise RuntimeError("this PyAV has no H.264 encoder (libx264): pip install --force-reinstall av")
 
 
 def _check_pyav() -> None:
@@ -101,6 +113,7 @@ class Mp4:
     ):  # fmt: skip
         import av
 
+        self._count = 0
         self._file = av.open(out, "w", format="mp4", options=options)
         self._file.metadata.update(tags or {})
         rate = Fraction(fps).limit_denominator(1001)
@@ -112,13 +125,35 @@ class Mp4:
         codec.color_range = LIMITED
 
     def add(self, frame: np.ndarray) -> None:
+        self._file.mux(self.encoded(frame))
+
+    def encoded(self, frame: np.ndarray) -> "list[av.Packet]":
+        """What the encoder gives now."""
         import av
 
         width, height = self._stream.width, self._stream.height
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
         # without being told, FFmpeg converts with the matrix of standard definition
         picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
-        self._file.mux(self._stream.encode(picture))
+        picture.pts, picture.time_base = self._count, 1 / self._stream.codec_context.framerate
+        self._count += 1
+        return self._stream.encode(picture)
+
+    def begin(self) -> None:
+        """Opens the encoder, whose `profile` is known then."""
+        self._file.start_encoding()
+
+    @property
+    def profile(self) -> bytes:
+        """Of H.264: profile, constraints and level, which stand in its parameters behind their start code and kind."""
+        return bytes(self._stream.codec_context.extradata[5:8])
+
+    def mux(self, packets: "list[av.Packet]", file: "av.container.OutputContainer") -> None:
+        """Packets of this encoder into another file, which has nothing yet."""
+        stream = file.add_stream_from_template(self._stream)
+        for packet in packets:
+            packet.stream = stream
+        file.mux(packets)
 
     def flush(self) -> None:
         self._file.mux(self._stream.encode())  # what the encoder still holds

@@ -26,7 +26,7 @@ from rcm_jax.model_file import ModelInfo
 from rcm_jax.parallel import SEQUENCE_AXIS, make_mesh, shard
 from rcm_jax.pipelines.about import describe, join
 from rcm_jax.pipelines.bidirectional import sample_request
-from rcm_jax.pipelines.causal import Stream, roll_out_request, start_from
+from rcm_jax.pipelines.causal import Start, Stream, roll_out_request, start_from
 from rcm_jax.pipelines.colours import apply_colours, fit_colours
 from rcm_jax.pipelines.networks import Experts, mesh_of
 from rcm_jax.pipelines.opening import Opened, Surroundings, open_pipeline, unknown_chunks
@@ -142,14 +142,26 @@ class Pipeline:
         iterable of such frames, e.g. a camera's, at the world's `fps`. Other arguments and errors as of a call;
         ArgumentError for a network that is not causal, and for frames that are not of the network's size.
         """
+        asked, request = self._asked(prompt, video, options)
+        start = start_from(self.opened, request, asked, schedule_from(asked, self.info))
+        return Stream(self.opened, start, join(describe(self.opened, request, asked)))
+
+    def start(self, prompt: Prompts = None, *, video: Source | None = None, **options: Any) -> Start:
+        """What a stream is made from, for those who make several at once (`pipelines.live`). Arguments and errors as of
+        `stream`."""
+        asked, request = self._asked(prompt, video, options)
+        return start_from(self.opened, request, asked, schedule_from(asked, self.info))
+
+    def _asked(
+        self, prompt: Prompts, video: Source | None, options: dict[str, Any]
+    ) -> tuple[SamplingOptions, Request]:  # fmt: skip
+        """Of a stream."""
         if isinstance(video, str | Path):
-            options["video_path"], video = video, None
+            options, video = options | {"video_path": video}, None
         asked = SamplingOptions(**options)
         if not self.causal:
             raise unknown_chunks()
-        request = read_request(self.opened, prompt, asked, video)
-        start = start_from(self.opened, request, asked, schedule_from(asked, self.info))
-        return Stream(self.opened, start, join(describe(self.opened, request, asked)))
+        return asked, read_request(self.opened, prompt, asked, video)
 
     def request(self, prompt: Prompts = None, **options: Any) -> Request:
         """What a call asks for, a row a video, and the videos' size. Arguments and errors as of a call."""

@@ -24,9 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from rcm_jax.causal.cache import Cache, CachePolicy
 from rcm_jax.causal.network import CausalDiT
-from rcm_jax.causal.sinks import check_cuts
+from rcm_jax.sampling.course import Caches, Course
 from rcm_jax.sampling.noise_control import Begin
 from rcm_jax.sampling.prompts import Cut, Script
 from rcm_jax.sampling.recache import Recache
@@ -40,7 +39,6 @@ Frames = Float[np.ndarray, "B F H W 3"]
 Decode = Callable[[Latents, PyTree | None], tuple[PyTree, PyTree]]
 # (chunk, noise of its start, the schedule's times) -> where it begins; None where the input has ended
 Begins = Callable[[int, Latents, Times], Begin | None]
-Caches = tuple[Cache, ...]  # one, and under guidance the unconditional one
 
 
 # The caches travel apart from the prompts' keys: they alone are donated, so that a device holds each of them once.
@@ -55,10 +53,11 @@ def open_caches(
 
 
 @functools.partial(jax.jit, static_argnames=("network", "schedule"), donate_argnames="caches")
-def _condition(
+def condition_caches(
     network: CausalDiT, schedule: RolloutSchedule, params: Params, prompts: tuple[KeyValues, ...], caches: Caches,
     image: Latents, noise: Latents,
 ) -> Caches:  # fmt: skip
+    """With the image's latents as chunk 0 in them (`condition_on_image`)."""
     branches = tuple(map(Branch, prompts, caches))
     return tuple(b.cache for b in condition_on_image(network, params, branches, image, noise, schedule))
 
@@ -124,7 +123,7 @@ def stream(
     renew = None if recache is None else Recache(network, params, recache)
     prompts, caches = open_caches(network, params, script.at(0), null_text, schedule)
     if image is not None:
-        caches = _condition(network, schedule, params, prompts, caches, image, noises(jnp.int32(0), 1)[0])
+        caches = condition_caches(network, schedule, params, prompts, caches, image, noises(jnp.int32(0), 1)[0])
 
     def sample(index: int, prompts: tuple[KeyValues, ...], caches: Caches) -> tuple[Latents, Caches] | None:
         """Dispatches a chunk; nothing is waited for, but input. None: it has ended."""
@@ -141,43 +140,32 @@ def stream(
             guidance=schedule.guidance,
         )  # fmt: skip
 
-    prompt, policy = functools.partial(prompt_keys, network, params), network.keeps
-    return chunk_by_chunk(sample, prompt, renew, decode, script, prompts, caches, policy, last)
+    keys = functools.partial(prompt_keys, network, params)
+    return chunk_by_chunk(sample, decode, Course(keys, script, prompts, caches, network.keeps, renew), last)
 
 
-def chunk_by_chunk(
-    sample, prompt, renew: Recache | None, decode: Decode, script: Script, prompts: tuple[KeyValues, ...],
-    caches: Caches, policy: CachePolicy | None, last: int | None,
-):  # fmt: skip
-    """The generator; it alone holds the caches, so that they end with it. sample: (a chunk, caches), the chunk None
-    where none is finished yet; None where none comes any more. policy: of the caches, for its cuts."""
+def chunk_by_chunk(sample, decode: Decode, course: Course, last: int | None):
+    """The generator; with it the course ends. sample(a chunk's number, course's prompts, caches): (the chunk, caches),
+    the chunk None where none is finished yet; None where none comes any more."""
     coming = state = None
     try:
         for index in itertools.chain(itertools.count() if last is None else range(last), (None,)):
-            ready, coming = coming, None
-            if index is not None and (text := script.change(index)) is not None:
-                prompts = (prompt(text), *prompts[1:])
-                if renew is not None:
-                    caches = (renew(prompts[0], caches[0]), *caches[1:])
-            made = None if index is None else sample(index, prompts, caches)
+            ready, coming, made = coming, None, None
+            if index is not None:
+                course.turn(index)
+                made = sample(index, course.prompts, course.caches)
             if made is not None:
-                x, caches = made
-                coming, state = (None, state) if x is None else decode(x, state)
-                if renew is not None:
-                    renew.add(x)
+                course.put(*made)
+                coming, state = (None, state) if made[0] is None else decode(made[0], state)
             if ready is not None:
                 sent = yield jax.device_get(ready)
                 while sent is not None:
-                    if isinstance(sent, Cut):
-                        check_cuts(policy)
-                        caches = tuple(map(policy.request_cut, caches))
-                    script = script if index is None else script.sent(index + 1, sent)
+                    course.say(None if index is None else index + 1, sent)
                     sent = yield None
             if made is None:
                 return
     finally:
-        for leaf in jax.tree.leaves(caches):
-            leaf.delete()
+        course.free()
 
 
 # --- how fast -------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from rcm_jax.causal.network import CausalDiT
 from rcm_jax.causal.slots import SlotCache, SlotPast, SlotRing
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.flow import rf_noisy
+from rcm_jax.sampling.course import Course
 from rcm_jax.sampling.noise_control import Begin
 from rcm_jax.sampling.prompts import Script
 from rcm_jax.sampling.rollout import Noises
@@ -233,5 +234,5 @@ def stream_batch(
         return x if index > late else None, state
 
     last = None if chunks is None else chunks + (late if chunks > 1 else 0)
-    prompt = functools.partial(prompt_keys, network, params)
-    return chunk_by_chunk(sample, prompt, None, decode, script, prompts, cache, None, last)
+    course = Course(functools.partial(prompt_keys, network, params), script, prompts, cache)
+    return chunk_by_chunk(sample, decode, course, last)

@@ -1,0 +1,85 @@
+"""A page on which a causal network's video plays while it is made: python -m rcm_jax.serve
+
+Without a file it is the built-in student, which a laptop streams many times faster than it plays. The prompt, the seed,
+the steps and the policy of the cache may change while it plays; a camera or a file may be repainted; what has played
+can be saved. Programs use the same server: GET /api says how, `rcm_jax.serve.client` is a client in Python.
+
+It listens to this machine alone. With --host 0.0.0.0 readers need the token that it prints.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rcm_jax.cli import command_parser, one_line_errors
+
+POLICY = {"cache_policy": "sliding_window"}  # of a network that says no window: a stream has no end
+OF_ONE_VIDEO = ("prompts_file", "image_path", "video_path", "num_samples", "indices", "num_frames", "stream_batch",
+                "one_by_one", "num_kv_cache", "num_sink_tokens", "adapt_sink_threshold")  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    from rcm_jax.options import add_options
+    from rcm_jax.pipelines.kinds import BIDIRECTIONAL
+    from rcm_jax.pipelines.options import FileOptions, SamplingOptions
+    from rcm_jax.serve.options import ServeOptions
+
+    p = command_parser("serve", __doc__)
+    add_options(p, ServeOptions)
+    sampling = [f for f in SamplingOptions.__dataclass_fields__ if f not in OF_ONE_VIDEO]
+    add_options(p.add_argument_group("how to sample"), SamplingOptions, names=sampling, without=[BIDIRECTIONAL])
+    add_options(p.add_argument_group("files and devices"), FileOptions, without=[BIDIRECTIONAL])
+    return p
+
+
+def prepared(args: argparse.Namespace) -> "tuple[Any, Any, str | None]":
+    """The engine, ready; where it will be listened; and the token. Raises for arguments that do not go together, and
+    for a port that is taken, before anything is loaded."""
+    from rcm_jax.options import taken
+    from rcm_jax.pipelines.options import FileOptions, SamplingOptions
+    from rcm_jax.serve.options import ServeOptions
+
+    given = vars(args)
+    limits, options = ServeOptions(**taken(given, ServeOptions)), taken(given, SamplingOptions)
+    SamplingOptions(**options)
+    files = {"dit_path": "toy_causal"} | taken(given, FileOptions)
+    FileOptions(**files)
+    try:
+        import prometheus_client  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+        import websockets  # noqa: F401
+    except ImportError as error:
+        raise RuntimeError(f"serving needs {error.name}: pip install 'rcm_jax[serve]'") from None
+    from rcm_jax.media.video import check_encoder
+    from rcm_jax.serve.server import bound, token_of
+
+    check_encoder()
+    listener = bound(limits)
+
+    from rcm_jax.pipelines.pipeline import load
+    from rcm_jax.serve.engine import Engine
+
+    print("loading and compiling …", file=sys.stderr)
+    pipe = load(**files)
+    if pipe.causal and not (pipe.info.causal.get("window") or "window" in options or "cache_policy" in options):
+        options = POLICY | options
+    engine = Engine(pipe, limits, options)
+    engine.start()
+    return engine, listener, token_of(limits)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command; installed as rcm-serve."""
+    args = parser().parse_args(argv)
+    with one_line_errors():
+        engine, listener, token = prepared(args)
+        from rcm_jax.serve.server import address, run
+
+        print(address(engine.limits, listener, token), flush=True)
+        run(engine, listener, token)
+
+
+if __name__ == "__main__":
+    main()
