@@ -10,6 +10,7 @@ One chunk after the other comes as it is asked for: a loop that takes its time h
 up. `stream.opened` says what plays; `stream.said` what was answered.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -50,8 +51,8 @@ class Stream:
     """Iterate over it for `Part`s until it ends. opened: mime, width, height, fps and settings, from the first part on.
     place: how many readers are before this one, while it waits."""
 
-    def __init__(self, socket: ClientConnection, opening: wire.Open):
-        self._socket, self._ahead, self._got = socket, max(1, opening.more), 0
+    def __init__(self, socket: ClientConnection, opening: wire.Open, closing: contextlib.ExitStack):
+        self._socket, self._ahead, self._got, self._closing = socket, max(1, opening.more), 0, closing
         self.opened: dict[str, Any] = {}
         self.said: list[dict[str, Any]] = []
         self.why: str | None = None  # it ended
@@ -112,11 +113,9 @@ class Stream:
         self._send(wire.NoMoreVideo())
 
     def close(self) -> None:
-        try:
+        with contextlib.suppress(ConnectionClosed):
             self._send(wire.Close())
-        except ConnectionClosed:
-            return
-        self._socket.close()
+        self._closing.close()
 
     def __enter__(self) -> "Stream":
         return self
@@ -134,8 +133,9 @@ def open_stream(url: str = "http://127.0.0.1:8000", *, token: str | None = None,
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     address = urlunsplit((scheme, parts.netloc, f"{parts.path.rstrip('/')}/api/stream", parts.query, ""))
-    socket = connect(address, additional_headers=headers, max_size=None, compression=None)
-    return Stream(socket, wire.Open(**opening))
+    with contextlib.ExitStack() as closing:
+        socket = closing.enter_context(connect(address, additional_headers=headers, max_size=None, compression=None))
+        return Stream(socket, wire.Open(**opening), closing.pop_all())
 
 
 def _png(picture: UInt8[np.ndarray, "H W 3"]) -> bytes:

@@ -10,7 +10,7 @@ import types
 import typing
 from typing import Any
 
-CHANGES = ("seed", "num_steps", "cache_policy", "noise_scale", "noise_rule", "prompt_blend")  # of `SamplingOptions`
+SETTINGS = ("seed", "num_steps", "cache_policy", "noise_scale", "noise_rule", "prompt_blend")  # of `SamplingOptions`
 MAX_AHEAD = 8  # chunks that a reader may ask for before it has had them
 
 
@@ -48,14 +48,13 @@ class Say:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Change:
-    """Other settings from the next chunk on. A new cache policy begins the video anew."""
+    """Other settings from the next chunk on. But for the seed and the steps they begin the video anew."""
 
     seed: int | None = None
     num_steps: int | None = None
     cache_policy: str | None = None
     noise_scale: float | None = None
     noise_rule: str | None = None
-    prompt_blend: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,7 +125,7 @@ def written(word: Word) -> str:
 
 def changes(word: Open | Change) -> dict[str, Any]:
     """The settings in it that are given."""
-    return {name: value for name in CHANGES if (value := getattr(word, name)) is not None}
+    return {name: value for name in SETTINGS if (value := getattr(word, name, None)) is not None}
 
 
 def _kinds(hint: Any) -> tuple[type, ...]:
