@@ -182,12 +182,12 @@ def _not_decoded(x: Array | Stored) -> str | None:
     if not isinstance(x, Stored):
         return None
     config, width = x.config, x.shape[-1]
-    if config.smoothing not in ("none", "clip"):
+    if not config.plain:
         return f"{config.smoothing} has to be undone"
     if config.dtype == "bf16":
         return None
-    if config.granularity != "token":
-        return f"scales are of a {config.granularity}, not of a token"
+    if not x.by_token:
+        return f"bytes lie in the order of a {config.granularity}'s groups, not by token"
     if config.dtype == "fp8" and (target().capability or FLOAT8_GPU) < FLOAT8_GPU:
         return f"float8 is read from compute capability {FLOAT8_GPU} on"
     return None if width >= 16 and width & (width - 1) == 0 else f"heads {width} wide: a power of two from 16 is read"
