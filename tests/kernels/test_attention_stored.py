@@ -158,6 +158,16 @@ def test_what_is_made_first(config, width, reason):
     close(got, want, 0)
 
 
+@pytest.mark.parametrize(("slots", "read_so"), [(29, True), (30, False), (59, False), (60, True)])
+def test_offsets_that_a_compiled_kernel_gets_wrong(slots, read_so):
+    """Codes of a byte, of so many slots of a frame at 480p in each of 1.3B's layers: from 2 GiB to 4 GiB."""
+    x = jax.ShapeDtypeStruct((1, 1560, 12, 128), jnp.bfloat16)
+    one = jax.eval_shape(lambda x: laid_by_token(store(x, by_channel("int8"))[0]), x)
+    stack = jax.tree.map(lambda x: jax.ShapeDtypeStruct((30, slots, *x.shape), x.dtype), one)
+    reason = not_read(Past(stack, stack, layer=jnp.int32(1)), x)
+    assert reason is None if read_so else reason.startswith("keys: Pallas counts")
+
+
 def chunk(past, **static):
     """o of a chunk of 20 tokens behind the past, as a function of its own q, k, v."""
     x = [normal(i, B, S, N, 16) for i in (3, 4, 5)]
