@@ -23,6 +23,7 @@ from rcm_jax.quant import Stored
 
 PASSES = ("forward", "tangent", "fused", "backward")
 FLOAT8_GPU = 8.9  # whose compiler has float8
+OUT_OF_REACH = range(2**31 + 1, 2**32 + 1)  # Pallas has offsets of 64 bits from 4 GiB on, and signed ones of 32 below
 OLDEST_GPU = 8.0  # compute capability, of our kernels and of cuDNN's
 CUDNN_WIDTHS = range(8, 129, 8)  # what its forward and its backward take on every GPU from sm_80 on
 CUDNN_SHORTEST = 64  # tokens; its engines for fewer have restrictions of their own, and so short a call costs nothing
@@ -182,12 +183,14 @@ def _not_decoded(x: Array | Stored) -> str | None:
     if not isinstance(x, Stored):
         return None
     config, width = x.config, x.shape[-1]
-    if config.smoothing not in ("none", "clip"):
+    if not config.plain:
         return f"{config.smoothing} has to be undone"
     if config.dtype == "bf16":
         return None
-    if config.granularity != "token":
-        return f"scales are of a {config.granularity}, not of a token"
+    if not x.by_token:
+        return f"bytes lie in the order of a {config.granularity}'s groups, not by token"
     if config.dtype == "fp8" and (target().capability or FLOAT8_GPU) < FLOAT8_GPU:
         return f"float8 is read from compute capability {FLOAT8_GPU} on"
+    if x.payload.dtype.itemsize == 1 and x.payload.size in OUT_OF_REACH:
+        return f"Pallas counts {x.payload.size} bytes in 32 bits, of which one is the sign"
     return None if width >= 16 and width & (width - 1) == 0 else f"heads {width} wide: a power of two from 16 is read"

@@ -45,14 +45,14 @@ class Kernel:
 
     def __call__(
         self, arrays: dict[str, Array | None], mask: KeyRuns | None, scale: float, tiles: Tiles | None, parts: int = 1,
-        codes: dict[str, str] | None = None,
+        about: dict[str, dict[str, Any]] | None = None,
     ) -> tuple[Array, ...]:  # fmt: skip
         """The outputs over all tiles, heads and samples: on CUDA compiled, anywhere else interpreted.
 
         With a `first` among the arrays, k and v have more samples than q: q's are theirs from that one on. With `rows`
-        [B, keys] k and v are one sample, in which each of q's has its keys there. `codes` are what operands of codes
-        stand for. With several `parts` each walks its share of the other side, and has its own outputs:
-        [parts, ...] in float32.
+        [B, keys] k and v are one sample, in which each of q's has its keys there. `about` has what else some operands
+        are, as fields of `Operand`. With several `parts` each walks its share of the other side, and has its own
+        outputs: [parts, ...] in float32.
         """
         tiles = tiles or tiles_for(self.name, arrays["q"], arrays["k"], arrays["v"])
         present = {name: arrays[name] for name in self.operands if arrays.get(name) is not None}
@@ -62,15 +62,15 @@ class Kernel:
             present["first"] = jnp.asarray(arrays["first"], jnp.int32).reshape(1)
         if arrays.get("rows") is not None:
             present["rows"] = arrays["rows"]
-        call = functools.partial(_call, self, tiles, scale, mask, parts, codes or {})
+        call = functools.partial(_call, self, tiles, scale, mask, parts, about or {})
         return jax.lax.platform_dependent(
             present, cuda=functools.partial(call, interpret=False), default=functools.partial(call, interpret=True)
         )
 
 
 def _call(
-    kernel: Kernel, tiles: Tiles, scale: float, mask: KeyRuns | None, parts: int, codes: dict[str, str],
-    arrays: dict[str, Array], *, interpret: bool,
+    kernel: Kernel, tiles: Tiles, scale: float, mask: KeyRuns | None, parts: int,
+    about: dict[str, dict[str, Any]], arrays: dict[str, Array], *, interpret: bool,
 ) -> tuple[Array, ...]:  # fmt: skip
     (B, S, N, _), K = arrays["q"].shape, arrays.get("rows", arrays["k"]).shape[1]
     sizes = {"queries": (S, tiles.block_q), "keys": (K, tiles.block_k)}
@@ -80,7 +80,7 @@ def _call(
     stacked = FROM_A_STACK & set(operands) if "first" in arrays or "rows" in arrays else set()
     for name, x in operands.items():
         spec = (
-            _stack_spec(x, exact=name in codes or name.endswith("scale"))
+            _stack_spec(x, exact=name in about or name.endswith("scale"))
             if name in stacked
             else _row_spec(x, block if kernel.operands[name] == kernel.stays else None)
         )
@@ -101,7 +101,7 @@ def _call(
             where = {"sample": named["first"][0] + jax.lax.rem(pl.program_id(2), jnp.int32(B))}
         ins: dict = dict.fromkeys(kernel.operands)
         for name, x in operands.items():
-            ins[name] = _operand(named[name], x, code=codes.get(name), **(where if name in stacked else {}))
+            ins[name] = _operand(named[name], x, **about.get(name, {}), **(where if name in stacked else {}))
         outs = {name: _operand(named[name], x) for name, x in outputs.items()}
         part = None if parts == 1 else jax.lax.div(pl.program_id(2), jnp.int32(B))
         stay = Rows(pl.program_id(0) * block, block, length, None)

@@ -1,45 +1,53 @@
 """How a tile of keys or values that lies in a cache becomes an operand of a product, in registers."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
-from rcm_jax.kernels.pallas_walk import Operand, Refs, Rows, load
+from rcm_jax.kernels.pallas_walk import Operand, Refs, Rows, Shared, load
 from rcm_jax.kernels.past import Past
 from rcm_jax.kernels.turning import turned
 from rcm_jax.quant import Stored
 from rcm_jax.quant.codes import BITS, FLOAT8
+from rcm_jax.quant.groups import shared_by
 
 # --- what the kernel is given of a past -------------------------------------------------------------------------------
 
 
-def as_stored(past: Past, q: Float[Array, "B S N D"]) -> tuple[dict[str, Array | None], dict[str, str]]:
+def as_stored(past: Past, q: Float[Array, "B S N D"]) -> tuple[dict[str, Array | None], dict[str, dict[str, Any]]]:
     """The kernel's operands beside q, none of which is as large as a layer's keys or a copy of stored ones; and what
-    those that are codes stand for."""
-    arrays, codes = {}, {}
+    else those are that are codes or their scales, as fields of `Operand`."""
+    arrays, about = {}, {}
     for name, x in (("k", past.k), ("v", past.v)):
-        arrays[name], arrays[f"{name}_scale"] = _by_slots(x)
-        if arrays[f"{name}_scale"] is not None:
-            codes[name] = x.config.dtype
+        arrays[name], scale = _by_slots(x)
+        if scale is not None:
+            arrays[f"{name}_scale"], about[name] = scale, {"code": x.config.dtype}
+            about[f"{name}_scale"] = {"shared": _shared(x)}
     L, C, B, S = arrays["k"].shape[:4]
     if past.rows is None and 1 in (B, C):
-        shape, place = ((L, C * S) if B == 1 else (L * B, S)), {"first": past.layer * B}
+        samples, place = L if B == 1 else L * B, {"first": past.layer * B}
     else:
-        shape, place = (1, L * C * B * S), {"rows": _rows(past, B, C, S)}
-    arrays = {name: None if x is None else x.reshape(*shape, *x.shape[4:]) for name, x in arrays.items()}
+        samples, place = 1, {"rows": _rows(past, B, C, S)}
+    arrays = {name: x.reshape(samples, -1, *x.shape[4:]) for name, x in arrays.items()}
     table = (
         {} if past.rope is None else dict(zip(("cos", "sin"), (_narrow(x, q.dtype) for x in past.rope), strict=True))
     )
-    return arrays | place | table, codes
+    return arrays | place | table, about
 
 
 def _by_slots(x: Array | Stored) -> tuple[Array, Array | None]:
-    """Payload [L, C, B, S, N, bytes or numbers of a head] and scales [L, C, B, S, N, groups], as views."""
+    """Payload [L, C, B, S, N, bytes or numbers of a head] and scales [L, C, B, groups of tokens, N, of channels]."""
     if not isinstance(x, Stored):
         return x[:, None], None
-    B, S, N, _ = x.shape
-    lead = x.payload.shape[:2]
-    return tuple(None if y is None else _bytes(y).reshape(*lead, B, S, N, -1) for y in (x.payload, x.scale))
+    return _bytes(x.payload), None if x.scale is None else _bytes(x.scale)
+
+
+def _shared(x: Stored) -> Shared | None:
+    """Which tokens of a slot share a row of scales; None where each has its own."""
+    each, _ = shared_by(x.shape, x.config.granularity, x.config.group_size)
+    return None if each == 1 else Shared(x.shape[1], x.scale.shape[-3], each)
 
 
 def _bytes(x: Array) -> Array:
@@ -80,35 +88,36 @@ def _numbers(operand: Operand, scale: Operand | None, rows: Rows) -> Float[Array
     x = load(operand, rows)
     if scale is None:
         return x
-    x, scale = _decoded(x, operand.code), _scales(load(scale, rows))
+    parts = _decoded(x, operand.code)
+    if scale.width == len(parts) * x.shape[1]:  # one for each channel, in the order of the parts
+        scales = (_scales(load(scale, rows, (i, len(parts)))) for i in range(len(parts)))
+        return _side_by_side([part * each for part, each in zip(parts, scales, strict=True)])
+    x, scale = _side_by_side(parts), _scales(load(scale, rows))
     size, groups = scale.shape
     return (x.reshape(size, groups, -1) * scale[:, :, None]).reshape(x.shape)
 
 
-def _decoded(x: Array, code: str) -> Float[Array, "keys D"]:
-    """What codes stand for. Those that share a byte are neighbours in a head, the first in its lowest bits."""
+def _decoded(x: Array, code: str) -> list[Float[Array, "keys bytes"]]:
+    """What codes stand for: of those that share a byte, which are neighbours in a head, all first ones, in the lowest
+    bits, then all second ones."""
     if code == "fp8":
-        return jax.lax.bitcast_convert_type(x, FLOAT8).astype(jnp.float32)
+        return [jax.lax.bitcast_convert_type(x, FLOAT8).astype(jnp.float32)]
     if code not in BITS:
-        return x.astype(jnp.float32)
-    x = _apart(x.astype(jnp.int32), BITS[code], 8 // BITS[code])
-    return _fp4(x) if code == "fp4" else x.astype(jnp.float32) - {"int4": 8.0, "int2": 1.5}[code]
+        return [x.astype(jnp.float32)]
+    x, bits = x.astype(jnp.int32), BITS[code]
+    parts = [(x >> shift) & (2**bits - 1) for shift in range(0, 8, bits)]
+    if code == "fp4":
+        return [_fp4(part) for part in parts]
+    return [part.astype(jnp.float32) - {"int4": 8.0, "int2": 1.5}[code] for part in parts]
 
 
-def _apart(x: Array, bits: int, each: int) -> Array:
-    """So many codes of a byte side by side: halves are taken apart until one is left in each."""
-    if each == 1:
-        return x & (2**bits - 1)
+def _side_by_side(parts: list[Float[Array, "keys bytes"]]) -> Float[Array, "keys D"]:
+    """In the order of the head's channels again."""
+    if len(parts) == 1:
+        return parts[0]
     # the first and third of four, then the second and fourth: put together in pairs they are in order again
-    even, odd = (_every_second(x, bits, each, first) for first in (0, 1))
-    return jax.lax.stack([even, odd], axis=x.ndim).reshape(x.shape[0], -1)
-
-
-def _every_second(x: Array, bits: int, each: int, first: int) -> Array:
-    if each == 2:
-        return (x >> (bits * first)) & (2**bits - 1)
-    parts = [(x >> (bits * (first + 2 * i))) & (2**bits - 1) for i in range(2)]
-    return jax.lax.stack(parts, axis=x.ndim).reshape(x.shape[0], -1)
+    even, odd = (_side_by_side(parts[first::2]) for first in (0, 1))
+    return jax.lax.stack([even, odd], axis=even.ndim).reshape(even.shape[0], -1)
 
 
 # Numbers of fewer bits are float16 whose exponent is too small: no float8 is asked of a compiler, which has none before

@@ -64,11 +64,11 @@ def forward_of_past(
 ) -> tuple[Out, Lse]:
     """`forward` with keys that are read as they are stored: `choice.not_read` says which cannot be."""
     _check_served(q, q)
-    arrays, codes = as_stored(past, q)
+    arrays, about = as_stored(past, q)
     keys = jax.ShapeDtypeStruct((q.shape[0], arrays.get("rows", arrays["k"]).shape[1], *q.shape[2:]), q.dtype)
     tiles = tiles or tiles_for("forward_of_past", q, keys, q)
     parts = parts or parts_for(q, keys, tiles, multiprocessors())
-    return _joined(FORWARD_OF_PAST({"q": q} | arrays, mask, scale, tiles, parts, codes), parts, q.dtype)
+    return _joined(FORWARD_OF_PAST({"q": q} | arrays, mask, scale, tiles, parts, about), parts, q.dtype)
 
 
 def in_parts(

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +34,26 @@ class Rows:
         return None if self.exist or self.length % self.size == 0 else self.index < self.length
 
 
+class Shared(NamedTuple):
+    """An array of rows that each serve several tokens: in a slot so many `tokens`, `rows` for them, one for `each`."""
+
+    tokens: int
+    rows: int
+    each: int
+
+    def row(self, token: Int32[Array, " R"]) -> Int32[Array, " R"]:
+        slot_tokens, each = jnp.int32(self.tokens), jnp.int32(self.each)
+        slot = jax.lax.div(token, slot_tokens)
+        return slot * self.rows + jax.lax.div(token - slot * slot_tokens, each)
+
+
 @dataclasses.dataclass(frozen=True)
 class Operand:
     """A ref [rows, padded width] of an array that is `width` wide, or a ref [rows] of one that has no width.
 
     sample: where the ref has all samples in front, the one that is meant. rows: where the ref has all rows of all
     samples, an operand that says in which of them a row of the array lies.
+    shared: how to find the row of a token, where it serves several.
     code: what its numbers are codes of, where they are.
     """
 
@@ -47,37 +61,43 @@ class Operand:
     width: int | None
     sample: Int32[Array, ""] | None = None
     rows: "Operand | None" = None
+    shared: Shared | None = None
     code: str | None = None
 
 
 Refs = dict[str, Operand | None]  # None: a tangent that is absent, a zero
 
 
-def _view(operand: Operand, rows: Rows) -> tuple[Any, Array | None]:
+def _view(operand: Operand, rows: Rows, part: tuple[int, int] | None = None) -> tuple[Any, Array | None]:
     """The part of the ref that holds the rows, and which of its elements exist (None: all)."""
     index = slice(None) if rows.offset is None else pl.ds(rows.offset, rows.size)
     if operand.width is None:
         return operand.ref.at[index], rows.inside
-    padded = operand.ref.shape[-1]
+    which, parts = part or (0, 1)
+    padded = operand.ref.shape[-1] // parts
     exists = None if rows.inside is None else rows.inside[:, None]
-    if operand.width < padded:
+    if operand.width < padded * parts:
         columns = (jnp.arange(padded, dtype=jnp.int32) < operand.width)[None, :]
         exists = columns if exists is None else exists & columns
     if exists is not None:
         exists = jnp.broadcast_to(exists, (rows.size, padded))
-    if operand.rows is not None:  # not beside a slice, which the interpreter does not take
-        index, columns = (jnp.broadcast_to(x, (rows.size, padded)) for x in (
-            load(operand.rows, rows)[:, None], jnp.arange(padded, dtype=jnp.int32)[None]))  # fmt: skip
+    if part is not None or operand.rows is not None or operand.shared is not None:
+        # arrays of both, as the interpreter takes none beside a slice
+        row = rows.index if operand.rows is None else load(operand.rows, rows)
+        row = row if operand.shared is None else operand.shared.row(row)
+        column = which * padded + jnp.arange(padded, dtype=jnp.int32)
+        index, columns = (jnp.broadcast_to(x, (rows.size, padded)) for x in (row[:, None], column[None]))
         return operand.ref.at[operand.sample, index, columns], exists
     at = (index, slice(None)) if operand.sample is None else (operand.sample, index, slice(None))
     return operand.ref.at[at], exists
 
 
-def load(operand: Operand | None, rows: Rows) -> Array | None:
-    """The rows, 0 where there is nothing. An operand that is None stays None."""
+def load(operand: Operand | None, rows: Rows, part: tuple[int, int] | None = None) -> Array | None:
+    """The rows, 0 where there is nothing. An operand that is None stays None. part: (1, 2) is the second of two halves
+    of all columns."""
     if operand is None:
         return None
-    view, exists = _view(operand, rows)
+    view, exists = _view(operand, rows, part)
     return plgpu.load(view, mask=exists, other=None if exists is None else 0)
 
 

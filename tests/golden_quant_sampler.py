@@ -10,8 +10,8 @@ from rcm_jax.causal.blobs import Blobs, restored
 from rcm_jax.causal.cache import Ring
 from rcm_jax.causal.quantised import quantised
 from rcm_jax.convert.dit import from_wan
-from rcm_jax.quant import CacheQuant, Stored
-from rcm_jax.quant.codes import BITS, unpack
+from rcm_jax.quant import CacheQuant, Stored, laid_by_token
+from rcm_jax.quant.codes import BITS, FLOAT8, unpack
 from rcm_jax.quant.groups import group_shape
 from rcm_jax.sampling.rollout import given_noises, open_branches, sample_chunk
 from tests.golden_causal import network, schedule_of
@@ -40,14 +40,24 @@ def _stored_checks(name: str, stored: Stored, case: Case) -> list[Check]:
     want = case.outputs[f"{name}_payload"]
     if dtype == "bf16":
         return [Check(f"{name}_payload", _numbers(one.payload), want, max_abs=np.abs(want) * STEPS)]
-    payload, scale = np.asarray(one.payload), case.outputs[f"{name}_scale"]
-    payload = payload.view(np.uint8) if dtype == "fp8" else payload
-    if dtype in BITS:  # codes of a group without a scale stand for nothing: a token alone in its cluster leaves noise
+    scale = case.outputs[f"{name}_scale"]
+    if one.by_token:
+        given = jnp.asarray(want.view(FLOAT8) if dtype == "fp8" else want), jnp.asarray(scale).astype(FLOAT8)
+        same = laid_by_token(dataclasses.replace(one, payload=given[0], scale=given[1], by_token=False))
+        want, scale = _bytes(same.payload), _numbers(same.scale)
+    payload = _bytes(one.payload)
+    if dtype in BITS and not one.by_token:
+        # codes of a group without a scale stand for nothing: a token alone in its cluster leaves noise
         payload, want = (np.where(scale, unpack(x, BITS[dtype], _groups(one)), 0) for x in (payload, want))
     return [
         Check(f"{name}_payload", payload, want, exact=True),
         Check(f"{name}_scale", _numbers(one.scale), scale, exact=True),
     ]
+
+
+def _bytes(x: jax.Array) -> np.ndarray:
+    x = np.asarray(x)
+    return x.view(np.uint8) if x.dtype == FLOAT8 else x
 
 
 def _groups(stored: Stored) -> tuple[int, int, int]:

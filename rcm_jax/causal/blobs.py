@@ -1,7 +1,8 @@
 """Chunks in few bytes: how they lie in a cache's slots, and what a pass sees of them.
 
-A chunk is stored once, whole, in the pass that appends it; that pass and all later ones see what comes back. A
-kernel reads it as it lies where one can (`kernels.choice.not_read`); else a layer of it is restored inside the layer.
+A chunk is stored once, whole, in the pass that appends it; that pass and all later ones see what comes back. It lies
+token by token where it can, for kernels, which read it as it lies (but see `kernels.choice.not_read`); else a layer of
+it is restored inside the layer.
 The past never lies in memory, as a whole, as the numbers that attention reads.
 """
 
@@ -24,7 +25,7 @@ from rcm_jax.kernels.attention import Past
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.kernels.past import of_layer
 from rcm_jax.parallel import SEQUENCE_AXIS, cache_spec, ours
-from rcm_jax.quant import CacheQuant, QuantConfig, Stored, restore, store
+from rcm_jax.quant import CacheQuant, QuantConfig, Stored, laid_by_token, restore, store
 from rcm_jax.quant.stored import Warm
 from rcm_jax.wan.layers import KeyValues
 from rcm_jax.wan.rope import apply_rope
@@ -105,7 +106,8 @@ def _in_parts(x: Heads) -> Float[Array, "i j b S n D"]:
 
 def _put(x: Heads, config: QuantConfig, warm: Warm) -> tuple[Stored, Warm]:
     def part(x: Heads, warm: Warm) -> tuple[Stored, Warm]:
-        return store(x, config, warm, HEADS)
+        stored, warm = store(x, config, warm, HEADS)
+        return laid_by_token(stored), warm
 
     return _cut(jax.vmap(jax.vmap(part, axis_name=HEADS))(_in_parts(x), warm))
 

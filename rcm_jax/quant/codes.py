@@ -92,6 +92,10 @@ def unpack(packed: UInt8[Array, " bytes"], bits: int, shape: tuple[int, ...]) ->
     return codes.reshape(-1)[: math.prod(shape)].reshape(shape)
 
 
+def codes_a_byte(dtype: str) -> int:
+    return 8 // BITS.get(dtype, 8)
+
+
 def payload_of(codes: Array, dtype: str) -> Int8[Array, "..."] | UInt8[Array, "..."] | Float[Array, "..."]:
     return pack(codes, BITS[dtype]) if dtype in BITS else codes
 

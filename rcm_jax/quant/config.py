@@ -63,6 +63,11 @@ class QuantConfig:
         return self.dtype == "bf16" and self.smoothing == "none"
 
     @property
+    def plain(self) -> bool:
+        """Whether codes and scales are all: there is no smoothing that has to be undone."""
+        return self.smoothing in ("none", "clip")
+
+    @property
     def crosses_heads(self) -> bool:
         """Whether numbers of several heads share a scale, so that heads cannot be stored apart."""
         return self.dtype != "bf16" and self.granularity == "tensor"

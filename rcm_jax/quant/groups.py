@@ -27,6 +27,19 @@ def group_shape(shape: Shape, granularity: str, group_size: int) -> tuple[int, i
     return rows, -(-length // size), size
 
 
+def shared_by(shape: Shape, granularity: str, group_size: int) -> tuple[int, int] | None:
+    """Of how many tokens, and of how many channels of each one's head, the numbers are that share a scale; None where
+    groups are cut otherwise. What is padded may be short of tokens."""
+    _, _, heads, width = shape
+    _, _, size = group_shape(shape, granularity, group_size)
+    if granularity == "channel":
+        return size, 1
+    if width % size == 0:
+        return 1, size
+    token = heads * width if granularity == "tensor" else width
+    return None if size % token else (size // token, width)
+
+
 def to_groups(x: Heads, granularity: str, group_size: int) -> Groups:
     """Rows padded with zeros to whole groups."""
     rows, groups, size = group_shape(x.shape, granularity, group_size)

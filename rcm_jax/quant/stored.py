@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, BFloat16, Float
 
 from rcm_jax.errors import ArgumentError
@@ -24,6 +25,7 @@ class Stored:
     scale: float8 [rows, groups, 1]; None beside bfloat16.
     undo: what takes the smoothing back: channels' scales, the channels' places, clusters, or nothing.
     config, shape: static; the shape of x.
+    by_token: static; whether payload and scale lie as `laid_by_token` has put them.
     """
 
     payload: Array
@@ -31,9 +33,10 @@ class Stored:
     undo: Any
     config: QuantConfig
     shape: Shape
+    by_token: bool = False
 
 
-jax.tree_util.register_dataclass(Stored, ["payload", "scale", "undo"], ["config", "shape"])
+jax.tree_util.register_dataclass(Stored, ["payload", "scale", "undo"], ["config", "shape", "by_token"])
 
 
 def _smoothed(x: Heads, config: QuantConfig, warm: Warm, heads_axis: str | None) -> tuple[Heads, Any, Warm]:
@@ -96,11 +99,51 @@ def store(
     return Stored(payload, kept, undo, config, x.shape), warm
 
 
+def laid_by_token(stored: Stored) -> Stored:
+    """The same codes and scales as a kernel reads them: row by row, a token's head after the other.
+
+    payload: [B, S, N, numbers or bytes of a head]. scale: [B, groups of tokens, N, groups of channels]; where each
+    channel has its own, those of the first codes of all bytes come first, then those of the second.
+    Nothing is padded. Itself where a smoothing has to be undone, or groups or bytes are not of whole tokens.
+    """
+    config, shape, each = stored.config, stored.shape, codes.codes_a_byte(stored.config.dtype)
+    if stored.by_token or not config.plain:
+        return stored
+    if config.dtype == "bf16":
+        return dataclasses.replace(stored, by_token=True)
+    grouping = config.granularity, config.group_size
+    if shape[-1] % each or (shared := groups.shared_by(shape, *grouping)) is None:
+        return stored
+    sizes = groups.group_shape(shape, *grouping)
+    rows, spread = (
+        groups.from_groups(x, shape, config.granularity)
+        for x in (codes.codes_of(stored.payload, config.dtype, sizes), jnp.broadcast_to(stored.scale, sizes))
+    )
+    payload = codes.payload_of(rows, config.dtype).reshape(*shape[:3], -1)
+    tokens, channels = shared
+    scale = spread[:, ::tokens, :, ::channels]
+    if channels == 1:
+        scale = rearrange(scale, "b g n (d each) -> b g n (each d)", each=each)
+    return Stored(payload, scale, None, config, shape, by_token=True)
+
+
+def _restored_by_token(stored: Stored) -> Float[Array, "B S N D"]:
+    config, shape = stored.config, stored.shape
+    tokens, channels = groups.shared_by(shape, config.granularity, config.group_size)
+    scale = stored.scale.astype(jnp.float32)
+    if channels == 1:
+        scale = rearrange(scale, "b g n (each d) -> b g n (d each)", each=codes.codes_a_byte(config.dtype))
+    scale = jnp.repeat(jnp.repeat(scale, tokens, axis=1)[:, : shape[1]], channels, axis=3)
+    return codes.decode(codes.codes_of(stored.payload, config.dtype, shape), config.dtype) * scale
+
+
 def restore_float32(stored: Stored) -> Float[Array, "B S N D"]:
     """What was stored, in float32: not yet rounded to what attention reads."""
     config, payload = stored.config, stored.payload
     if config.dtype == "bf16":
         return _unsmoothed(payload.astype(jnp.float32), config, stored.undo)
+    if stored.by_token:
+        return _restored_by_token(stored)
     shape = groups.group_shape(stored.shape, config.granularity, config.group_size)
     values = codes.decode(codes.codes_of(payload, config.dtype, shape), config.dtype)
     values = values * stored.scale.astype(jnp.float32)

@@ -1,6 +1,7 @@
 """A chunk of a stream whose past is stored before RoPE, or in few bytes: no layer of it is made in memory."""
 
 import dataclasses
+import itertools
 import math
 import re
 
@@ -24,7 +25,7 @@ from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.kernels.past import Past
 from rcm_jax.objectives.config import CausalConfig
 from rcm_jax.parallel import make_mesh, sharded_attention
-from rcm_jax.quant import CacheQuant, QuantConfig, store
+from rcm_jax.quant import CacheQuant, QuantConfig, laid_by_token, store
 from rcm_jax.wan.config import WAN_1_3B
 from rcm_jax.wan.dit import DiT
 from rcm_jax.wan.networks import abstract_network
@@ -44,8 +45,8 @@ def shaped(mesh, tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
 
 
-def by_token(dtype):
-    return QuantConfig(dtype, granularity="token")
+def by(granularity, dtype):
+    return QuantConfig(dtype, granularity=granularity)
 
 
 LAYER = 18 * FRAME * HEADS * WIDTH  # numbers of a layer's keys: what the policies' slots hold
@@ -54,9 +55,10 @@ VIEWS = ("parameter", "bitcast", "get-tuple-element", "tuple", "while")
 
 POLICIES = {
     "before RoPE": policy_of("infinity_rope", cache_blocks=6, sink_blocks=1),
-    "int8": quantised(Ring(window=7), CacheQuant(by_token("int8"), by_token("int8"))),
+    "int8": quantised(Ring(window=7), CacheQuant(QuantConfig("int8"), QuantConfig("int8"))),
+    "int8, keys by token": quantised(Ring(window=7), CacheQuant(by("token", "int8"), QuantConfig("int8"))),
     "int4, in another order": quantised(
-        policy_of("infinity_rope", cache_blocks=6, sink_blocks=1), CacheQuant(by_token("int4"), by_token("int4"))
+        policy_of("infinity_rope", cache_blocks=6, sink_blocks=1), CacheQuant(QuantConfig("int4"), QuantConfig("int4"))
     ),
 }
 
@@ -91,18 +93,21 @@ def test_a_layer_that_is_made_is_found(mesh, monkeypatch, name):
     jax.clear_caches()
 
 
-STORED = ["bf16", "int8", "fp8", "int4", "fp4", "int2"]
+STORED = [("bf16", "token"), *itertools.product(("int8", "fp8", "int4", "fp4", "int2"), ("token", "channel"))]
 
 
-@pytest.mark.parametrize("dtype", STORED)
-def test_the_kernel_of_stored_keys(mesh, dtype):
-    """It needs no memory for the past, and spills next to nothing in its loop."""
+@pytest.mark.parametrize(("dtype", "granularity"), STORED)
+def test_the_kernel_of_stored_keys(mesh, dtype, granularity):
+    """It needs no memory for the past, and spills next to nothing in its loop. Values have scales of a token."""
     chunk = jax.ShapeDtypeStruct((1, FRAME, HEADS, WIDTH), jnp.bfloat16)
-    one = jax.eval_shape(lambda x: store(x, by_token(dtype))[0], chunk)
-    stack = jax.tree.map(lambda x: jax.ShapeDtypeStruct((LAYERS, 21, *x.shape), x.dtype), one)
+
+    def stack(config):
+        one = jax.eval_shape(lambda x: laid_by_token(store(x, config)[0]), chunk)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((LAYERS, 21, *x.shape), x.dtype), one)
+
     table = jax.ShapeDtypeStruct((21 * FRAME, WIDTH // 2), jnp.float32)
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
-    past = Past(stack, stack, None, scalar, (table, table))
+    past = Past(stack(by(granularity, dtype)), stack(by("token", dtype)), None, scalar, (table, table))
 
     def call(q, past, kv_len):
         return pallas_triton.forward_of_past(q, past, KeyRuns(kv_len=kv_len), 0.1, parts=1)

@@ -15,7 +15,7 @@ from rcm_jax.kernels.attention import Past, attention
 from rcm_jax.kernels.choice import not_read
 from rcm_jax.kernels.masks import KeyRuns
 from rcm_jax.kernels.tiles import Tiles
-from rcm_jax.quant import CacheQuant, QuantConfig, store
+from rcm_jax.quant import CacheQuant, QuantConfig, laid_by_token, store
 from rcm_jax.wan.layers import KeyValues
 from rcm_jax.wan.rope import rope_table
 from tests.kernels.attention_cases import close
@@ -66,14 +66,17 @@ def in_few_bytes(keys, values=None, slots=2, width=16, batch=B):
 
     def stored(seed, config):
         x = normal(seed, L, slots, batch, S, N, width)
-        return jax.vmap(jax.vmap(lambda x: store(x, config)[0]))(x)
+        return jax.vmap(jax.vmap(lambda x: laid_by_token(store(x, config)[0])))(x)
 
     k, v = stored(1, keys), stored(2, values or keys)
     return Past(k, v, layer=jnp.int32(1), rope=rope(slots * S, width))
 
 
-def by_token(dtype, group=8):
-    return QuantConfig(dtype, granularity="token", group_size=group)
+def by(granularity, dtype, group=8):
+    return QuantConfig(dtype, granularity=granularity, group_size=group)
+
+
+by_token, by_channel = (functools.partial(by, granularity) for granularity in ("token", "channel"))
 
 
 def same(past, kv_len=33, parts=1, dtype=jnp.float32):
@@ -84,12 +87,18 @@ def same(past, kv_len=33, parts=1, dtype=jnp.float32):
     close(read(q, past, kv_len, parts=parts), made(q, past, kv_len), 8e-3)
 
 
-@pytest.mark.parametrize(
-    "dtype", ["int2", *(pytest.param(x, marks=pytest.mark.slow) for x in ("bf16", "int8", "fp8", "int4", "fp4"))]
-)
-def test_codes_are_what_they_stand_for(dtype):
+def some(*params, slow=()):
+    return [*params, *(pytest.param(*x, marks=pytest.mark.slow) for x in slow)]
+
+
+@pytest.mark.parametrize(("granularity", "dtype"), some(
+    ("token", "int2"), ("channel", "int4"),
+    slow=[("token", x) for x in ("bf16", "int8", "fp8", "int4", "fp4")]
+    + [("channel", x) for x in ("int8", "fp8", "fp4", "int2")],
+))  # fmt: skip
+def test_codes_are_what_they_stand_for(granularity, dtype):
     """Every bit of values, which are rounded once: beside keys of zeros, one value at a time is all that is seen."""
-    past = in_few_bytes(by_token(dtype), slots=1, batch=1)
+    past = in_few_bytes(by(granularity, dtype), slots=1, batch=1)
     past = past._replace(rope=None, k=jnp.zeros((L, 1, S, N, 16)))
     values = past.one(jnp.bfloat16)[1].astype(jnp.float32)
     for row in (0, 7, 19):
@@ -111,16 +120,31 @@ def test_groups_slots_and_samples(group, slots, batch, kv_len):
     same(in_few_bytes(by_token("fp8", group), by_token("int4", group), slots, batch=batch), kv_len, parts=2)
 
 
-def test_in_another_order():
+@pytest.mark.parametrize(("keys", "values", "slots", "batch", "kv_len"), some(
+    (by_channel("int4", 6), by_token("int8"), 3, 1, 47),
+    slow=[
+        (by_channel("int2", 64), by_channel("fp4", 7), 3, 2, 60),
+        (by_channel("int8", 3), by("head", "int4", 48), 1, 2, 17),
+        (by("tensor", "int4", 0), by("head", "int8", 0), 3, 1, 50),
+    ],
+))  # fmt: skip
+def test_scales_of_several_tokens(keys, values, slots, batch, kv_len):
+    """Groups end where a slot does, and anywhere in a tile."""
+    same(in_few_bytes(keys, values, slots, batch=batch), kv_len, parts=1 + slots % 2)
+
+
+@pytest.mark.parametrize("keys", some(by_token("bf16"), slow=[(by_channel("int4", 6),)]))
+def test_in_another_order(keys):
     """Frames as a policy has them, some twice, some not at all; the table of RoPE is in that order, too."""
-    past = in_few_bytes(by_token("bf16"), by_token("int4"))
+    past = in_few_bytes(keys, by_token("int4"))
     same(past._replace(rows=jnp.concatenate([jnp.arange(20, 40), jnp.arange(12, 24), jnp.arange(12, 20)])))
 
 
 @pytest.mark.parametrize(
     ("config", "width", "reason"),
     [
-        (QuantConfig("int4", granularity="channel"), 16, "keys: scales are of a channel, not of a token"),
+        (by("head", "int4", 24), 16, "keys: bytes lie in the order of a head's groups, not by token"),
+        (QuantConfig("int4", "balance", granularity="channel"), 16, "keys: balance has to be undone"),
         (QuantConfig("int4", "hadamard", granularity="token"), 16, "keys: hadamard has to be undone"),
         (by_token("int8"), 24, "keys: heads 24 wide: a power of two from 16 is read"),
     ],
@@ -132,6 +156,16 @@ def test_what_is_made_first(config, width, reason):
     masked = past._replace(mask=KeyRuns(kv_len=17))
     got, want = (attention(q, q, q, past=p, implementation="xla") for p in (masked, masked.made(q.dtype)))
     close(got, want, 0)
+
+
+@pytest.mark.parametrize(("slots", "read_so"), [(29, True), (30, False), (59, False), (60, True)])
+def test_offsets_that_a_compiled_kernel_gets_wrong(slots, read_so):
+    """Codes of a byte, of so many slots of a frame at 480p in each of 1.3B's layers: from 2 GiB to 4 GiB."""
+    x = jax.ShapeDtypeStruct((1, 1560, 12, 128), jnp.bfloat16)
+    one = jax.eval_shape(lambda x: laid_by_token(store(x, by_channel("int8"))[0]), x)
+    stack = jax.tree.map(lambda x: jax.ShapeDtypeStruct((30, slots, *x.shape), x.dtype), one)
+    reason = not_read(Past(stack, stack, layer=jnp.int32(1)), x)
+    assert reason is None if read_so else reason.startswith("keys: Pallas counts")
 
 
 def chunk(past, **static):
@@ -160,7 +194,8 @@ def test_the_op_and_its_derivatives(backend):
     [
         ("c2-2", by_token("int8"), True),
         ("c1-2", by_token("int8"), False),  # chunks of two sizes
-        ("c2-2", QuantConfig("int8", granularity="channel"), False),
+        ("c2-2", QuantConfig("int8"), True),  # keys by channel
+        ("c2-2", QuantConfig("int8", "hadamard"), False),
     ],
 )
 def test_a_policy_gives_its_slots_as_they_are(pattern, config, read_so):

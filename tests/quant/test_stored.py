@@ -12,6 +12,7 @@ from rcm_jax.quant import (
     bytes_a_token,
     clusters,
     groups,
+    laid_by_token,
     nbytes,
     restore,
     restore_float32,
@@ -206,6 +207,47 @@ def test_bytes_are_real():
     assert stored.payload.dtype == jnp.uint8
     assert stored.payload.nbytes == chunk().size // 4
     assert nbytes(store(chunk()[:1], given)[0]) == pytest.approx(10 * bytes_a_token(given, 10, 2, 16))
+
+
+@pytest.mark.parametrize(
+    ("granularity", "group_size"),
+    [("token", 8), ("token", 0), ("channel", 4), ("channel", 5), ("channel", 0), ("head", 8), ("head", 48), ("head", 0),
+     ("tensor", 16), ("tensor", 64), ("tensor", 0)],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", ["fp4", *(pytest.param(x, marks=pytest.mark.slow) for x in ("int8", "fp8", "int2"))])
+def test_what_is_laid_by_token_comes_back_the_same(dtype, granularity, group_size):
+    """To the bit, whatever tokens and channels share a scale, with groups cut short; in no more bytes, but that each
+    head has its copy of a scale of all."""
+
+    @jax.jit
+    def both(x):
+        stored, _ = store(x, config(dtype=dtype, granularity=granularity, group_size=group_size))
+        laid = laid_by_token(stored)
+        assert laid.by_token
+        assert laid_by_token(laid) is laid
+        assert nbytes(laid) <= nbytes(stored) + (SHAPE[2] - 1) * stored.scale.size * (granularity == "tensor")
+        return restore_float32(stored), restore_float32(laid)
+
+    np.testing.assert_array_equal(*both(chunk()))
+
+
+def test_a_row_is_a_tokens():
+    """A number that is changed, though not its group's greatest, changes a byte of its own token's head alone."""
+    given = config(dtype="int4", granularity="channel", group_size=5)
+    x = chunk().at[1, 8, 1, 5].set(0.0)
+    one, other = (laid_by_token(store(y, given)[0]).payload for y in (x, x.at[1, 8, 1, 5].set(-0.6)))
+    assert one.shape == (2, 10, 2, 8)
+    assert np.argwhere(np.asarray(one != other)).tolist() == [[1, 8, 1, 2]]
+
+
+@pytest.mark.parametrize("given", [
+    config(smoothing="hadamard"), config(smoothing="qvg"), config(granularity="head", group_size=24),
+    config(granularity="tensor", group_size=48),
+])  # fmt: skip
+def test_what_stays_as_published(given):
+    """What a kernel cannot read: a smoothing to be undone, groups that are not of whole tokens."""
+    stored, _ = store(chunk(), given)
+    assert laid_by_token(stored) is stored
 
 
 HEADS_APART = [config(dtype="int4", granularity=axis, smoothing=way) for axis, way in (
