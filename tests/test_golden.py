@@ -79,7 +79,7 @@ def test_another_network_fails(tmp_path):
 
 @pytest.mark.parametrize(
     "backend",
-    [pytest.param("reference", marks=pytest.mark.slow), pytest.param("pallas_triton", marks=pytest.mark.long)],
+    [pytest.param("reference", marks=pytest.mark.slow), pytest.param("pallas_triton", marks=pytest.mark.slow)],
 )
 def test_the_network_through_every_backend(backend):
     """Its tangent, its causal masks and cache, and the tangent under a mask."""

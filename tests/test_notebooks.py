@@ -14,9 +14,14 @@ SHORTER = {  # notebook -> what a test makes smaller, and how many pictures ther
     "04_causal_streaming": ("CHUNKS = 8", "CHUNKS = 5", 4),
 }
 
+FIRST = ("01_quickstart", "02_attention_jvp")  # what CI runs; all of them: make test-full
 
-@pytest.mark.long
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=pytest.mark.long if p.stem in FIRST else pytest.mark.slow) for p in NOTEBOOKS],
+    ids=lambda p: p.stem,
+)
 def test_notebook_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     whole, smaller, expected_pictures = SHORTER[path.stem]

@@ -129,6 +129,7 @@ def test_exit_code_and_json(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.aot
+@pytest.mark.slow  # each recipe's steps are compiled one by one in tests/aot
 @pytest.mark.optimised
 def test_a_toy_recipe_is_planned_and_searched(capsys):
     small = {"data.batch_size": 8, "model.unroll": 1, "model.num_layers": 1}

@@ -53,7 +53,10 @@ class Guard:
             why, status = f"there are {self.most} connections, and no more are taken", 503
         if why is not None:
             metrics.REFUSALS.labels(why).inc()
-            await PlainTextResponse(why + "\n", status)(scope, receive, send)
+            if scope["type"] == "websocket":  # before it is accepted this is answered with 403
+                await send({"type": "websocket.close", "code": 1008, "reason": why})
+            else:
+                await PlainTextResponse(why + "\n", status)(scope, receive, send)
             return
         self.connected += 1
         metrics.CONNECTIONS.set(self.connected)

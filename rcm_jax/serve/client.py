@@ -68,12 +68,13 @@ class Stream:
         """The next chunk; None at the end. Raises StreamEnded for a wrong one, Refused for what was said and cannot be,
         TimeoutError. Returns also None where frames are `wanted`."""
         while self.why is None:
-            said = json.loads(self._socket.recv(timeout))
+            said = json.loads(self._heard(timeout))
             kind = said.pop("type")
             if kind == "chunk":
-                video = self._socket.recv(timeout)
+                video = self._heard(timeout)
                 self._got += 1
-                self._send(wire.More(chunks=self._got + self._ahead))
+                with contextlib.suppress(ConnectionClosed):  # what has come before the end is still to be read
+                    self._send(wire.More(chunks=self._got + self._ahead))
                 return Part(video=video, **said)
             if kind == "end":
                 self.why = said["why"]
@@ -122,6 +123,13 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _heard(self, timeout: float | None) -> str | bytes:
+        try:
+            return self._socket.recv(timeout)
+        except ConnectionClosed as error:
+            self.why = str(error)
+            raise StreamEnded(f"the connection was closed: {error}") from error
 
     def _send(self, word: wire.Word) -> None:
         self._socket.send(wire.written(word))
