@@ -110,10 +110,11 @@ class Live:
         self.prompt = prompt
 
     def change(self, **options: Any) -> None:
-        """Options of the chunks to come. The seed and the steps change on the way; what concerns the cache begins the
+        """All options, of the chunks to come. The seed and the steps change on the way; what concerns the cache begins the
         video anew. Raises as the constructor; nothing has changed then."""
-        options = self._options | options
-        if all(options.get(name) == self._options.get(name) for name in options if name not in AT_ONCE):
+        if all(
+            options.get(name) == self._options.get(name) for name in {**options, **self._options} if name not in AT_ONCE
+        ):
             asked = SamplingOptions(**options)
             schedule = schedule_from(asked, self.pipe.info)
             if self.start.incoming is not None:
@@ -156,8 +157,9 @@ class Live:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What may be changed, as it is."""
-        times, _ = self.start.schedule.chunk(self.index)
+        """What may be changed, as it is. Of input video fewer steps than these may be left, where it begins with little
+        noise."""
+        times, _ = schedule_from(self.asked, self.pipe.info).chunk(self.index)
         names = ("cache_policy", "noise_scale", "noise_rule", "prompt_blend")
         return {"seed": self.start.seed, "num_steps": len(times) - 1} | {n: getattr(self.asked, n) for n in names}
 

@@ -26,7 +26,7 @@ from rcm_jax.serve.socket import Reader
 from rcm_jax.version import version
 
 STATIC = Path(__file__).parent / "static"
-OPEN = ("/health",)  # to all: a load balancer has no token
+OPEN = ("/health", "/static/", "/favicon.ico")  # to all: a load balancer has no token, and these are no secrets
 STUCK = 60.0  # seconds without a sign from the engine's thread
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; media-src 'self' blob:; img-src 'self' data: blob:; "
@@ -47,7 +47,7 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        why = None if scope["path"] in OPEN else self.gate.refusal(HTTPConnection(scope))
+        why = None if scope["path"].startswith(OPEN) else self.gate.refusal(HTTPConnection(scope))
         status = 403
         if why is None and self.connected >= self.most:
             why, status = f"there are {self.most} connections, and no more are taken", 503
@@ -78,6 +78,9 @@ class Served:
 
     async def page(self, _: Request) -> Response:
         return FileResponse(STATIC / "index.html", headers=HEADERS)
+
+    async def nothing(self, _: Request) -> Response:
+        return Response(status_code=204)  # browsers ask for a picture of every page
 
     async def about(self, _: Request) -> Response:
         engine = self.engine
@@ -184,10 +187,15 @@ def application(engine: Engine, token: str | None) -> Starlette:
     """Its `state.served` is what the routes use. The engine is started by who serves it."""
     served = Served(engine)
     routes = [
-        Route("/", served.page), Route("/api", served.about), Route("/api/video", served.video),
-        Route("/health", served.health), Route("/metrics", served.metrics),
-        WebSocketRoute("/api/stream", served.stream), Mount("/static", Static(directory=STATIC)),
-    ]  # fmt: skip
+        Route("/", served.page),
+        Route("/favicon.ico", served.nothing),
+        Route("/api", served.about),
+        Route("/api/video", served.video),
+        Route("/health", served.health),
+        Route("/metrics", served.metrics),
+        WebSocketRoute("/api/stream", served.stream),
+        Mount("/static", Static(directory=STATIC)),
+    ]
     guard = Middleware(Guard, gate=Gate(engine.limits, token), most=engine.limits.connections)
     app = Starlette(routes=routes, middleware=[guard])
     app.state.served = served

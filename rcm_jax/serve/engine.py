@@ -9,6 +9,7 @@ from typing import Any
 
 from rcm_jax.pipelines.live import Live, advance
 from rcm_jax.pipelines.pipeline import Pipeline
+from rcm_jax.pipelines.policy_options import FLAGS
 from rcm_jax.serve import metrics, wire
 from rcm_jax.serve.options import ServeOptions
 from rcm_jax.serve.programs import Programs
@@ -17,6 +18,14 @@ from rcm_jax.worlds.painted import Painted
 
 log = logging.getLogger("rcm_jax.serve")
 REFUSED = (ValueError, TypeError, ArithmeticError)  # what a reader asked for cannot be done
+
+
+def with_changes(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Another cache policy takes its own settings as published: those of the one before are no settings of it."""
+    if changes.get("cache_policy") not in (None, options.get("cache_policy")):
+        others = {"window", "sink", *(flag for flags in FLAGS.values() for flag in flags)}
+        options = {name: value for name, value in options.items() if name not in others}
+    return options | changes
 
 
 class Engine:
@@ -119,12 +128,20 @@ class Engine:
 
     def _open(self, show: Show) -> None:
         try:
-            show.options = self.options | wire.changes(show.opening)
-            if self._programs.ready(show.options, video=show.opening.video):
+            show.options = with_changes(self.options, wire.changes(show.opening))
+            if self._ready(show, show.options):
                 show.live = Live(self.pipe, show.opening.prompt, pushed=show.pushed, **show.options)
         except Exception as error:
             show.failed = error
             self._end(show, "")
+
+    def _ready(self, show: Show, options: dict[str, Any]) -> bool:
+        """Whether it can go on with these; else its reader is told, once, that it takes a while."""
+        ready = self._programs.ready(options, video=show.opening.video)
+        if not ready and not show.prepares:
+            show.deliver(wire.event("preparing"))
+        show.prepares = not ready
+        return ready
 
     def _change(self, show: Show, word: wire.Say | wire.Change) -> bool:
         """Whether it is done, or refused: what needs programs that are not compiled yet waits for them."""
@@ -134,10 +151,10 @@ class Engine:
                 self.check_prompt(word.prompt)
                 live.say(word.prompt, cut=word.cut)
             else:
-                options = show.options | wire.changes(word)
-                if not self._programs.ready(options, video=show.opening.video):
+                options = with_changes(show.options, wire.changes(word))
+                if not self._ready(show, options):
                     return False
-                live.change(**wire.changes(word))
+                live.change(**options)
                 show.options = options
             show.deliver(wire.event("said", prompt=live.prompt, settings=live.settings, chunk=show.made))
         except REFUSED as error:

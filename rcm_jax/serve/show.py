@@ -33,7 +33,7 @@ class Show:
         self.pushed = Pushed() if opening.video else None
         self.words: deque[wire.Say | wire.Change] = deque()
         self.allowed, self.made, self.encoded = min(opening.more, wire.MAX_AHEAD), 0, 0
-        self.paused = self.closed = False
+        self.paused = self.closed = self.prepares = False
         self.asked_for = 0  # frames of input
         self.begun = self.heard = time.monotonic()
         self._fragments: Fragments | None = None

@@ -153,6 +153,7 @@ def _short(value: Any) -> str:
 
 EVENTS = {
     "waiting": "place: how many readers are before this one",
+    "preparing": "programs for what was asked are compiled; other streams go on, and this one as before",
     "opened": "mime, width, height, fps, chunk_frames (of the first chunk and of the others), prompt, seed, policies "
     "(that may be asked for), num_steps, cache_policy",
     "chunk": "index, start and seconds of it in the video, prompt, latency (seconds from the beginning of its making), "

@@ -86,19 +86,19 @@ def test_what_is_said_holds_from_the_next_chunk_on(pipe):
 def test_settings_change_on_the_way(pipe):
     live = Live(pipe, PROMPTS[0], seed=1, **WINDOW)
     made(live, 2)
-    live.change(seed=2, num_steps=1)
+    live.change(**WINDOW | dict(seed=2, num_steps=1))
     assert live.index == 2  # it goes on
     assert (live.settings["seed"], live.settings["num_steps"]) == (2, 1)
     other = Live(pipe, PROMPTS[0], seed=1, **WINDOW)
     made(other, 2)
     assert np.abs(made(live, 1)[0].astype(int) - made(other, 1)[0]).max() > 2
     live.say(PROMPTS[1])
-    live.change(window_blocks=3)
+    live.change(**WINDOW | dict(seed=2, num_steps=1, window_blocks=3))
     assert live.index == 0  # anew, with what was said
     want = made(Live(pipe, PROMPTS[1], seed=2, **WINDOW | dict(num_steps=1, window_blocks=3)), 2)
     same(made(live, 2), want)
     with pytest.raises(ValueError, match="7 steps must be 1..4"):
-        live.change(num_steps=7)
+        live.change(**WINDOW | dict(num_steps=7))
     same(made(live, 1), made_after(pipe, want))
 
 

@@ -55,6 +55,8 @@ function hear(said, begun) {
   switch (said.type) {
     case "waiting":
       return notice(said.place ? `waiting: ${said.place} before you` : "waiting: you are next");
+    case "preparing":
+      return notice("compiling for this, once …");
     case "opened":
       opened = said;
       document.documentElement.style.setProperty("--shape", `${said.width} / ${said.height}`);
