@@ -110,11 +110,10 @@ class Live:
         self.prompt = prompt
 
     def change(self, **options: Any) -> None:
-        """All options, of the chunks to come. The seed and the steps change on the way; what concerns the cache begins the
-        video anew. Raises as the constructor; nothing has changed then."""
-        if all(
-            options.get(name) == self._options.get(name) for name in {**options, **self._options} if name not in AT_ONCE
-        ):
+        """All options, of the chunks to come. The seed and the steps change on the way; what concerns the cache begins
+        the video anew. Raises as the constructor; nothing has changed then."""
+        other = {name for name in options | self._options if options.get(name) != self._options.get(name)}
+        if other <= set(AT_ONCE):
             asked = SamplingOptions(**options)
             schedule = schedule_from(asked, self.pipe.info)
             if self.start.incoming is not None:
