@@ -77,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         engine, listener, token = prepared(args)
         from rcm_jax.serve.server import address, run
 
+        listener.listen(128)  # who reads the address may come at once
         print(address(engine.limits, listener, token), flush=True)
         run(engine, listener, token)
 

@@ -118,6 +118,10 @@ class Stream:
             self._send(wire.Close())
         self._closing.close()
 
+    def abandon(self) -> None:
+        """Goes without a word, as a reader does whose network breaks."""
+        self._socket.socket.close()
+
     def __enter__(self) -> "Stream":
         return self
 

@@ -35,7 +35,7 @@ class Engine:
         self.pipe, self.limits, self.options = pipe, limits, options
         self._shows: list[Show] = []
         self._wake, self._stopping, self._news = threading.Condition(), False, False
-        self._programs = Programs(pipe, self.changed)
+        self._programs = Programs(pipe, limits.together, self.changed)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.beat = time.monotonic()
 

@@ -13,10 +13,10 @@ OF_A_VIDEO = ("seed",)  # options that change no program
 
 
 class Programs:
-    """changed: called when more of them are there."""
+    """most: streams in a pass. changed: called when more programs are there."""
 
-    def __init__(self, pipe: Pipeline, changed: Callable[[], None]):
-        self._pipe, self._changed = pipe, changed
+    def __init__(self, pipe: Pipeline, most: int, changed: Callable[[], None]):
+        self._pipe, self._most, self._changed = pipe, most, changed
         self._sizes: dict[Hashable, tuple[int, ...]] = {}  # of passes, largest first
         self._asked: set[tuple[Hashable, int]] = set()
         self._failed: dict[Hashable, Exception] = {}
@@ -39,7 +39,7 @@ class Programs:
     def sizes(self, key: Hashable, options: dict[str, Any], count: int) -> tuple[int, ...]:
         """How many streams may be in a pass. More than there are so far are compiled beside them."""
         have = self._sizes[key]
-        larger = [n for n in TOGETHER if have[0] < n <= count]
+        larger = [n for n in TOGETHER if have[0] < n <= min(count, self._most)]
         if larger and self._pipe.opened.experts.mesh.size == 1:
             self._ask(key, options, key[0], larger[0])
         return have

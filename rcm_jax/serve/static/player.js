@@ -2,7 +2,7 @@
 // follow another prompt.
 
 const Source = window.ManagedMediaSource ?? window.MediaSource;
-const SLACK = 0.09; // seconds before the end of what is there, over and above what a chunk takes to come
+const SLACK = 0.05; // seconds before the end of what is there, over and above what a chunk takes to come
 const BEHIND = 30; // seconds of what has played that are kept
 
 export class Player {
