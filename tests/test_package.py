@@ -41,6 +41,7 @@ def test_the_version_is_that_of_pyproject_everywhere():
         "kernels.bench",
         "kernels.tune",
         "chunks.__main__",
+        "serve.__main__",
     ],
 )
 def test_every_command_tells_the_version(module, capsys):
