@@ -158,9 +158,13 @@ class Live:
     def settings(self) -> dict[str, Any]:
         """What may be changed, as it is. Of input video fewer steps than these may be left, where it begins with little
         noise."""
-        times, _ = schedule_from(self.asked, self.pipe.info).chunk(self.index)
+        schedule = schedule_from(self.asked, self.pipe.info)
+        times, _ = schedule.chunk(self.index)
         names = ("cache_policy", "noise_scale", "noise_rule", "prompt_blend")
-        return {"seed": self.start.seed, "num_steps": len(times) - 1} | {n: getattr(self.asked, n) for n in names}
+        return {
+            "seed": self.start.seed, "num_steps": len(times) - 1,
+            "guidance_scale": schedule.guidance if schedule.ode else None, **{n: getattr(self.asked, n) for n in names},
+        }  # fmt: skip
 
     @property
     def frames(self) -> int:

@@ -175,7 +175,7 @@ def _asked(query: dict[str, str]) -> tuple[wire.Open, float]:
         given: dict[str, Any] = {"type": "open"}
         for name, value in query.items():
             given[name] = int(value) if name in ("seed", "num_steps", "prompt_blend") else (
-                float(value) if name == "noise_scale" else value)  # fmt: skip
+                float(value) if name in ("noise_scale", "guidance_scale") else value)  # fmt: skip
     except ValueError as error:
         raise wire.BadMessage(f"a number is none: {error}") from None
     if not 0 < seconds < float("inf"):

@@ -10,7 +10,9 @@ import types
 import typing
 from typing import Any
 
-SETTINGS = ("seed", "num_steps", "cache_policy", "noise_scale", "noise_rule", "prompt_blend")  # of `SamplingOptions`
+SETTINGS = (  # of `SamplingOptions`
+    "seed", "num_steps", "guidance_scale", "cache_policy", "noise_scale", "noise_rule", "prompt_blend",
+)  # fmt: skip
 MAX_AHEAD = 8  # chunks that a reader may ask for before it has had them
 
 
@@ -30,6 +32,7 @@ class Open:
     prompt: str | None = None
     seed: int | None = None
     num_steps: int | None = None
+    guidance_scale: float | None = None
     cache_policy: str | None = None
     noise_scale: float | None = None
     noise_rule: str | None = None
@@ -52,6 +55,7 @@ class Change:
 
     seed: int | None = None
     num_steps: int | None = None
+    guidance_scale: float | None = None
     cache_policy: str | None = None
     noise_scale: float | None = None
     noise_rule: str | None = None

@@ -21,6 +21,7 @@ const say = (type, what = {}) => socket?.readyState === WebSocket.OPEN && socket
 function asked() {
   const what = { prompt: $("prompt").value, seed: Number($("seed").value) };
   if ($("num_steps").value) what.num_steps = Number($("num_steps").value);
+  if ($("guidance_scale").value) what.guidance_scale = Number($("guidance_scale").value);
   if ($("cache_policy").value) what.cache_policy = $("cache_policy").value;
   if (input) Object.assign(what, { video: true, noise_scale: Number($("noise_scale").value) });
   return what;
@@ -92,6 +93,8 @@ function take(data) {
 function show(settings) {
   $("seed").value = settings.seed;
   $("num_steps").value = settings.num_steps;
+  $("guidance_scale").value = settings.guidance_scale ?? "";
+  $("guidance_scale").parentElement.hidden = settings.guidance_scale === null; // of a teacher alone
   if (settings.cache_policy) $("cache_policy").value = settings.cache_policy;
 }
 
@@ -128,6 +131,7 @@ $("prompt-form").onsubmit = (event) => {
 };
 $("seed").onchange = () => say("change", { seed: Number($("seed").value) });
 $("num_steps").onchange = () => say("change", { num_steps: Number($("num_steps").value) });
+$("guidance_scale").onchange = () => say("change", { guidance_scale: Number($("guidance_scale").value) });
 $("cache_policy").onchange = () => say("change", { cache_policy: $("cache_policy").value });
 $("noise_scale").onchange = () => input && say("change", { noise_scale: Number($("noise_scale").value) });
 $("again").onclick = () => start();
