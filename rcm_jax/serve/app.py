@@ -170,17 +170,14 @@ class Served:
 
 def _asked(query: dict[str, str]) -> tuple[wire.Open, float]:
     query.pop("token", None)
+    seconds = query.pop("seconds", "10")
+    opening = wire.opening(query)
     try:
-        seconds = float(query.pop("seconds", "10"))
-        given: dict[str, Any] = {"type": "open"}
-        for name, value in query.items():
-            given[name] = int(value) if name in ("seed", "num_steps", "prompt_blend") else (
-                float(value) if name in ("noise_scale", "guidance_scale") else value)  # fmt: skip
-    except ValueError as error:
-        raise wire.BadMessage(f"a number is none: {error}") from None
-    if not 0 < seconds < float("inf"):
-        raise wire.BadMessage("seconds must be above 0")
-    return wire.made(given), seconds
+        if 0 < float(seconds) < float("inf"):
+            return opening, float(seconds)
+    except ValueError:
+        pass
+    raise wire.BadMessage(f"seconds must be a number above 0, not {seconds[:20]!r}")
 
 
 def application(engine: Engine, token: str | None) -> Starlette:

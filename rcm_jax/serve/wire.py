@@ -4,6 +4,7 @@ A reader's words are dataclasses here; `read` makes them of a message, `document
 says is an `event`: an object with one of these types.
 """
 
+import contextlib
 import dataclasses
 import json
 import types
@@ -118,6 +119,18 @@ def made(said: dict[str, Any]) -> Word:
     if missing:
         raise BadMessage(f"{missing[0]} is missing")
     return kind(**said)
+
+
+def opening(query: dict[str, str]) -> Open:
+    """Of an address's query. Raises BadMessage."""
+    hints, said = typing.get_type_hints(Open), {}
+    for name, value in query.items():
+        said[name] = value
+        for kind in (int, float):
+            if kind in _kinds(hints.get(name, str)):
+                with contextlib.suppress(ValueError):  # `made` tells what it must be
+                    said[name] = kind(value)
+    return made({"type": "open"} | said)
 
 
 def written(word: Word) -> str:

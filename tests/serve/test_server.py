@@ -159,8 +159,9 @@ def test_input_video_is_repainted(server):
 def test_over_http(server):
     code, text = status(f"{server.url}/api/video?prompt=a+purple+haze")
     assert (code, "unknown words" in text) == (400, True)
-    assert status(f"{server.url}/api/video?seconds=-1") == (400, "seconds must be above 0\n")
+    assert status(f"{server.url}/api/video?seconds=-1") == (400, "seconds must be a number above 0, not '-1'\n")
     assert status(f"{server.url}/api/video?colour=red")[0] == 400
+    assert "seed must be a whole number or null, not 'x'" in status(f"{server.url}/api/video?seed=x")[1]
     assert decoded([get(f"{server.url}/api/video?seconds=1&prompt=a+blue+square+moving+up")]).shape == (9, 192, 192, 3)
     until(lambda: not server.shows)
 
