@@ -91,7 +91,9 @@ def parser(command: str) -> argparse.ArgumentParser:
     if command == "merge":
         p.add_argument("--student", help="network whose difference from --reference is added")
         p.add_argument("--reference", help="what the student was distilled from")
-        p.add_argument("--lora", action="append", default=[], help="LoRA file to add; may be given several times")
+        p.add_argument("--lora", action="append", default=[], metavar="FILE[:STRENGTH]",
+                       help="LoRA file to add; may be given several times")  # fmt: skip
+        p.add_argument("--skip", metavar="PATTERN", help="layers of a LoRA that are left out: 'k_img|v_img|img_emb'")
         p.add_argument("--scale", type=float, default=1.0, help="factor of what is added (default 1)")
         p.add_argument("--keep", metavar="PATTERN", help="tensors that stay the base's, e.g. patch_embedding")
     return p
@@ -101,15 +103,18 @@ def sources(command: str, args: argparse.Namespace) -> list[str]:
     """All that is read and could be written over."""
     if command == "checkpoint":
         return []
-    added = [args.student, args.reference, *args.lora] if command == "merge" else []
-    return [args.source, *filter(None, added)]
+    if command != "merge":
+        return [args.source]
+    from rcm_jax.convert.merge import given_lora
+
+    loras = [str(given_lora(text).path) for text in args.lora]
+    return [args.source, *filter(None, (args.student, args.reference)), *loras]
 
 
 def merge(args: argparse.Namespace, options: NetworkOptions, base: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
     """The network that `merge` makes, and the one that tells how it is sampled."""
     from rcm_jax.convert.checkpoint import open_checkpoint
-    from rcm_jax.convert.lora import read_lora
-    from rcm_jax.convert.merge import add_difference, add_lora
+    from rcm_jax.convert.merge import Given, add_difference, add_loras, given_lora
     from rcm_jax.hub import find
 
     if bool(args.student) != bool(args.reference) or not (args.student or args.lora):
@@ -122,12 +127,11 @@ def merge(args: argparse.Namespace, options: NetworkOptions, base: Checkpoint) -
         like, reference = (open_checkpoint(path, num_heads=heads) for path in paths)
         print(like, reference, sep="\n")
         network = add_difference(network, like, reference, scale=args.scale, keep=args.keep)
-    for path in args.lora:
-        place = find(path, "lora")
-        network = add_lora(network, place, scale=args.scale)
-        if info := read_lora(place).info:
-            like = dataclasses.replace(network, dialect="rcm_jax", info=info)
-    return network, like
+    given = [Given(path, strength * args.scale) for path, strength in map(given_lora, args.lora)]
+    if args.skip and not given:
+        raise ValueError("--skip leaves out layers of a LoRA: give --lora")
+    network = add_loras(network, given, skip=args.skip)
+    return network, network if given and network.info is not base.info else like
 
 
 def run_lora(args: argparse.Namespace) -> None:

@@ -21,22 +21,32 @@ from rcm_jax.wan.config import WAN_14B_I2V, DiTConfig
 from rcm_jax.wan.layers import LORA_DOWN, LORA_UP
 
 FORMS = ("diffusers", "comfyui", "kohya")
-PREFIXES = ("base_model.model.", "transformer.", "model.diffusion_model.", "diffusion_model.")
+PREFIXES = ("base_model.model.", "transformer.", "model.diffusion_model.", "diffusion_model.", "model.", "unet.")
 KOHYA = "lora_unet_"
+DOWN = (".lora_A.weight", ".lora_A.default.weight", ".lora_A", ".lora_down.weight", "_lora.down.weight",
+        ".lora.down.weight", ".lora_linear_layer.down.weight")  # fmt: skip
+UP = tuple(name.replace("lora_A", "lora_B").replace("down", "up") for name in DOWN)
 # ending of a name -> which part of the change it is
-PARTS = {
-    ".lora_A.weight": "down", ".lora_A.default.weight": "down", ".lora_down.weight": "down",
-    ".lora_B.weight": "up", ".lora_B.default.weight": "up", ".lora_up.weight": "up",
-    ".alpha": "alpha", ".diff": "weight", ".diff_b": "bias", ".lora_B.bias": "bias",
+PARTS = {**dict.fromkeys(DOWN, "down"), **dict.fromkeys(UP, "up")} | {
+    ".alpha": "alpha", ".diff": "weight", ".diff_b": "bias", ".lora_B.bias": "bias", ".diff_m": "modulation",
+}  # fmt: skip
+WHOLE = ("weight", "bias", "modulation")  # parts that are differences of a whole parameter
+OTHERS = {  # ending of a name -> of what kind of file that is, which is not read
+    ".dora_scale": "a DoRA", ".lora_magnitude_vector": "a DoRA", ".lora_mid.weight": "a LoRA with a middle factor",
+    ".set_weight": "a set of whole weights", ".reshape_weight": "a LoRA that reshapes weights",
+    ".hada_w1_a": "a LoHa", ".hada_w1_b": "a LoHa", ".lokr_w1": "a LoKr", ".lokr_w1_a": "a LoKr", ".lokr_w2": "a LoKr",
+    ".a1.weight": "a GLoRA", ".w_norm": "of LyCORIS' norms", ".b_norm": "of LyCORIS' norms", ".oft_blocks": "an OFT",
 }  # fmt: skip
 ADAPTER, INFO = "lora_adapter_metadata", "rcm_jax_info"  # in a file's metadata: diffusers', and ours
 
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """A LoRA file. modules: by Wan2.1's names, the parts of each: "down" [rank, in], "up" [out, rank], "alpha", and
-    whole differences of its "weight" and "bias". alpha: of the modules that have none of their own; None: the rank.
-    info: of the network that it makes of its base, where it says so."""
+    """A LoRA file. modules: by Wan2.1's names, the parts of each: "down" [rank, in], "up" [out, rank] (of a convolution
+    with its kernel's axes behind), "alpha", and differences of its whole "weight", "bias" and "modulation".
+
+    alpha: of the modules that have none of their own; None: the rank. info: of the network that it makes of its base,
+    where it says so."""
 
     path: Place
     modules: Mapping[str, Mapping[str, Tensor]]
@@ -77,6 +87,8 @@ def parse_lora(path: str | Path) -> tuple[Lora, list[str]]:
     modules: dict[str, dict[str, Tensor]] = {}
     problems = []
     for name, tensor in weights.groups.get("", {}).items():
+        if other := next((kind for ending, kind in OTHERS.items() if name.endswith(ending)), None):
+            raise ValueError(f"{path} is {other} ({name}), which is not read")
         ending = next((e for e in PARTS if name.endswith(e)), None)
         module = _wan_module(name.removesuffix(ending or ""))
         if ending is None:
@@ -99,7 +111,7 @@ def _wan_module(name: str) -> str:
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
     if name.startswith(KOHYA):
-        return _from_underscores(name.removeprefix(KOHYA))
+        return _from_underscores(name.removeprefix(KOHYA).removeprefix("_"))
     return DIFFUSERS_DIT.wan_name(name)
 
 
@@ -135,7 +147,7 @@ def of_parameters(
 def lora_tensors(lora: Lora, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The file's tensors and its metadata. diffusers': alpha is in the metadata, and where modules differ in rank or
     alpha, in `up`. Raises ValueError for a LoRA that has more than factors."""
-    more = sorted(f"{m}: {part}" for m, parts in lora.modules.items() for part in parts if part in ("weight", "bias"))
+    more = sorted(f"{m}: {part}" for m, parts in lora.modules.items() for part in parts if part in WHOLE)
     if more:
         raise ValueError(f"{lora.path} has whole differences, which are not written: {', '.join(more[:4])}")
     metadata = {"format": "pt"} | ({INFO: lora.info.to_json()} if lora.info else {})

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from rcm_jax.convert.merge import given_lora
 from rcm_jax.errors import ArgumentError
 from rcm_jax.hub import Place
 from rcm_jax.media.tags import read_tags
@@ -20,6 +21,7 @@ from rcm_jax.pipelines.stream_batch_options import SETTINGS as SLOTS
 from rcm_jax.version import version
 from rcm_jax.worlds.builtin import BUILTIN
 
+LORAS = ("lora", "second_lora")
 OPTIONS = {field.name for options in (FileOptions, SamplingOptions) for field in dataclasses.fields(options)}
 
 
@@ -60,7 +62,9 @@ def describe(opened: Opened, request: Request, asked: SamplingOptions) -> list[d
         options["batch_size"] = request.batch_size
     if request.timed is not None:  # the prompts themselves: their file may change
         options["prompts_file"] = request.timed
-    files = {value: _state(value) for name, value in options.items() if name.endswith("_path")}
+    paths = [value for name, value in options.items() if name.endswith("_path")]
+    paths += [str(given_lora(text, name).path) for name in LORAS for text in options.get(name, ())]
+    files = {path: _state(path) for path in paths}
     if opened.files is not None:  # those that were found beside the network too
         own = (*opened.files.dit, opened.files.vae, opened.files.text, opened.files.clip, opened.files.tiny)
         files |= {_place(network.path): _state(str(network.path)) for network in own if network is not None}
@@ -79,7 +83,14 @@ def _given(options: Any) -> dict[str, Any]:
     """The fields that differ from their defaults, but for the indices, which every video has of its own."""
     fields = [f for f in dataclasses.fields(options) if f.name != "indices"]
     given = {f.name: getattr(options, f.name) for f in fields if getattr(options, f.name) != f.default}
-    return {name: _place(value) if name.endswith("_path") else value for name, value in given.items()}
+    return {name: _absolute(name, value) for name, value in given.items()}
+
+
+def _absolute(name: str, value: Any) -> Any:
+    if name in LORAS:
+        given = [given_lora(text, name) for text in value]
+        return [_place(one.path) + (f":{one.strength:g}" if one.strength != 1 else "") for one in given]
+    return _place(value) if name.endswith("_path") else value
 
 
 def _place(path: str | Place) -> str:

@@ -8,6 +8,7 @@ import jax
 
 from rcm_jax.chunks import ChunkPattern
 from rcm_jax.convert.checkpoint import Checkpoint, info_of, open_checkpoint
+from rcm_jax.convert.merge import add_loras, given_lora
 from rcm_jax.errors import ArgumentError
 from rcm_jax.hub import Published, find
 from rcm_jax.model_file import ModelInfo
@@ -51,8 +52,14 @@ def open_pipeline(options: FileOptions, devices: Sequence[jax.Device] | None = N
     path = find_model(options.dit_path, "dit_path")
     if not path.exists():
         raise FileNotFoundError(f"no model file at {path}")
-    network = open_checkpoint(path, num_heads=options.num_heads)
+    network = _with_loras(open_checkpoint(path, num_heads=options.num_heads), options, "lora")
     return (_open_toy if network.info and network.info.world == "toy" else _open_wan)(options, network, devices)
+
+
+def _with_loras(network: Checkpoint, options: FileOptions, argument: str) -> Checkpoint:
+    """With the LoRA files of that argument in it, once it is read; nothing is written."""
+    given = [given_lora(text, argument) for text in getattr(options, argument) or ()]
+    return add_loras(network, given, skip=options.lora_skip)
 
 
 def _open_toy(options: FileOptions, network: Checkpoint, devices: Sequence[jax.Device] | None) -> Opened:
@@ -70,7 +77,8 @@ def _open_wan(options: FileOptions, network: Checkpoint, devices: Sequence[jax.D
         )  # fmt: skip
     second = []
     if options.second_dit_path is not None:
-        second = [open_checkpoint(find(options.second_dit_path, "second_dit_path"))]
+        second = open_checkpoint(find(options.second_dit_path, "second_dit_path"))
+        second = [_with_loras(second, options, "second_lora")]
     dtype = options.dtype or "bfloat16"
     if any(isinstance(one.path, Published) for one in (network, *second)):
         check_weights(network.config, device_limit(), dtype=dtype, fsdp=options.fsdp, sequence=options.sequence)

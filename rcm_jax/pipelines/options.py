@@ -36,6 +36,14 @@ class FileOptions(NetworkOptions):
     second_dit_path: str | None = option(
         None, "Wan2.2: the network for less noise; --dit_path is that for more", only=[WAN, BIDIRECTIONAL]
     )
+    lora: Sequence[str] | None = option(
+        None, "LoRA files that are added while the network is loaded, FILE or FILE:STRENGTH each", nargs="+", type=str,
+        metavar="FILE[:STRENGTH]",
+    )  # fmt: skip
+    second_lora: Sequence[str] | None = option(
+        None, "those of --second_dit_path", nargs="+", type=str, metavar="FILE[:STRENGTH]", only=[WAN, BIDIRECTIONAL]
+    )
+    lora_skip: str | None = option(None, "pattern of their layers that are left out, like 'k_img|v_img|img_emb'")
     boundary: float | None = option(
         None,
         "Wan2.2: time at which they change (0.875; 0.9 from an image)",
@@ -68,6 +76,9 @@ class FileOptions(NetworkOptions):
 
     def __post_init__(self) -> None:
         check_options(self)
+        for name, of in (("second_lora", "second_dit_path"), ("lora_skip", "lora")):
+            if getattr(self, name) is not None and getattr(self, of) is None:
+                raise ArgumentError(f"{{{name}}} needs {{{of}}}", **{name: None, of: None})
         if self.decoder == "full" and self.tiny_vae_path is not None:
             raise ArgumentError(
                 "{tiny_vae_path} is the tiny decoder's: give {decoder} tiny too", tiny_vae_path=self.tiny_vae_path,

@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_listed(tmp_path):
         f"{name}.lora_down.weight": np.zeros((3, 48)), f"{name}.lora_up.weight": np.zeros((47, 3)),
         "diffusion_model.blocks.0.self_attn.k.lora_up.weight": np.zeros((48, 3)),
         "diffusion_model.blocks.9.ffn.0.lora_up.weight": np.zeros((64, 3)),
-        "diffusion_model.blocks.0.self_attn.v.dora_scale": np.zeros(48),
+        "diffusion_model.blocks.0.self_attn.v.lora_unheard_of": np.zeros(48),
         "diffusion_model.blocks.0.self_attn.v.diff_b": np.zeros(7),
     }  # fmt: skip
     base = opened(tmp_path / "b.pt", wan_arrays())
@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_listed(tmp_path):
         "blocks.1.self_attn.q: up (47, 3) times down (3, 48) is not (48, 48)",
         "blocks.0.self_attn.k has ['up'], and a LoRA needs up and down",
         "diffusion_model.blocks.9.ffn.0.lora_up.weight (64, 3) is not known",
-        "dora_scale (48,) is not known",
+        "lora_unheard_of (48,) is not known",
         "blocks.0.self_attn.v.bias: (7,) in the LoRA, (48,) in the base",
     ):
         assert words in str(error.value)
