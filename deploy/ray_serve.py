@@ -169,7 +169,7 @@ def _running(replica: Any, logging: dict[str, Any]) -> Any:
         return serve.run(replica.bind(), name=NAME, logging_config=logging)
     except RuntimeError as error:
         told = [each.message for each in serve.status().applications[NAME].deployments.values() if each.message]
-        raise RuntimeError((told or [str(error)])[0].strip().splitlines()[-1]) from error
+        raise RuntimeError((told or [str(error)])[0].strip().splitlines()[-1].removeprefix("ValueError: ")) from error
 
 
 def _wait() -> None:
