@@ -74,6 +74,7 @@ class Cluster:
         self.mark = uuid.uuid4().hex
         environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
         environment |= {MARK: self.mark, "RCM_JAX_TOKEN": TOKEN, "JAX_PLATFORMS": "cpu"}
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}  # else one is kept in the home
         environment["PYTHONPATH"] = os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")])
         self.process = subprocess.Popen(
             [sys.executable, SCRIPT, *FLAGS.split()], cwd=SCRIPT.parents[1], env=environment, text=True,
