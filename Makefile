@@ -55,7 +55,7 @@ test-gpu: $(VENV)/.aot
 	TF_CPP_MIN_LOG_LEVEL=2 $(PY) -m pytest -q -n $(WORKERS) --aot
 
 test-full: lint goldens
-	$(PY) -m pip install -q --disable-pip-version-check -e '.[aot,parity]'
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[aot,parity,ray]'
 	$(PY) -m pytest -q -n $(WORKERS) --full
 	TF_CPP_MIN_LOG_LEVEL=2 $(PY) -m pytest -q -n $(WORKERS) --full --aot
 

@@ -10,9 +10,15 @@ It listens to this machine alone. With --host 0.0.0.0 readers need the token tha
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rcm_jax.cli import command_parser, one_line_errors
+
+if TYPE_CHECKING:
+    import socket
+
+    from rcm_jax.serve.engine import Engine
+    from rcm_jax.serve.options import ServeOptions
 
 POLICY = {"cache_policy": "sliding_window"}  # of a network that says no window: a stream has no end
 OF_ONE_VIDEO = ("prompts_file", "image_path", "video_path", "num_samples", "indices", "num_frames", "stream_batch",
@@ -33,9 +39,9 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def prepared(args: argparse.Namespace) -> "tuple[Any, Any, str | None]":
-    """The engine, ready; where it will be listened; and the token. Raises for arguments that do not go together, and
-    for a port that is taken, before anything is loaded."""
+def checked(args: argparse.Namespace) -> "tuple[ServeOptions, dict[str, Any], dict[str, Any]]":
+    """The server's limits, how to sample, and the files. Raises for arguments that do not go together, and for what is
+    missing on this machine."""
     from rcm_jax.options import taken
     from rcm_jax.pipelines.options import FileOptions, SamplingOptions
     from rcm_jax.serve.options import ServeOptions
@@ -53,21 +59,33 @@ def prepared(args: argparse.Namespace) -> "tuple[Any, Any, str | None]":
     except ImportError as error:
         raise RuntimeError(f"serving needs {error.name}: pip install 'rcm_jax[serve]'") from None
     from rcm_jax.media.video import check_encoder
-    from rcm_jax.serve.server import bound, token_of
 
     check_encoder()
-    listener = bound(limits)
+    return limits, options, files
 
+
+def started(limits: "ServeOptions", options: dict[str, Any], files: dict[str, Any]) -> "Engine":
+    """The engine, loaded, compiled and running."""
     from rcm_jax.pipelines.pipeline import load
     from rcm_jax.serve.engine import Engine
 
-    print("loading and compiling …", file=sys.stderr)
     pipe = load(**files)
     if pipe.causal and not (pipe.info.causal.get("window") or "window" in options or "cache_policy" in options):
         options = POLICY | options
     engine = Engine(pipe, limits, options)
     engine.start()
-    return engine, listener, token_of(limits)
+    return engine
+
+
+def prepared(args: argparse.Namespace) -> "tuple[Engine, socket.socket, str | None]":
+    """The engine, ready; where it will be listened; and the token. What is wrong with them, or with the port, is raised
+    before anything is loaded."""
+    limits, options, files = checked(args)
+    from rcm_jax.serve.server import bound, token_of
+
+    token, listener = token_of(limits), bound(limits)
+    print("loading and compiling …", file=sys.stderr)
+    return started(limits, options, files), listener, token
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -74,6 +74,21 @@ class Served:
         self.engine, self.desk = engine, Desk(engine.limits.streams, engine.limits.queue)
         self.draining = False
 
+    @property
+    def well(self) -> bool:
+        """Whether the engine runs."""
+        return self.engine.alive and time.monotonic() - self.engine.beat < STUCK
+
+    async def drain(self) -> None:
+        """Ends all streams, whole, and takes no more; waits until their readers have all of it, but no longer than the
+        limits say."""
+        self.draining = True
+        loop, grace = asyncio.get_running_loop(), self.engine.limits.grace
+        await asyncio.to_thread(self.engine.stop, grace)
+        until = loop.time() + grace
+        while self.desk.active and loop.time() < until:
+            await asyncio.sleep(0.02)
+
     # --- pages --------------------------------------------------------------------------------------------------------
 
     async def page(self, _: Request) -> Response:
@@ -97,9 +112,7 @@ class Served:
         })  # fmt: skip
 
     async def health(self, _: Request) -> Response:
-        engine = self.engine
-        quiet = time.monotonic() - engine.beat
-        well = engine.alive and not self.draining and quiet < STUCK
+        well, quiet = self.well and not self.draining, time.monotonic() - self.engine.beat
         words = {"streams": self.desk.active, "draining": self.draining, "engine_seconds_ago": round(quiet, 1)}
         return JSONResponse({"well": well} | words, 200 if well else 503)
 

@@ -8,6 +8,7 @@ from rcm_jax.options import check_options, option
 from rcm_jax.ranges import at_least, between
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
+SHORTEST_TOKEN = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,7 +17,10 @@ class ServeOptions:
 
     host: str = option("127.0.0.1", "address to listen at; any but this machine's own asks readers for --token")
     port: int = option(8000, "port to listen at; 0: any that is free", range=between(0, 65535))
-    token: str | None = option(None, "what readers must know, as ?token=… (default: none here, a new one elsewhere)")
+    token: str | None = option(
+        None, "what readers must know, as ?token=… (default: RCM_JAX_TOKEN of the environment; without it none here, a "
+        "new one elsewhere)",
+    )  # fmt: skip
     allow_origin: tuple[str, ...] = option(
         (), "pages of other sites that may use this server, like https://example.org", nargs="+", type=str
     )
@@ -33,8 +37,8 @@ class ServeOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.token is not None and len(self.token) < 8:
-            raise ArgumentError("{token} must have at least 8 characters", token=None)
+        if self.token is not None and len(self.token) < SHORTEST_TOKEN:
+            raise ArgumentError(f"{{token}} must have at least {SHORTEST_TOKEN} characters", token=None)
         for origin in self.allow_origin:
             if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
                 raise ArgumentError("{allow_origin} must be like https://example.org", allow_origin=origin)

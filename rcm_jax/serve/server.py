@@ -1,6 +1,7 @@
 """Runs the application until it is told to stop, and then lets every stream end whole."""
 
 import asyncio
+import os
 import secrets
 import signal
 import socket
@@ -11,7 +12,9 @@ import uvicorn
 from rcm_jax.errors import ArgumentError
 from rcm_jax.serve.app import application
 from rcm_jax.serve.engine import Engine
-from rcm_jax.serve.options import ServeOptions
+from rcm_jax.serve.options import SHORTEST_TOKEN, ServeOptions
+
+TOKEN = "RCM_JAX_TOKEN"  # in the environment: flags are seen by all who list the processes of a machine
 
 
 def bound(limits: ServeOptions) -> socket.socket:
@@ -30,14 +33,20 @@ def bound(limits: ServeOptions) -> socket.socket:
 
 
 def token_of(limits: ServeOptions) -> str | None:
-    """What readers must know: what was given, or, where others can reach the server, a new one."""
-    return limits.token or (None if limits.local else secrets.token_urlsafe(16))
+    """What readers must know: what was given, or is in the environment, or, where others can reach the server, a new
+    one. Raises ValueError for one that is too short."""
+    if limits.token is not None:
+        return limits.token
+    given = os.environ.get(TOKEN)
+    if given and len(given) < SHORTEST_TOKEN:
+        raise ValueError(f"{TOKEN} in the environment must have at least {SHORTEST_TOKEN} characters")
+    return given or (None if limits.local else secrets.token_urlsafe(16))
 
 
 def address(limits: ServeOptions, listener: socket.socket, token: str | None) -> str:
-    """Where to look."""
+    """Where to look. A token of the environment's is not told again: what is printed is kept, in a container's log."""
     host = f"[{limits.host}]" if ":" in limits.host else limits.host
-    query = "" if token is None else f"/?token={token}"
+    query = "" if token in (None, os.environ.get(TOKEN)) else f"/?token={token}"
     return f"http://{host}:{listener.getsockname()[1]}{query}"
 
 
@@ -67,10 +76,7 @@ class Server(uvicorn.Server):
         self._draining = self._loop.create_task(self._end())
 
     async def _end(self) -> None:
-        await asyncio.to_thread(self.engine.stop, self.engine.limits.grace)
-        desk, until = self.app.state.served.desk, self._loop.time() + self.engine.limits.grace
-        while desk.active and self._loop.time() < until:
-            await asyncio.sleep(0.02)
+        await self.app.state.served.drain()
         self.should_exit = True
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:

@@ -6,7 +6,7 @@ from starlette.requests import HTTPConnection
 from rcm_jax.errors import ArgumentError
 from rcm_jax.serve.gate import Gate
 from rcm_jax.serve.options import ServeOptions
-from rcm_jax.serve.server import token_of
+from rcm_jax.serve.server import address, bound, token_of
 
 HERE, TOKEN = "127.0.0.1:8000", "long-enough"
 
@@ -50,6 +50,20 @@ def test_an_origin_may_be_allowed():
     gate = Gate(ServeOptions(allow_origin=("https://example.org",)), None)
     assert refusal(gate, origin="https://example.org") is None
     assert refusal(gate, origin="https://example.org:8443") is not None
+
+
+def test_a_token_of_the_environment(monkeypatch):
+    monkeypatch.setenv("RCM_JAX_TOKEN", TOKEN)
+    assert token_of(ServeOptions()) == token_of(ServeOptions(host="0.0.0.0")) == TOKEN
+    assert token_of(ServeOptions(token="given-instead")) == "given-instead"
+    with bound(ServeOptions(port=0)) as listener:  # what is printed goes into logs
+        assert address(ServeOptions(), listener, TOKEN) == f"http://127.0.0.1:{listener.getsockname()[1]}"
+        assert address(ServeOptions(), listener, "given-instead").endswith("/?token=given-instead")
+    monkeypatch.setenv("RCM_JAX_TOKEN", "short")
+    with pytest.raises(ValueError, match="RCM_JAX_TOKEN in the environment must have at least 8 characters"):
+        token_of(ServeOptions())
+    monkeypatch.setenv("RCM_JAX_TOKEN", "")
+    assert token_of(ServeOptions()) is None
 
 
 def test_others_than_this_machine_always_need_a_token():
