@@ -15,6 +15,7 @@ from rcm_jax.ranges import at_least
 
 # which of several copies of a network in one file is meant: averaged weights first
 PREFERRED = ("generator_ema", "net_ema", "ema", "generator", "net", "model")
+SPIECE = "spiece_model"  # in ComfyUI's umT5: the bytes of its SentencePiece model
 NOT_SIZES = ("dtype", "round_time_to", "remat", "unroll", "attention", "eps")
 WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod", "module")
 
@@ -44,6 +45,9 @@ class Checkpoint:
     """One network of a file. tensors: by Wan2.1's names, or of a network that is not Wan2.1's by its own. aside: what
     else is in the file, entry -> number of tensors.
 
+    objects: what else a pickle holds, its keys -> its class; nothing of it was run. tokenizer: bytes of a SentencePiece
+    model that came with a text encoder.
+
     dialect: "wan", "rcm" (patch embedding as a Linear), "diffusers", "transformers" or "rcm_jax". info: of our own
     files, else None.
     """
@@ -56,6 +60,8 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     aside: Mapping[str, int]
     info: ModelInfo | None = None
+    objects: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tokenizer: Tensor | None = None
 
     @property
     def distilled(self) -> bool:
@@ -102,7 +108,9 @@ class Checkpoint:
             *([f"entry {self.entry}"] if self.entry else []),
             f"{len(self.tensors)} tensors, {'+'.join(dtypes)}, {size:.2f} GB",
         ]
-        aside = ", ".join(f"{k or 'rest'} ({n})" for k, n in self.aside.items())
+        objects = [f"{name or 'all'} ({kind})" for name, kind in self.objects.items()]
+        parts += ["with its tokenizer"] * (self.tokenizer is not None)
+        aside = ", ".join([*(f"{k or 'rest'} ({n})" for k, n in self.aside.items()), *objects])
         return ", ".join(parts) + (f"; left aside: {aside}" if aside else "")
 
 
@@ -186,11 +194,15 @@ def _foreign(weights: Weights, entry: str | None, network: Network | None, num_h
         config = found.network.read_config({k: t.shape for k, t in tensors.items()}, weights.config, num_heads)
     except ValueError as error:
         raise ValueError(f"{weights.path}: {error}") from error
+    tokenizer = tensors.pop(SPIECE, None) if found.network.name == "umt5" else None
     used = {name: t for name, t in tensors.items() if not name.startswith(found.network.dropped(config))}
     aside = found.aside(weights)
     if len(used) < len(tensors):
         aside["what Wan does not use"] = len(tensors) - len(used)
-    return Checkpoint(weights.path, found.name, found.network, dialect, config, used, aside)
+    return Checkpoint(
+        weights.path, found.name, found.network, dialect, config, used, aside, objects=weights.objects,
+        tokenizer=tokenizer,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

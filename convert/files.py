@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from rcm_jax.convert.comfyui import unscaled
 from rcm_jax.convert.orbax_io import read_orbax
 from rcm_jax.convert.safetensors_io import DTYPES, read_safetensors
 from rcm_jax.convert.tensors import Tensor
-from rcm_jax.convert.torch_io import read_torch
+from rcm_jax.convert.torch_io import SetAside, read_torch
 from rcm_jax.hub import Place, Published, fetched, find, unreached
 from rcm_jax.model_file import FORMAT, ORBAX_INFO
 
+Opened = tuple[dict[str, dict[str, Tensor]], dict[str, str], dict[str, str]]
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 INDEX = ".index.json"
 
@@ -27,12 +29,14 @@ INDEX = ".index.json"
 @dataclasses.dataclass(frozen=True)
 class Weights:
     """groups: each dictionary of tensors in the file, by the path of its keys ("" for the outermost).
-    metadata: of a safetensors file. config: the config.json beside the file, {} without one."""
+    metadata: of a safetensors file. config: the config.json beside the file, {} without one. objects: what else a
+    pickle holds, by the path of its keys -> its class, of which nothing was run."""
 
     path: Place
     groups: Mapping[str, Mapping[str, Tensor]]
     metadata: Mapping[str, str]
     config: Mapping[str, Any]
+    objects: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def open_weights(path: str | Path | Published) -> Weights:
@@ -49,14 +53,18 @@ def open_weights(path: str | Path | Published) -> Weights:
     folder = path if path.is_dir() else path.parent
     together = functools.cache(lambda: fetched(folder, [file.name for file in files]))
     opened = [_file(file, together) for file in files]
-    groups, metadata = opened[0]
-    for file, (more, _) in zip(files[1:], opened[1:], strict=True):
+    groups, metadata, objects = opened[0]
+    for file, (more, *_) in zip(files[1:], opened[1:], strict=True):
         both = sorted(set(groups.get("", {})) & set(more.get("", {})))
         if both:
             raise ValueError(f"{file} repeats tensors of the other shards: {both}")
         groups = {"": groups.get("", {}) | more.get("", {})}
     beside = folder / "config.json"
-    return Weights(path, groups, metadata, _json(beside) if beside.is_file() else {})
+    try:
+        groups = {name: unscaled(tensors, metadata) for name, tensors in groups.items()}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return Weights(path, groups, metadata, _json(beside) if beside.is_file() else {}, objects)
 
 
 def read_tensor(path: Place) -> Tensor:
@@ -70,7 +78,7 @@ def read_tensor(path: Place) -> Tensor:
         whole = read_torch(path)
         found = [whole] if isinstance(whole, Tensor) else [*whole.values()] if isinstance(whole, dict) else []
     else:
-        groups, _ = _file(path, lambda: path.parent)
+        groups, *_ = _file(path, lambda: path.parent)
         found = [tensor for tensors in groups.values() for tensor in tensors.values()]
     if len(found) != 1 or not isinstance(found[0], Tensor):
         raise ValueError(f"{path} is not one tensor alone; it holds {len(found)} things")
@@ -134,21 +142,21 @@ def _folder(folder: Place) -> list[Place]:
     )
 
 
-def _file(path: Place, together: Callable[[], Path]) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
-    """The format is told by the first bytes, not by the name. together: fetches what belongs to the network; gives
-    their folder."""
+def _file(path: Place, together: Callable[[], Path]) -> Opened:
+    """Its groups, metadata and objects. The format is told by the first bytes, not by the name. together: fetches what
+    belongs to the network; gives their folder."""
     if isinstance(path, Published) and path.suffix == ".safetensors" and not path.cached():
-        return _unfetched(path, together)
+        return (*_unfetched(path, together), {})
     path = fetched(path)
     with open(path, "rb") as file:
         head = file.read(64)
     if head[8:9] == b"{":
         tensors, metadata = read_safetensors(path)
-        return {"": tensors}, metadata
+        return {"": tensors}, metadata, {}
     if head.startswith((b"PK\x03\x04", b"\x80")):
-        groups: dict[str, dict[str, Tensor]] = {}
-        _collect(read_torch(path), "", groups)
-        return groups, {}
+        groups, objects = {}, {}
+        _collect(read_torch(path), "", groups, objects)
+        return groups, {}, objects
     if head.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path} is a git-lfs pointer, not the file: run `git lfs pull` where it comes from")
     if head.startswith(b"GGUF"):
@@ -171,11 +179,13 @@ def _unfetched(path: Published, together: Callable[[], Path]) -> tuple[dict[str,
     return {"": {name: tensor(name, info) for name, info in header.tensors.items()}}, header.metadata
 
 
-def _collect(value: Any, path: str, groups: dict[str, dict[str, Tensor]]) -> None:
+def _collect(value: Any, path: str, groups: dict[str, dict[str, Tensor]], objects: dict[str, str]) -> None:
+    if isinstance(value, SetAside):
+        objects[path] = value.kind
     if not isinstance(value, dict):
         return
     for key, item in value.items():
         if isinstance(item, Tensor):
             groups.setdefault(path, {})[str(key)] = dataclasses.replace(item, origin=str(key))
         else:
-            _collect(item, f"{path}.{key}" if path else str(key), groups)
+            _collect(item, f"{path}.{key}" if path else str(key), groups, objects)

@@ -1,8 +1,10 @@
 """PyTorch's `.pt` and `.pth` files, without PyTorch and without running what is in them.
 
 A pickle is a program. Here it may build dictionaries, lists and tensors and nothing else: the names that it looks up
-are answered from a list of ours, and a name that is not in it ends the reading. Storages stay in the file until they
-are looked at. Both formats are read: a zip of storages (since PyTorch 1.6), and the older sequence of pickles.
+are answered from a list of ours. Any other class becomes a placeholder that takes what it is given and does nothing, so
+that a `Namespace` or a config beside the tensors does no harm; a name of what runs programs ends the reading. Storages
+stay in the file until they are looked at. Both formats are read: a zip of storages (since PyTorch 1.6), and the older
+sequence of pickles.
 """
 
 import io
@@ -23,8 +25,7 @@ from rcm_jax.convert.tensors import Tensor
 
 STORAGES = {
     "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16, "Float8_e4m3fnStorage": ml_dtypes.float8_e4m3fn,
-    "Float8_e5m2Storage": ml_dtypes.float8_e5m2, "LongStorage": np.int64, "IntStorage": np.int32,
+    "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32,
     "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
 }  # fmt: skip
 # what zipfile and pickle raise over damaged bytes
@@ -108,6 +109,50 @@ class _Sealed:
         raise ValueError("a pickle wants to change the reader's own objects")
 
 
+class SetAside:
+    """What stands for an object of a class that is not known: it takes everything, and does nothing. kind: its
+    class."""
+
+    kind = ""
+
+    def __new__(cls, *args: Any, **_: Any) -> "SetAside":
+        own = object.__new__(cls)
+        if args and isinstance(args[0], type) and issubclass(args[0], SetAside):  # made by a function for a class
+            own.kind = args[0].kind
+        return own
+
+    def __init__(self, *_: Any, **__: Any):
+        pass
+
+    def __call__(self, *_: Any, **__: Any) -> "SetAside":
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, item: Any) -> None:
+        pass
+
+    def extend(self, items: Any) -> None:
+        pass
+
+    def add(self, item: Any) -> None:
+        pass
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        return f"<{self.kind}, set aside>"
+
+
+def _set_aside(module: str, name: str) -> type[SetAside]:
+    return type("SetAside", (SetAside,), {"kind": f"{module}.{name}"})
+
+
 class _Dict(OrderedDict):
     """An OrderedDict that ignores the attributes a pickle sets on it: state dicts carry `_metadata`."""
 
@@ -144,16 +189,46 @@ def _rebuild_tensor(storage: _Storage, start: int, shape: tuple, strides: tuple,
         flat = storage.place.numbers(storage.offset + start * size, count, storage.dtype)
         if not count:
             return flat.reshape(shape)
-        return np.lib.stride_tricks.as_strided(flat, shape, [s * size for s in strides], writeable=False)
+        bits = flat.view(f"u{size}")  # the function does not know every dtype
+        strided = np.lib.stride_tricks.as_strided(bits, shape, [s * size for s in strides], writeable=False)
+        return strided.view(storage.dtype)
 
     return _Tensor(shape, storage.dtype, load)
 
 
+def _rebuild_untyped(storage: _Storage, start: int, shape: tuple, strides: tuple, *rest: Any) -> Tensor:
+    """Of a storage of bytes: start and strides count numbers of the dtype, which comes after gradient and hooks."""
+    dtype = np.dtype(next(DTYPES[value] for value in rest if isinstance(value, str) and value in DTYPES))
+    typed = _Storage(storage.place, dtype, storage.count // dtype.itemsize)
+    made = _rebuild_tensor(typed, start, shape, strides)
+
+    def load() -> np.ndarray:
+        typed.offset = storage.offset  # known when the file has been read
+        return made.load()
+
+    return _Tensor(made.shape, made.dtype, load)
+
+
+DTYPES = {  # as torch.NAME in a pickle; the name stands for it, since a dtype could be changed
+    "float8_e4m3fn": ml_dtypes.float8_e4m3fn, "float8_e5m2": ml_dtypes.float8_e5m2, "bfloat16": ml_dtypes.bfloat16,
+    "float16": np.float16, "float32": np.float32, "float64": np.float64, "uint16": np.uint16, "uint32": np.uint32,
+    "uint64": np.uint64,
+}  # fmt: skip
+# Modules of which a file of weights wants nothing but harm. What is not here is not run either.
+RUNS = {
+    "os", "posix", "nt", "sys", "subprocess", "pty", "shutil", "socket", "ctypes", "importlib", "runpy", "code",
+    "pickle", "_pickle", "marshal", "builtins", "__builtin__", "webbrowser", "signal", "pip",
+}  # fmt: skip
+PLAIN = {"set", "frozenset", "list", "dict", "tuple", "int", "float", "complex", "str", "bytes", "bytearray", "bool",
+         "slice", "range", "object", "long", "unicode"}  # fmt: skip
 _KNOWN: dict[str, Any] = {
     "collections.OrderedDict": _Dict,
     "torch.Size": tuple,
     "torch._utils._rebuild_tensor": _Call(_rebuild_tensor),
     "torch._utils._rebuild_tensor_v2": _Call(_rebuild_tensor),
+    "torch._utils._rebuild_tensor_v3": _Call(_rebuild_untyped),
+    "torch.storage.UntypedStorage": "UntypedStorage",
+    "torch.UntypedStorage": "UntypedStorage",
     "torch._utils._rebuild_parameter": _Call(lambda tensor, *_: tensor),
 }
 
@@ -168,19 +243,25 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in STORAGES:
             return name
-        if f"{module}.{name}" not in _KNOWN:
+        if module == "torch" and name in DTYPES:
+            return name
+        if f"{module}.{name}" in _KNOWN:
+            return _KNOWN[f"{module}.{name}"]
+        builtin = module in ("builtins", "__builtin__")
+        if module.partition(".")[0] in RUNS and not (builtin and name in PLAIN):
             raise Refused(
                 f"{self.place} is refused: its pickle asks for {module}.{name}, and only tensors and plain containers "
                 "are read; nothing of it was run. Where you trust the file, save its state_dict alone with torch"
             )
-        return _KNOWN[f"{module}.{name}"]
+        return _set_aside(module, name)
 
     def persistent_load(self, identity: tuple) -> _Storage:
         _, dtype, key, _, count, *view = identity
         if any(view):
             raise ValueError(f"{self.place} holds views of storages, as PyTorch before 0.4 wrote them")
         if key not in self.storages:
-            self.storages[key] = _Storage(self.place, STORAGES[dtype], count)
+            kind = np.uint8 if dtype == "UntypedStorage" else STORAGES[dtype]
+            self.storages[key] = _Storage(self.place, kind, count)
             self.locate(key, self.storages[key])
         return self.storages[key]
 
@@ -259,8 +340,10 @@ def _read_legacy(place: _Place) -> Any:
 def write_torch(path: Path, tensors: Mapping[str, Tensor], advance: Callable[[int], object]) -> None:
     """A state dict as `torch.save` lays it out, streamed; `torch.load` reads it with weights_only.
 
-    The pickle is composed of its opcodes: an OrderedDict whose values are calls of `_rebuild_tensor_v2`.
+    The pickle is composed of its opcodes: an OrderedDict whose values are calls of `_rebuild_tensor_v2`, or of v3 for
+    numbers that have no storage of their own, as float8.
     """
+    untyped = {np.dtype(dtype): name for name, dtype in DTYPES.items() if name.startswith("float8")}
     storage_names = {np.dtype(dtype): name for name, dtype in STORAGES.items()}
 
     def plain(value: str | int | tuple) -> bytes:
@@ -270,11 +353,14 @@ def write_torch(path: Path, tensors: Mapping[str, Tensor], advance: Callable[[in
     program = [b"\x80\x02", empty]
     for i, (name, t) in enumerate(tensors.items()):
         strides = tuple(int(np.prod(t.shape[k + 1 :], dtype=np.int64)) for k in range(len(t.shape)))
-        kind = f"ctorch\n{storage_names[t.dtype]}\n".encode()
+        kind, call, dtype = f"ctorch\n{storage_names.get(t.dtype)}\n".encode(), b"_rebuild_tensor_v2", b""
+        if t.dtype in untyped:  # of one byte each, so that their count is that of the bytes
+            kind, call = b"ctorch.storage\nUntypedStorage\n", b"_rebuild_tensor_v3"
+            dtype = f"ctorch\n{untyped[t.dtype]}\n".encode()
         count = int(np.prod(t.shape, dtype=np.int64))
         storage = b"(" + plain("storage") + kind + plain(str(i)) + plain("cpu") + plain(count) + b"tQ"
-        rest = plain(0) + plain(t.shape) + plain(strides) + b"\x89" + empty
-        program.append(plain(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + rest + b"tRs")
+        rest = plain(0) + plain(t.shape) + plain(strides) + b"\x89" + empty + dtype
+        program.append(plain(name) + b"ctorch._utils\n" + call + b"\n(" + storage + rest + b"tRs")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         archive.writestr("archive/data.pkl", b"".join([*program, b"."]))
         archive.writestr("archive/byteorder", "little")

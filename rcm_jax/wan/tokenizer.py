@@ -68,10 +68,7 @@ def open_tokenizer(places: Sequence[str | Path]) -> Tokenizer:
             tokenizer_path=None,
         )
     read = _from_json if path.suffix == ".json" else _from_sentencepiece
-    tokenizer = read(path)
-    if tokenizer.end is None or tokenizer.end < 0:
-        raise ValueError(f"{path} has no token {END}: it is not umT5's")
-    return tokenizer
+    return read(path)
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -90,13 +87,25 @@ def _from_json(path: Path) -> Tokenizer:
     def pieces(text: str) -> list[int]:
         return found.encode(text, add_special_tokens=False).ids
 
-    return Tokenizer(path, pieces, found.token_to_id(END), found.get_vocab_size())
+    return _checked(Tokenizer(path, pieces, found.token_to_id(END), found.get_vocab_size()))
 
 
 def _from_sentencepiece(path: Path) -> Tokenizer:
+    return tokenizer_of_bytes(path.read_bytes(), path)
+
+
+def tokenizer_of_bytes(model: bytes, path: Path) -> Tokenizer:
+    """Of a SentencePiece model that is in memory; path: where it comes from. Raises ValueError for what is none, or not
+    umT5's."""
     library = _library("sentencepiece")
     try:
-        found = library.SentencePieceProcessor(model_file=str(path))
+        found = library.SentencePieceProcessor(model_proto=model)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{path} is not a sentencepiece model: {error}") from error
-    return Tokenizer(path, found.encode, found.piece_to_id(END), found.get_piece_size())
+    return _checked(Tokenizer(path, found.encode, found.piece_to_id(END), found.get_piece_size()))
+
+
+def _checked(tokenizer: Tokenizer) -> Tokenizer:
+    if tokenizer.end is None or tokenizer.end < 0:
+        raise ValueError(f"{tokenizer.path} has no token {END}: it is not umT5's")
+    return tokenizer

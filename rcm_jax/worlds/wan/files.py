@@ -9,19 +9,21 @@ from rcm_jax.convert.networks import NETWORKS
 from rcm_jax.errors import ArgumentError, MissingFileError
 from rcm_jax.hub import Place, Published, fetched, find, unreached
 from rcm_jax.wan.config import WAN_1_3B, WAN_14B
-from rcm_jax.wan.tokenizer import FILES, Tokenizer, open_tokenizer
+from rcm_jax.wan.tokenizer import FILES, Tokenizer, open_tokenizer, tokenizer_of_bytes
 
 CHECKPOINTS = (Path("checkpoints"), Path("assets/checkpoints"))  # where rCM's commands look
 ARGUMENTS = {
     "dit": "dit_path", "vae": "vae_path", "tiny_vae": "tiny_vae_path", "umt5": "text_encoder_path",
     "clip": "image_encoder_path",
 }  # fmt: skip
-USUAL = {  # the published file, diffusers' folder, and what docs/convert.md calls the converted file
-    "vae": ("Wan2.1_VAE.pth", "vae", "vae.safetensors"),
+USUAL = {  # the published file, diffusers' folder, what docs/convert.md calls the converted file, and ComfyUI's
+    "vae": ("Wan2.1_VAE.pth", "vae", "vae.safetensors", "wan_2.1_vae.safetensors"),
     "tiny_vae": ("taew2_1.pth", "taew2_1.safetensors", "tiny_vae.safetensors"),  # of TAEHV
-    "umt5": ("models_t5_umt5-xxl-enc-bf16.pth", "text_encoder", "umt5.safetensors"),
-    "clip": ("models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth", "image_encoder", "clip.safetensors"),
-}
+    "umt5": ("models_t5_umt5-xxl-enc-bf16.pth", "text_encoder", "umt5.safetensors", "umt5_xxl_fp16.safetensors",
+             "umt5_xxl_fp8_e4m3fn_scaled.safetensors"),
+    "clip": ("models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth", "image_encoder", "clip.safetensors",
+             "clip_vision_h.safetensors"),
+}  # fmt: skip
 TOKENIZERS = ("google/umt5-xxl", "tokenizer")
 SIZES = {"1.3B": WAN_1_3B, "14B": WAN_14B}
 
@@ -69,11 +71,9 @@ def open_files(
     vae_path, text_path = _found("vae", vae, near), _found("umt5", text, near)
     clip_path = None if config.image_dim is None else _found("clip", clip, near)
     tiny_path = _found("tiny_vae", tiny, near) if decoder == "tiny" else None
-    places = [find(tokenizer, "tokenizer_path")] if tokenizer else _tokenizer_places(text_path)
-    opened_tokenizer = open_tokenizer([_local_tokenizer(place) for place in places])
+    opened_text, opened_tokenizer = open_text(str(text_path), tokenizer)
     opened_vae, opened_clip = _open("vae", vae_path), clip_path and _open("clip", clip_path)
     opened_tiny = tiny_path and _open("tiny_vae", tiny_path)
-    opened_text = _open("umt5", text_path)
     for opened in (opened_vae, *([opened_tiny] if opened_tiny else [])):
         if opened.config.z_dim != config.out_channels:
             raise ValueError(
@@ -106,11 +106,14 @@ def open_encoders(
 
 
 def open_text(text: str, tokenizer: str | None = None) -> tuple[Checkpoint, Tokenizer]:
-    """A text encoder alone, and its tokenizer, which is looked for beside it unless it is named. Raises as
-    `open_files`."""
+    """A text encoder alone, and its tokenizer: the one that is named, that is in the encoder's own file, or that is
+    found beside it. Raises as `open_files`."""
     path = _found("umt5", text, [])
+    opened = _open("umt5", path)
+    if tokenizer is None and opened.tokenizer is not None:
+        return opened, tokenizer_of_bytes(opened.tokenizer.read().tobytes(), opened.path)
     places = [find(tokenizer, "tokenizer_path")] if tokenizer else _tokenizer_places(path)
-    return _open("umt5", path), open_tokenizer([_local_tokenizer(place) for place in places])
+    return opened, open_tokenizer([_local_tokenizer(place) for place in places])
 
 
 def _found(kind: str, named: str | None, near: Sequence[Place]) -> Place:
