@@ -6,6 +6,8 @@
   python -m rcm_jax.convert merge BASE OUT --lora FILE                   base + scale · LoRA
   python -m rcm_jax.convert lora FILE OUT --form comfyui     a LoRA as diffusers, ComfyUI or kohya's tools name it
   python -m rcm_jax.convert checkpoint STEP OUT             a network of a training run, from WORKDIR/checkpoints/STEP
+  python -m rcm_jax.convert inspect FILE                     what it is, its sizes, how it would be sampled
+  python -m rcm_jax.convert diff A B                         in what two networks differ, most first
 
 SOURCE is a .safetensors, .pt or .pth file or a folder of them (sharded, diffusers', ours), here or on the Hugging Face
 hub (org/name, hf://org/name@revision/file). What is in it is recognised and said in one line. Of several copies of a
@@ -32,6 +34,9 @@ from rcm_jax.options import add_options, taken
 
 if TYPE_CHECKING:
     from rcm_jax.convert.checkpoint import Checkpoint, NetworkOptions
+
+
+LOOKS = ("inspect", "diff")
 
 
 def _common(p: argparse.ArgumentParser) -> None:
@@ -70,6 +75,25 @@ def _lora(p: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return p
 
 
+def _looks(command: str, p: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Those that write nothing."""
+    from rcm_jax.cli import number
+    from rcm_jax.convert.checkpoint import NetworkOptions
+    from rcm_jax.ranges import at_least
+
+    if command == "diff":
+        p.add_argument("source", metavar="A", help="file or folder of a network")
+        p.add_argument("other", metavar="B", help="another of the same kind, by whatever names")
+        p.add_argument("--most", type=number(int, at_least(1)), default=20, help="tensors to list (default 20)")
+        add_options(p, NetworkOptions, names=["num_heads"])
+        return p
+    p.add_argument("source", metavar="FILE", help="file or folder of a network or a LoRA, here or on the hub")
+    p.add_argument("--entry", help="which copy of the network, where there are several")
+    p.add_argument("--tensors", action="store_true", help="list all of them by Wan2.1's names")
+    add_options(p, NetworkOptions)
+    return p
+
+
 def parser(command: str) -> argparse.ArgumentParser:
     from rcm_jax.convert.checkpoint import PREFERRED, NetworkOptions
     from rcm_jax.convert.export import TARGETS
@@ -78,6 +102,8 @@ def parser(command: str) -> argparse.ArgumentParser:
     p = command_parser(words, __doc__.format(preferred=", ".join(PREFERRED)))
     if command == "lora":
         return _lora(p)
+    if command in LOOKS:
+        return _looks(command, p)
     _checkpoints(p) if command == "checkpoint" else _anybodys(p)
     _common(p)
     if command != "checkpoint":  # it says how it is sampled
@@ -155,9 +181,24 @@ def run_lora(args: argparse.Namespace) -> None:
     print(f"wrote {args.out}")
 
 
+def look(command: str, args: argparse.Namespace) -> None:
+    from rcm_jax.convert.checkpoint import NetworkOptions
+    from rcm_jax.convert.inspecting import lines_about, lines_of_difference
+
+    options = NetworkOptions(**taken(vars(args), NetworkOptions))
+    if command == "inspect":
+        lines = lines_about(args.source, options, entry=args.entry, tensors=args.tensors)
+    else:
+        lines = lines_of_difference(args.source, args.other, options, args.most)
+    for line in lines:
+        print(line)
+
+
 def run(command: str, args: argparse.Namespace) -> None:
     if command == "lora":
         return run_lora(args)
+    if command in LOOKS:
+        return look(command, args)
     from rcm_jax.convert.checkpoint import NetworkOptions, info_of, open_checkpoint
     from rcm_jax.convert.export import export, their_tensors
     from rcm_jax.convert.networks import with_dtype
@@ -213,7 +254,8 @@ def main(argv: list[str] | None = None) -> None:
 
     logging.set_verbosity(logging.ERROR)  # Orbax tells of its own plans
     argv = sys.argv[1:] if argv is None else argv
-    command = argv[0] if argv and argv[0] in ("export", "merge", "lora", "checkpoint") else "convert"
+    commands = ("export", "merge", "lora", "checkpoint", *LOOKS)
+    command = argv[0] if argv and argv[0] in commands else "convert"
     args = parser(command).parse_args(argv[command != "convert" :])
     with one_line_errors(), tidy_when_stopped():
         run(command, args)
