@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from rcm_jax.convert.checkpoint import Checkpoint, NetworkOptions
 
 
+OURS = ("safetensors", "orbax")
 LOOKS = ("inspect", "diff")
 
 
@@ -108,12 +109,13 @@ def parser(command: str) -> argparse.ArgumentParser:
     _common(p)
     if command != "checkpoint":  # it says how it is sampled
         add_options(p, NetworkOptions, names=["num_heads"] if command == "export" else None)
-    formats = ("safetensors", "orbax")
     if command in ("convert", "checkpoint"):
-        p.add_argument("--format", dest="to", choices=formats, default="safetensors", help="default: %(default)s")
+        p.add_argument("--format", dest="to", choices=OURS, default="safetensors", help="default: %(default)s")
     else:
-        targets, default = (TARGETS, "wan") if command == "export" else ((*formats, *TARGETS), "safetensors")
+        targets, default = (TARGETS, "wan") if command == "export" else ((*OURS, *TARGETS), "safetensors")
         p.add_argument("--to", choices=targets, default=default, help="whose names and layout (default: %(default)s)")
+    if command in ("export", "merge"):
+        p.add_argument("--shard_size", metavar="SIZE", help="write files up to this size and an index, like 5GB")
     if command == "merge":
         p.add_argument("--student", help="network whose difference from --reference is added")
         p.add_argument("--reference", help="what the student was distilled from")
@@ -202,10 +204,13 @@ def run(command: str, args: argparse.Namespace) -> None:
     from rcm_jax.convert.checkpoint import NetworkOptions, info_of, open_checkpoint
     from rcm_jax.convert.export import export, their_tensors
     from rcm_jax.convert.networks import with_dtype
-    from rcm_jax.convert.output import check_apart, check_form, check_place, write_model
+    from rcm_jax.convert.output import bytes_of, check_apart, check_form, check_place, write_model
     from rcm_jax.convert.training import open_step, verify_step
 
-    check_form(args.out, args.to)
+    shards = getattr(args, "shard_size", None) and bytes_of(args.shard_size)
+    if shards and args.to in OURS:
+        raise ValueError("--shard_size is for the forms of others: a file of ours is one")
+    check_form(args.out, args.to, shards=bool(shards))
     if not args.dry_run:
         check_apart(args.out, [Path(source) for source in sources(command, args)])
         check_place(args.out, overwrite=args.overwrite)
@@ -218,7 +223,7 @@ def run(command: str, args: argparse.Namespace) -> None:
         source = open_checkpoint(args.source, entry=args.entry, model=args.model, num_heads=options.num_heads)
     print(source)
     source, like = merge(args, options, source) if command == "merge" else (source, source)
-    ours = args.to in ("safetensors", "orbax")
+    ours = args.to in OURS
     tensors = with_dtype(source.ours(), args.dtype, source.network) if ours else None
     if args.dry_run:
         theirs = {} if ours else their_tensors(source, args.to, args.dtype)
@@ -230,7 +235,7 @@ def run(command: str, args: argparse.Namespace) -> None:
     if ours:
         write_model(args.out, tensors, info_of(source, options, like), format=args.to, overwrite=args.overwrite)
     else:
-        export(source, args.out, args.to, dtype=args.dtype, overwrite=args.overwrite)
+        export(source, args.out, args.to, dtype=args.dtype, overwrite=args.overwrite, shard_size=shards)
     print(f"wrote {args.out}")
 
 

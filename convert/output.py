@@ -1,9 +1,11 @@
 """Writing a network: ours or theirs, in a stream, whole or not at all."""
 
 import contextlib
+import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rcm_jax.convert.files import files_of
@@ -21,9 +23,10 @@ FORMS: dict[str, tuple[str, ...]] = {  # endings of each form of a network; none
 }  # fmt: skip
 
 
-def check_form(path: Path, form: str) -> None:
-    """Raises ValueError for a name that the form of a network does not have: a folder is not called as a file is."""
-    suffixes = FORMS[form]
+def check_form(path: Path, form: str, *, shards: bool = False) -> None:
+    """Raises ValueError for a name that the form of a network does not have: a folder is not called as a file is.
+    shards: it is written in several files, for which it is a folder."""
+    suffixes = () if shards else FORMS[form]
     stem = path.with_suffix("") if path.suffix in OF_FILES else path
     if suffixes and path.suffix not in suffixes:
         words = " or ".join(filter(None, (", ".join(suffixes[:-1]), suffixes[-1])))
@@ -47,7 +50,8 @@ def _one_network(folder: Path) -> bool:
     names = {path.name for path in folder.iterdir()}
     if ORBAX_INFO in names:
         return names <= {ORBAX_INFO, ORBAX_PARAMS}
-    return "config.json" in names and all(name.endswith((".json", ".safetensors")) for name in names)
+    about = "config.json" in names or any(name.endswith(".index.json") for name in names)
+    return about and all(name.endswith((".json", ".safetensors")) for name in names)
 
 
 def check_apart(path: Path, sources: Sequence[Path]) -> None:
@@ -97,6 +101,36 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def bytes_of(text: str) -> int:
+    """Of "5GB", "500MB" or a number of bytes, in powers of ten as files are counted. Raises ValueError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMG]?)i?B?", text.strip())
+    if match is None or not float(match[1]):
+        raise ValueError(f"{text!r} is no size: give 5GB or 500MB")
+    return int(float(match[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[match[2].upper()])
+
+
+def write_shards(
+    folder: Path, file: str, tensors: Mapping[str, Tensor], limit: int, advance: Callable[[int], object]
+) -> None:
+    """One safetensors file of that name in a folder, or, where they are larger than `limit` bytes together, several and
+    an index, as diffusers and transformers have them. A tensor that is larger itself has a file of its own."""
+    shards: list[dict[str, Tensor]] = [{}]
+    for name, tensor in tensors.items():
+        if shards[-1] and total_bytes(shards[-1]) + tensor.nbytes > limit:
+            shards.append({})
+        shards[-1][name] = tensor
+    if len(shards) == 1:
+        write_safetensors(folder / file, tensors, {"format": "pt"}, advance)
+        return
+    stem, places = file.removesuffix(".safetensors"), {}
+    for i, shard in enumerate(shards, 1):
+        name = f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(folder / name, shard, {"format": "pt"}, advance)
+        places |= dict.fromkeys(shard, name)
+    index = {"metadata": {"total_size": total_bytes(tensors)}, "weight_map": places}
+    (folder / f"{file}.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def write_model(

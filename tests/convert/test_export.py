@@ -5,12 +5,14 @@ import json
 import numpy as np
 import pytest
 
+from rcm_jax.convert import commands
 from rcm_jax.convert.checkpoint import open_checkpoint
 from rcm_jax.convert.export import export, their_tensors
 from rcm_jax.convert.files import open_weights
 from rcm_jax.convert.output import write_model
 from rcm_jax.model_file import ModelInfo
 from tests.convert.tiny import T2V, save, wan_arrays
+from tests.test_entry_points import fails
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +85,37 @@ def test_forms_that_do_not_go_together(tmp_path, ours):
     with pytest.raises(ValueError, match="the wan form is a .safetensors, .pt or .pth file"):
         export(source, tmp_path / "d", "wan")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("to", ["wan", "diffusers"])
+def test_shards_and_their_index(tmp_path, to):
+    arrays = wan_arrays()
+    source, out = save(tmp_path / "x.pt", arrays), tmp_path / "out"
+    commands.main(["export", str(source), str(out), "--to", to, "--shard_size", "60kB", "--num_heads", "4"])
+    files = sorted(path.name for path in out.glob("*.safetensors"))
+    assert len(files) > 3
+    assert files[0] == f"diffusion_pytorch_model-00001-of-{len(files):05d}.safetensors"
+    for path in out.glob("*.safetensors"):
+        tensors = open_weights(path).groups[""]
+        assert len(tensors) == 1 or sum(t.nbytes for t in tensors.values()) <= 60_000
+    index = json.loads((out / "diffusion_pytorch_model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(x.nbytes for x in arrays.values())
+    assert set(index["weight_map"].values()) == set(files)
+    for name, tensor in open_checkpoint(out, num_heads=4).wan().items():
+        np.testing.assert_array_equal(tensor.read(), arrays[name], err_msg=name)
+    whole = ["--shard_size", "1GB", "--num_heads", "4", "--overwrite"]
+    commands.main(["export", str(source), str(out), "--to", to, *whole])
+    assert [path.name for path in out.glob("*.safetensors")] == ["diffusion_pytorch_model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("out.safetensors --shard_size 1GB", "the wan form is a folder; give out"),
+        ("out --shard_size large", "'large' is no size: give 5GB or 500MB"),
+        ("out --shard_size 0GB", "'0GB' is no size"),
+    ],
+)
+def test_shards_that_cannot_be(tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    fails(commands.main, ["export", str(save(tmp_path / "x.pt", wan_arrays())), *flags.split()], message)
