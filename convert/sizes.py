@@ -15,11 +15,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 DIT_HEAD_DIM, CLIP_HEAD_DIM = 128, 80  # of the published networks; shapes do not tell them
 
 
-def need(shapes: Shapes, name: str) -> tuple[int, ...]:
-    """The shape of a tensor that sizes are read from."""
+def need(shapes: Shapes, name: str, *ranks: int) -> tuple[int, ...]:
+    """The shape of a tensor that sizes are read from, which has one of these numbers of axes and none that is empty."""
     if name not in shapes:
         raise ValueError(f"weights do not fit the network: {name}, which its size is read from, is missing")
-    return shapes[name]
+    shape = shapes[name]
+    if 0 in shape or not shape or (ranks and len(shape) not in ranks):
+        raise ValueError(f"weights do not fit the network: {name} has shape {shape}, from which no size can be read")
+    return shape
 
 
 def count_layers(shapes: Shapes, pattern: str) -> int:
@@ -36,7 +39,7 @@ def count_heads(dim: int, told: int | None, head_dim: int) -> int:
 
 
 def dit_config(shapes: Shapes, config: Mapping[str, Any], num_heads: int | None) -> DiTConfig:
-    patch = need(shapes, "patch_embedding.weight")
+    patch = need(shapes, "patch_embedding.weight", 2, 5)
     patch_size = patch[2:] if len(patch) == 5 else (1, 2, 2)
     numbers = math.prod(patch_size)
     if str(config.get("_class_name")).startswith("Wan"):  # WanModel or WanTransformer3DModel
@@ -46,15 +49,15 @@ def dit_config(shapes: Shapes, config: Mapping[str, Any], num_heads: int | None)
         num_heads = num_heads or told
     return DiTConfig(
         dim=patch[0],
-        ffn_dim=need(shapes, "blocks.0.ffn.0.weight")[0],
+        ffn_dim=need(shapes, "blocks.0.ffn.0.weight", 2)[0],
         num_heads=count_heads(patch[0], num_heads, DIT_HEAD_DIM),
         num_layers=count_layers(shapes, "blocks.{i}."),
         in_channels=patch[1] if len(patch) == 5 else patch[1] // numbers,
-        out_channels=need(shapes, "head.head.weight")[0] // numbers,
+        out_channels=need(shapes, "head.head.weight", 2)[0] // numbers,
         patch_size=patch_size,
-        freq_dim=need(shapes, "time_embedding.0.weight")[1],
-        text_dim=need(shapes, "text_embedding.0.weight")[1],
-        image_dim=shapes["img_emb.proj.1.weight"][1] if "img_emb.proj.1.weight" in shapes else None,
+        freq_dim=need(shapes, "time_embedding.0.weight", 2)[1],
+        text_dim=need(shapes, "text_embedding.0.weight", 2)[1],
+        image_dim=need(shapes, "img_emb.proj.1.weight", 2)[1] if "img_emb.proj.1.weight" in shapes else None,
         dtype="bfloat16",
     )
 
@@ -83,7 +86,7 @@ def dit_library(c: DiTConfig) -> dict[str, Any]:
 
 def vae_config(shapes: Shapes, config: Mapping[str, Any], num_heads: int | None) -> VAEConfig:
     """Latents are normalised as config.json says; without one as Wan2.1's are, or not at all where they are not 16."""
-    dim, z_dim = need(shapes, "encoder.conv1.weight")[0], need(shapes, "conv2.weight")[0]
+    dim, z_dim = need(shapes, "encoder.conv1.weight", 5)[0], need(shapes, "conv2.weight", 5)[0]
     need(shapes, "encoder.downsamples.0.residual.2.weight")
     mult, temporal, blocks = [], [], []
     for i in range(count_layers(shapes, "encoder.downsamples.{i}.")):
@@ -94,7 +97,12 @@ def vae_config(shapes: Shapes, config: Mapping[str, Any], num_heads: int | None)
             if len(mult) == len(temporal):
                 mult.append(0)
                 blocks.append(0)
-            mult[-1] = need(shapes, f"{name}.residual.2.weight")[0] // dim
+            width = need(shapes, f"{name}.residual.2.weight", 5)[0]
+            if width % dim:
+                raise ValueError(
+                    f"weights do not fit the network: {name} is {width} wide, no multiple of encoder.conv1's {dim}"
+                )
+            mult[-1] = width // dim
             blocks[-1] += 1
     if len(set(blocks)) > 1 or len(mult) != len(temporal) + 1:
         raise ValueError(
@@ -131,20 +139,20 @@ def vae_library(c: VAEConfig) -> dict[str, Any]:
 
 def tiny_vae_config(shapes: Shapes, config: Mapping[str, Any], num_heads: int | None) -> TinyVAEConfig:
     """Of TAEW2.1's form: what its levels do with time, shapes do not tell."""
-    width, z_dim = need(shapes, "decoder.1.weight")[:2]
+    width, z_dim = need(shapes, "decoder.1.weight", 4)[:2]
     spaces = [f"decoder.{8 + 6 * i}.weight" for i in range(len(TAEW2_1.decoder_time))]
     widths = (width, *(need(shapes, name)[0] for name in spaces))
     return TinyVAEConfig(widths, need(shapes, "encoder.0.weight")[0], z_dim)
 
 
 def umt5_config(shapes: Shapes, config: Mapping[str, Any], num_heads: int | None) -> UMT5Config:
-    vocabulary, dim = need(shapes, "token_embedding.weight")
-    buckets, heads = need(shapes, "blocks.0.pos_embedding.embedding.weight")
+    vocabulary, dim = need(shapes, "token_embedding.weight", 2)
+    buckets, heads = need(shapes, "blocks.0.pos_embedding.embedding.weight", 2)
     return UMT5Config(
         vocabulary=vocabulary,
         dim=dim,
-        attention_dim=need(shapes, "blocks.0.attn.q.weight")[0],
-        ffn_dim=need(shapes, "blocks.0.ffn.fc1.weight")[0],
+        attention_dim=need(shapes, "blocks.0.attn.q.weight", 2)[0],
+        ffn_dim=need(shapes, "blocks.0.ffn.fc1.weight", 2)[0],
         num_heads=heads,
         num_layers=count_layers(shapes, "blocks.{i}."),
         buckets=buckets,
@@ -178,8 +186,8 @@ def umt5_library(c: UMT5Config) -> dict[str, Any]:
 
 def clip_config(shapes: Shapes, config: Mapping[str, Any], num_heads: int | None) -> CLIPConfig:
     """Without the file's last block, which Wan does not use."""
-    dim, _, patch_size, _ = need(shapes, "visual.patch_embedding.weight")
-    tokens = need(shapes, "visual.pos_embedding")[1]
+    dim, _, patch_size, _ = need(shapes, "visual.patch_embedding.weight", 4)
+    tokens = need(shapes, "visual.pos_embedding", 2, 3)[-2]
     if config.get("model_type") == "clip_vision_model":
         num_heads = num_heads or config.get("num_attention_heads")
         if config.get("hidden_act", "gelu") != "gelu":
@@ -190,5 +198,5 @@ def clip_config(shapes: Shapes, config: Mapping[str, Any], num_heads: int | None
         num_layers=count_layers(shapes, "visual.transformer.{i}.") - 1,
         image_size=math.isqrt(tokens - 1) * patch_size,
         patch_size=patch_size,
-        mlp_ratio=need(shapes, "visual.transformer.0.mlp.0.weight")[0] // dim,
+        mlp_ratio=need(shapes, "visual.transformer.0.mlp.0.weight", 2)[0] // dim,
     )
