@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from rcm_jax.pipelines.live import Live, advance
+from rcm_jax.pipelines.live import TOGETHER, Live, advance
 from rcm_jax.pipelines.pipeline import Pipeline
 from rcm_jax.pipelines.policy_options import FLAGS
 from rcm_jax.serve import metrics, wire
@@ -35,7 +35,8 @@ class Engine:
         self.pipe, self.limits, self.options = pipe, limits, options
         self._shows: list[Show] = []
         self._wake, self._stopping, self._news = threading.Condition(), False, False
-        self._programs = Programs(pipe, limits.together, self.changed)
+        most = limits.together or (max(TOGETHER) if pipe.world.small else 1)
+        self._programs = Programs(pipe, most, self.changed)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.beat = time.monotonic()
 

@@ -25,7 +25,10 @@ class ServeOptions:
         (), "pages of other sites that may use this server, like https://example.org", nargs="+", type=str
     )
     streams: int = option(4, "videos that are made at the same time", range=at_least(1))
-    together: int = option(16, "of them in one pass of the network, at most", range=at_least(1))
+    together: int | None = option(
+        None, "of them in one pass of the network, at most (default: 16 of a small network, 1 of others, which fill a "
+        "GPU alone)", range=at_least(1),
+    )  # fmt: skip
     queue: int = option(32, "readers that may wait for one of them", range=at_least(0))
     connections: int = option(128, "of readers in all; more are refused", range=at_least(1))
     max_seconds: float = option(3600.0, "of video, after which a stream ends", range=at_least(1))
