@@ -96,6 +96,7 @@ def test_a_teacher_is_guided(tmp_path, folder, videos):
         assert np.abs(videos[0].astype(int) - other).max() > 3
 
 
+@pytest.mark.long
 def test_image_to_mp4(tmp_path, i2v, picture, videos):
     path, asked = tmp_path / "v.mp4", [*STUDENT, "--prompt", "a fox", "--adaptive_resolution"]
     run(i2v, path, *asked, "--image_path", str(picture))

@@ -115,6 +115,7 @@ def test_on_a_mesh_the_context_has_no_tangent_to_exchange():
     assert exchanges(along) == 2 + 3 + 2
 
 
+@pytest.mark.long
 def test_a_chunk_sees_the_context_before_it(params):
     """And a chunk sees the context before it: where its gradient goes."""
     causal, shape = network("c1-1", 3), (2, 3, *SIZE, MODEL.in_channels)

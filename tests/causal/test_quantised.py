@@ -69,7 +69,7 @@ def steps(causal, chunks):
 @pytest.mark.parametrize(
     ("pattern", "window", "sink"),
     [
-        ("c3-2", 2, 2),
+        pytest.param("c3-2", 2, 2, marks=pytest.mark.long),
         *(pytest.param(*case, marks=pytest.mark.slow)
           for case in (("c1-2", None, 0), ("c1-2", 3, 0), ("c3-3", 3, 0), ("c3-3", 1, 1))),
     ],

@@ -145,6 +145,7 @@ def test_videos_are_the_rollouts_and_do_not_depend_on_the_batch(path):
     assert np.abs(np.concatenate(parts, axis=1).astype(int) - to_uint8(whole)).max() <= 1
 
 
+@pytest.mark.long
 def test_a_guided_stream_leads_away_from_each_videos_own_negative_prompt(path):
     pipe = rcm_jax.load(path, kind="teacher")
     asked = dict(num_steps=2, guidance_scale=3.0)
@@ -261,6 +262,7 @@ def test_wan_rolls_out_chunk_by_chunk(tmp_path):
 # --- who goes through it ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_evaluation_rolls_a_causal_file_out(tmp_path, path, params):
     pipe = rcm_jax.load(path)
     row = sample_row(pipe, list(PROMPTS[:2]), [4, 5], num_steps=1, label="")

@@ -57,9 +57,9 @@ SCHEDULES = {
 @pytest.mark.parametrize(
     ("name", "window"),
     [
-        ("2 steps", 2),
-        ("4 then 2, noisy context", None),
         ("ode", None),
+        pytest.param("2 steps", 2, marks=pytest.mark.long),
+        pytest.param("4 then 2, noisy context", None, marks=pytest.mark.long),
         pytest.param("1 step", None, marks=pytest.mark.long),
         pytest.param("2 steps", None, marks=pytest.mark.long),
     ],

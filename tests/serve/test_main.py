@@ -22,7 +22,7 @@ from tests.wan.tiny import write_tiny_vae, write_wan
     ("flags", "message"),
     [
         ("--port 70000", "--port=70000 must be"),
-        ("--host nowhere.invalid", "--host=nowhere.invalid and --port=8000 cannot be listened at"),
+        ("--host nowhere.invalid", "--host=nowhere.invalid and --port=0 cannot be listened at"),
         ("--token short", "--token must have at least 8 characters"),
         ("--dit_path toy", "the file does not say its chunk pattern: give --first_chunk_t and --chunk_t"),
         ("--dit_path nowhere.safetensors", "no model file at nowhere.safetensors"),

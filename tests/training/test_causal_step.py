@@ -66,6 +66,7 @@ def test_every_method_trains(name, weights):
         assert not moved(before.fake_score, weights.score_teacher)  # where it starts
 
 
+@pytest.mark.long
 def test_the_critic_moves_the_fake_score_alone(weights):
     before, after, metrics = one_step(run_config("sf_dmd"), "critic", weights)
     assert moved(before.fake_score, after.fake_score) == set(before.fake_score)
