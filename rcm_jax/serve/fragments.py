@@ -42,6 +42,7 @@ class Fragments:
 
     def close(self) -> None:
         self._mp4.close()
+        self._mp4 = None  # and with it the encoder's memory
 
 
 def _without_head(part: bytes) -> bytes:

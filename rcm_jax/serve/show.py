@@ -145,11 +145,13 @@ class Show:
             self.deliver(b"")
             if self._fragments is not None:
                 self._fragments.close()
+            # reader and show know each other: what is large goes now, not when the collector finds the two
+            self._fragments = self.live = self.deliver = None
 
-        self._encoder.submit(last)
-        self._encoder.shutdown(wait=False)
         if self.live is not None:
             self.live.close()
+        self._encoder.submit(last)
+        self._encoder.shutdown(wait=False)
 
 
 def memory() -> int:

@@ -56,6 +56,7 @@ class Reader:
             for task in (hears, shows, sends):
                 task.cancel()
             await asyncio.gather(hears, shows, sends, return_exceptions=True)
+            self.show = None
         code, why = (ended.code, ended.why) if isinstance(ended, Leaves) else (NORMAL, "")
         if code != NORMAL:
             metrics.REFUSALS.labels(why).inc()
