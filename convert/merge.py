@@ -67,11 +67,9 @@ def given_lora(text: str, argument: str = "lora") -> Given:
 
 
 def add_loras(base: Checkpoint, given: Sequence[Given], *, skip: str | None = None) -> Checkpoint:
-    """`add_lora` for one after the other. A file of ours says how the sum is sampled."""
+    """`add_lora` for one after the other."""
     for path, strength in given:
         base = add_lora(base, path, scale=strength, skip=skip)
-        if info := parse_lora(path)[0].info:
-            base = dataclasses.replace(base, dialect="rcm_jax", info=info)
     return base
 
 
@@ -79,9 +77,9 @@ def add_lora(base: Checkpoint, path: str | Place, *, scale: float = 1.0, skip: s
     """base + scale · (alpha / rank) · up · down for every layer that the LoRA file has, and its whole differences.
 
     Names as diffusers, PEFT, ComfyUI, kohya, musubi, VideoX-Fun and LightX2V write them. alpha is the rank where the
-    file does not tell it. skip: a pattern of Wan2.1 modules that are left out, and warned of: what an image-to-video
-    LoRA has and a text-to-video base lacks. Raises ValueError listing names that are no part of a LoRA or of the base,
-    halves without the other, and wrong shapes.
+    file does not tell it. A file of ours says how the sum is sampled. skip: a pattern of Wan2.1 modules that are left
+    out, and warned of: what an image-to-video LoRA has and a text-to-video base lacks. Raises ValueError listing names
+    that are no part of a LoRA or of the base, halves without the other, and wrong shapes.
     """
     if base.network.name != "dit":
         raise ValueError(f"{base.path} is a {base.network.title}; LoRA files are for the diffusion transformer")
@@ -103,7 +101,8 @@ def add_lora(base: Checkpoint, path: str | Place, *, scale: float = 1.0, skip: s
             if change is not None:
                 name = _target(module, kind, tensors)
                 tensors[name] = _plus(tensors[name], change)
-    return dataclasses.replace(base, tensors=tensors)
+    known = {"dialect": "rcm_jax", "info": lora.info} if lora.info else {}
+    return dataclasses.replace(base, tensors=tensors, **known)
 
 
 def _target(module: str, kind: str, own: Mapping[str, Tensor]) -> str:

@@ -67,20 +67,21 @@ class Live:
 
     def __init__(self, pipe: Pipeline, prompt: str | None, *, pushed: Pushed | None = None, **options: Any):
         self.pipe, self.prompt, self.pushed = pipe, prompt or pipe.world.prompt, pushed
-        self.asked = SamplingOptions(**options)
-        if self.asked.stream_batch:
+        asked = SamplingOptions(**options)
+        if asked.stream_batch:
             raise ArgumentError(
                 "{stream_batch} does not apply: streams of several readers are batched", stream_batch=None
             )
-        if self.asked.num_samples > 1:
-            raise ArgumentError("{num_samples} must be 1: every reader has a video", num_samples=self.asked.num_samples)
+        if asked.num_samples > 1:
+            raise ArgumentError("{num_samples} must be 1: every reader has a video", num_samples=asked.num_samples)
         self.params = pipe.opened.experts.params()
         self._open(options)
 
     def _open(self, options: dict[str, Any]) -> None:
         """From the first chunk on, anew."""
         video = None if self.pushed is None else self.pushed.frames()
-        self._options, self.start = options, self.pipe.start(self.prompt, video=video, **options)
+        self.start = self.pipe.start(self.prompt, video=video, **options)
+        self._options, self.asked = options, SamplingOptions(**options)
         self.index, self._state, self._decode = 0, None, self.pipe.world.decoder()
         start, network = self.start, self.start.network
         self.mesh = self.pipe.opened.experts.mesh
@@ -122,9 +123,8 @@ class Live:
             self.asked, self._options = asked, options
             self._settle()
             return
-        asked, before = SamplingOptions(**options), self._course
+        before = self._course
         self._open(options)
-        self.asked = asked
         before.free()
 
     # --- chunks -------------------------------------------------------------------------------------------------------

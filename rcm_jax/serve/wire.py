@@ -11,9 +11,6 @@ import types
 import typing
 from typing import Any
 
-SETTINGS = (  # of `SamplingOptions`
-    "seed", "num_steps", "guidance_scale", "cache_policy", "noise_scale", "noise_rule", "prompt_blend",
-)  # fmt: skip
 MAX_AHEAD = 8  # chunks that a reader may ask for before it has had them
 
 
@@ -25,18 +22,24 @@ class BadMessage(ValueError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Open:
-    """The first word: a stream of this prompt. more: chunks that may come at once. video: frames follow as binary
-    messages, JPEG, PNG or WebP, as many as `want` asks for. The others as `python -m rcm_jax.sample_causal` has them;
-    what is not given is as the server was started."""
+class Settings:
+    """Of `SamplingOptions`: those that may change while a stream plays."""
 
-    prompt: str | None = None
     seed: int | None = None
     num_steps: int | None = None
     guidance_scale: float | None = None
     cache_policy: str | None = None
     noise_scale: float | None = None
     noise_rule: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Open(Settings):
+    """The first word: a stream of this prompt. more: chunks that may come at once. video: frames follow as binary
+    messages, JPEG, PNG or WebP, as many as `want` asks for. The others as `python -m rcm_jax.sample_causal` has them;
+    what is not given is as the server was started."""
+
+    prompt: str | None = None
     prompt_blend: int | None = None
     video: bool = False
     more: int = 2
@@ -51,15 +54,8 @@ class Say:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Change:
+class Change(Settings):
     """Other settings from the next chunk on. But for the seed and the steps they begin the video anew."""
-
-    seed: int | None = None
-    num_steps: int | None = None
-    guidance_scale: float | None = None
-    cache_policy: str | None = None
-    noise_scale: float | None = None
-    noise_rule: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,8 +137,9 @@ def written(word: Word) -> str:
 
 
 def changes(word: Open | Change) -> dict[str, Any]:
-    """The settings in it that are given."""
-    return {name: value for name in SETTINGS if (value := getattr(word, name, None)) is not None}
+    """The options of a video in it that are given."""
+    names = (*(field.name for field in dataclasses.fields(Settings)), "prompt_blend")
+    return {name: value for name in names if (value := getattr(word, name, None)) is not None}
 
 
 def _kinds(hint: Any) -> tuple[type, ...]:
@@ -171,8 +168,8 @@ def _short(value: Any) -> str:
 EVENTS = {
     "waiting": "place: how many readers are before this one",
     "preparing": "programs for what was asked are compiled; other streams go on, and this one as before",
-    "opened": "mime, width, height, fps, chunk_frames (of the first chunk and of the others), prompt, seed, policies "
-    "(that may be asked for), num_steps, cache_policy",
+    "opened": "mime, width, height, fps, chunk_frames (of the first chunk and of the others), prompt, and the settings "
+    "as they are",
     "chunk": "index, start and seconds of it in the video, prompt, latency (seconds from the beginning of its making), "
     "memory (bytes); the next message is its video, fragments of an MP4, the first with the file's head",
     "said": "prompt, settings, chunk: the first chunk that is made so",

@@ -15,7 +15,7 @@ from rcm_jax.media.video import write_video
 from rcm_jax.model_file import save_model
 from rcm_jax.pipelines.dry_run import dry_run
 from rcm_jax.wan.networks import init_params
-from tests.pipelines.test_incoming import INPUT, PROMPT, STUDENT
+from tests.pipelines.test_incoming import INPUT, PROMPT, STUDENT, made
 from tests.test_entry_points import fails
 
 BATCH = {"stream_batch": True}
@@ -31,10 +31,6 @@ def path(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pipe(path):
     return rcm_jax.load(path)
-
-
-def made(pipe, video, **options):
-    return np.concatenate(list(pipe.stream(PROMPT, video=video, **options)), axis=1)
 
 
 def test_its_settings_are_the_published_ones(pipe):
