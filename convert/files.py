@@ -17,7 +17,8 @@ from rcm_jax.convert.comfyui import unscaled
 from rcm_jax.convert.orbax_io import read_orbax
 from rcm_jax.convert.safetensors_io import DTYPES, read_safetensors
 from rcm_jax.convert.tensors import Tensor
-from rcm_jax.convert.torch_io import SetAside, read_torch
+from rcm_jax.convert.torch_io import read_torch
+from rcm_jax.convert.torch_pickle import SetAside
 from rcm_jax.hub import Place, Published, fetched, find, unreached
 from rcm_jax.model_file import FORMAT, ORBAX_INFO
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from rcm_jax.convert.tensors import Tensor
-from rcm_jax.convert.torch_io import LEGACY_MAGIC, LEGACY_PROTOCOL, Refused, SetAside, read_torch, write_torch
+from rcm_jax.convert.torch_io import LEGACY_MAGIC, LEGACY_PROTOCOL, read_torch, write_torch
+from rcm_jax.convert.torch_pickle import Refused, SetAside
 
 FILES = Path(__file__).parent / "files"  # written by torch 2.13: {"generator": OrderedDict, "step": 3, "history": […]}
 
