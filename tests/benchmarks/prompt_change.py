@@ -32,13 +32,16 @@ OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """options: of sampling. old, new: whether its videos begin with the old caption, and end with the new one."""
+    """options: of sampling. old, new: whether its videos begin with the old caption, and end with the new one. cut:
+    whether the new one begins with a cut."""
 
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     old: bool = True
     new: bool = True
+    cut: bool = False
 
 
+INFINITY = {"cache_policy": "infinity_rope", "cache_blocks": 4, "f_limit": 9}
 WAYS = {
     "never": Way(new=False),
     "from the start": Way(old=False),
@@ -47,6 +50,8 @@ WAYS = {
     "blended over 4": Way({"prompt_blend": 4}),
     "recache": Way({"prompt_recache": "all"}),
     "recache, sink kept": Way({"prompt_recache": "keep_sink"}),
+    "infinity_rope": Way(INFINITY),
+    "infinity_rope, cut": Way(INFINITY, cut=True),
 }
 
 
@@ -70,7 +75,8 @@ def captions(count: int, what: str) -> list[tuple[str, str]]:
 def prompt(way: Way, old: str, new: str, seconds: tuple[float, float]) -> str:
     """Two scenes, whatever they show: so all ways have the same frames."""
     texts = (old if way.old else new, new if way.new else old)
-    return " | ".join(f"{text} [{length}s]" for text, length in zip(texts, seconds, strict=True))
+    (old, new), end = (f"{text} [{length}s" for text, length in zip(texts, seconds, strict=True)), "#" * way.cut
+    return f"{old}] | {new}{end}]"
 
 
 def obeyed(videos: np.ndarray, wanted: list[str], spans: Spans) -> dict[str, np.ndarray]:
@@ -122,8 +128,11 @@ def main() -> None:
         for seed in args.seeds:
             for name in args.ways:
                 prompts = [prompt(WAYS[name], *pair, (at / fps, (end - at) / fps)) for pair in pairs]
-                asked = {"seed": seed, "indices": range(len(pairs)), "window": args.window, "sink": args.sink}
-                videos = pipe.arrays(prompts, progress=f"{name}, seed {seed}", **asked, **WAYS[name].options)
+                options = WAYS[name].options
+                if "cache_policy" not in options:
+                    options = options | {"window": args.window, "sink": args.sink}
+                asked = {"seed": seed, "indices": range(len(pairs)), "progress": f"{name}, seed {seed}"}
+                videos = pipe.arrays(prompts, **asked, **options)
                 assert videos.shape[1] == end
                 for seen, right in obeyed(videos, [new for _, new in pairs], spans).items():
                     shares[name][seen].append(right.mean(0).tolist())  # a row a network and seed

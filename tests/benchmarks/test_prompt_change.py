@@ -27,4 +27,5 @@ def test_every_way_has_the_same_scenes():
     said = {name: prompt(way, "a", "b", (1.0, 2.5)) for name, way in WAYS.items()}
     assert said.pop("never") == "a [1.0s] | a [2.5s]"
     assert said.pop("from the start") == "b [1.0s] | b [2.5s]"
+    assert said.pop("infinity_rope, cut") == "a [1.0s] | b [2.5s#]"
     assert set(said.values()) == {"a [1.0s] | b [2.5s]"}
