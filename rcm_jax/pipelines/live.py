@@ -17,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
+from rcm_jax.chunks import ChunkPattern
 from rcm_jax.errors import ArgumentError
+from rcm_jax.model_file import ModelInfo
 from rcm_jax.pipelines.incoming import chunk_sizes
 from rcm_jax.pipelines.options import SamplingOptions
 from rcm_jax.pipelines.pipeline import Pipeline
@@ -33,6 +35,14 @@ from rcm_jax.worlds.painted import Painted
 
 TOGETHER = (16, 8, 4, 2, 1)  # streams in a pass: few programs serve any number
 AT_ONCE = ("seed", "num_steps", "mid_t", "steps_per_chunk", "mid_t_schedules", "shift")  # others change what is cached
+
+
+def endless_policy(info: ModelInfo) -> dict[str, Any]:
+    """What is kept of a video without an end where nothing says it: with the chunk that is made as many chunks as a
+    video of the network's own length has, the first of them for good. Of the published policies this kept the built-in
+    world's videos best (docs/causal.md)."""
+    chunks = len(ChunkPattern.parse(info.causal["pattern"]).spans(info.latent_shape[0]))
+    return {"cache_policy": "sliding_window", "window_blocks": max(2, chunks - 1), "sw_sink_blocks": 1}
 
 
 class Pushed:

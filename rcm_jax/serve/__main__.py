@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rcm_jax.serve.engine import Engine
     from rcm_jax.serve.options import ServeOptions
 
-POLICY = {"cache_policy": "sliding_window"}  # of a network that says no window: a stream has no end
 OF_ONE_VIDEO = ("prompts_file", "image_path", "video_path", "num_samples", "indices", "num_frames", "stream_batch",
                 "one_by_one", "num_kv_cache", "num_sink_tokens", "adapt_sink_threshold")  # fmt: skip
 
@@ -66,12 +65,13 @@ def checked(args: argparse.Namespace) -> "tuple[ServeOptions, dict[str, Any], di
 
 def started(limits: "ServeOptions", options: dict[str, Any], files: dict[str, Any]) -> "Engine":
     """The engine, loaded, compiled and running."""
+    from rcm_jax.pipelines.live import endless_policy
     from rcm_jax.pipelines.pipeline import load
     from rcm_jax.serve.engine import Engine
 
     pipe = load(**files)
     if pipe.causal and not (pipe.info.causal.get("window") or "window" in options or "cache_policy" in options):
-        options = POLICY | options
+        options = endless_policy(pipe.info) | options
     engine = Engine(pipe, limits, options)
     engine.start()
     return engine

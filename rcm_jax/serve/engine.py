@@ -20,11 +20,15 @@ log = logging.getLogger("rcm_jax.serve")
 REFUSED = (ValueError, TypeError, ArithmeticError)  # what a reader asked for cannot be done
 
 
-def with_changes(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Another cache policy takes its own settings as published: those of the one before are no settings of it."""
-    if changes.get("cache_policy") not in (None, options.get("cache_policy")):
-        others = {"window", "sink", *(flag for flags in FLAGS.values() for flag in flags)}
-        options = {name: value for name, value in options.items() if name not in others}
+def with_changes(options: dict[str, Any], changes: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Another cache policy takes its own settings, those of the one before are none of it: the server's `own`, where it
+    is the server's policy, else as published."""
+    policy = changes.get("cache_policy")
+    if policy not in (None, options.get("cache_policy")):
+        kept = {"window", "sink", *(flag for flags in FLAGS.values() for flag in flags)}
+        options = {name: value for name, value in options.items() if name not in kept}
+        if policy == own.get("cache_policy"):
+            options |= {name: value for name, value in own.items() if name in kept}
     return options | changes
 
 
@@ -129,7 +133,7 @@ class Engine:
 
     def _open(self, show: Show) -> None:
         try:
-            show.options = with_changes(self.options, wire.changes(show.opening))
+            show.options = with_changes(self.options, wire.changes(show.opening), self.options)
             if self._ready(show, show.options):
                 show.live = Live(self.pipe, show.opening.prompt, pushed=show.pushed, **show.options)
         except Exception as error:
@@ -152,7 +156,7 @@ class Engine:
                 self.check_prompt(word.prompt)
                 live.say(word.prompt, cut=word.cut)
             else:
-                options = with_changes(show.options, wire.changes(word))
+                options = with_changes(show.options, wire.changes(word), self.options)
                 if not self._ready(show, options):
                     return False
                 live.change(**options)

@@ -1,17 +1,21 @@
 """Many readers of one server on this machine.
 
     python -m tests.benchmarks.live_load together [--readers 16] [--chunks 200]
+    python -m tests.benchmarks.live_load passes [--readers 16] [--chunks 20]
     python -m tests.benchmarks.live_load churn [--connections 1000] [--minutes 10]
 
 together    so many readers at once, each of whom takes what it gets: chunks a second of all, with the streams batched
             and with each by itself, in turn, and whether every stream is whole
+passes      the network and the decoder alone, without server and readers: seconds for a chunk of each of so many videos
 churn       readers that come, watch a few chunks and go, some in the middle of one: the server's memory over time
 """
 
 import argparse
+import functools
 import io
 import json
 import random
+import statistics
 import threading
 import time
 import urllib.request
@@ -19,9 +23,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import av
+import jax
 from websockets.exceptions import ConnectionClosed
 
+import rcm_jax
+from rcm_jax.pipelines.live import Live, advance, endless_policy
 from rcm_jax.serve.client import StreamEnded, open_stream
+from tests.benchmarks import time_in_turn
 from tests.serve.test_main import Command
 
 PROMPTS = ("a red circle moving left", "a blue square moving up", "a green circle moving right")
@@ -76,6 +84,22 @@ def measured(readers: int, chunks: int) -> dict[str, dict[str, float]]:
     return out
 
 
+def passes(readers: int, chunks: int) -> dict[str, float]:
+    """Median seconds for a chunk of each, in one pass and one after the other, in turn."""
+    pipe = rcm_jax.load("toy_causal")
+    options = endless_policy(pipe.info)
+    sizes = {"together": tuple(range(readers, 0, -1)), "one by one": (1,)}
+    lives = {name: [Live(pipe, PROMPTS[i % 3], seed=i, **options) for i in range(readers)] for name in sizes}
+
+    def chunk(name: str) -> None:
+        jax.block_until_ready([part.frames for part in advance(lives[name], sizes[name])])
+
+    for name in sizes:  # every kind of chunk is compiled
+        chunk(name), chunk(name)
+    functions = {name: functools.partial(chunk, name) for name in sizes}
+    return {name: statistics.median(times) for name, times in time_in_turn(functions, chunks, 1).items()}
+
+
 def memory(url: str) -> float:
     """MiB that the server uses."""
     text = urllib.request.urlopen(f"{url}/metrics").read().decode()
@@ -119,15 +143,17 @@ def churn(connections: int, minutes: float) -> dict[str, list]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("together", "churn"))
+    parser.add_argument("what", choices=("together", "passes", "churn"))
     parser.add_argument("--readers", type=int, default=16)
     parser.add_argument("--chunks", type=int, default=200, help="of each reader")
     parser.add_argument("--connections", type=int, default=1000)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write every number here")
     args = parser.parse_args()
-    together = args.what == "together"
-    found = measured(args.readers, args.chunks) if together else churn(args.connections, args.minutes)
+    if args.what == "churn":
+        found = churn(args.connections, args.minutes)
+    else:
+        found = {"together": measured, "passes": passes}[args.what](args.readers, args.chunks)
     print(json.dumps(found, indent=1))
     if args.json is not None:
         args.json.write_text(json.dumps(found, indent=1))

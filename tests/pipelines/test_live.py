@@ -1,12 +1,14 @@
 """Videos that are made side by side are those that are made alone."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 import rcm_jax
 from rcm_jax.errors import ArgumentError
-from rcm_jax.pipelines.live import Live, Pushed, advance
+from rcm_jax.pipelines.live import Live, Pushed, advance, endless_policy
 from rcm_jax.sampling import together
 
 PROMPTS = ["a red circle moving left", "a blue square moving up", "a green circle moving right"]
@@ -38,6 +40,15 @@ def test_alone_it_is_the_stream(pipe):
     same(made(live, 5), [part[0] for part in pipe.stream(PROMPTS[0], seed=3, **WINDOW)])
     assert live.chunk_frames == (1, 2)
     live.close()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "frames", "blocks"), [("c1-2", 9, 4), ("c3-3", 21, 6), ("c1-1", 21, 20), ("c1-4", 5, 2)]
+)
+def test_without_a_word_a_video_keeps_as_much_as_the_network_was_made_for(pipe, pattern, frames, blocks):
+    """With the chunk that is made."""
+    info = dataclasses.replace(pipe.info, latent_shape=(frames, 6, 6), causal={"pattern": pattern})
+    assert endless_policy(info) == {"cache_policy": "sliding_window", "window_blocks": blocks, "sw_sink_blocks": 1}
 
 
 def test_together_they_are_what_they_are_alone(pipe):
