@@ -146,6 +146,13 @@ class Pipeline:
         start = start_from(self.opened, request, asked, schedule_from(asked, self.info))
         return Stream(self.opened, start, join(describe(self.opened, request, asked)))
 
+    def streams(self, prompt: Prompts = None, **options: Any) -> Iterator[Stream]:
+        """One for each video of a call, to be taken one after the other; text and image are read once for all."""
+        asked, request = self._asked(prompt, None, options)
+        start = start_from(self.opened, request, asked, schedule_from(asked, self.info))
+        for i, about in enumerate(describe(self.opened, request, asked)):
+            yield Stream(self.opened, start.rows(np.array([i])), about)
+
     def start(self, prompt: Prompts = None, *, video: Source | None = None, **options: Any) -> Start:
         """What a stream is made from, for those who make several at once (`pipelines.live`). Arguments and errors as of
         `stream`."""

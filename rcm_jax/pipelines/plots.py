@@ -28,7 +28,7 @@ class Point(NamedTuple):
         return self.score["value"] - self.score["low"], self.score["high"] - self.score["value"]
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
     """matplotlib without a window; slow to import."""
     import matplotlib
 
@@ -40,7 +40,7 @@ def _pyplot() -> Any:
 
 def plot_training(workdir: Path, path: Path) -> Path:
     """What moves over a run's steps: losses with their running means, and the scores of its previews."""
-    plt = _pyplot()
+    plt = pyplot()
     records, previews = read_metrics(workdir), read_previews(workdir)
     names = [name for name in LOSSES if any(name in record for record in records)]
     figure, axes = plt.subplots(1, len(names) + 1, figsize=(3.6 * (len(names) + 1), 3.2), layout="constrained")
@@ -74,14 +74,14 @@ def plot_quality(curves: Mapping[str, Sequence[Point]], data: float, path: Path)
     """`draw_quality` as a PNG file, of a size for slides."""
     figure = draw_quality(curves, data)
     figure.savefig(path, dpi=140)
-    _pyplot().close(figure)
+    pyplot().close(figure)
     return path
 
 
 def draw_quality(curves: Mapping[str, Sequence[Point]], data: float) -> Any:
     """A figure of scores against passes for a video: a line a network, each point named; the world's own videos, whose
     score is `data`, as a level."""
-    figure, axis = _pyplot().subplots(figsize=(9, 5.4), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(9, 5.4), layout="constrained")
     axis.set_xscale("log")
     axis.axhline(data, color="0.5", linestyle=":", linewidth=2)
     axis.annotate(

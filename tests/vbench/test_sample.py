@@ -1,0 +1,152 @@
+"""A list of prompts made into the videos that VBench looks for."""
+
+import json
+
+import av
+import numpy as np
+import pytest
+
+from rcm_jax.media.tags import read_tags
+from rcm_jax.vbench import prompts as lists
+from rcm_jax.vbench.__main__ import main
+from rcm_jax.vbench.prompts import Entry, check_names, read_prompts
+
+RED, BLUE = "a red circle moving left", "a blue square moving up"
+LIST = [
+    {"prompt_en": RED, "dimension": ["scene", "background_consistency"], "auxiliary_info": {"scene": {"scene": "x"}}},
+    {"prompt_en": BLUE, "dimension": ["color"]},
+    {"prompt_en": RED, "dimension": ["color"], "auxiliary_info": {"color": {"color": "red"}}},
+]
+
+
+@pytest.fixture
+def listed(tmp_path):
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps(LIST))
+    return path
+
+
+def sampled(capsys, listed, out, *flags):
+    main(["sample", "--prompts", str(listed), "--out", str(out), "--num_steps", "2", "--samples", "2", *flags])
+    return capsys.readouterr().out
+
+
+def stopped(*flags):
+    with pytest.raises(SystemExit) as raised:
+        main(["sample", *map(str, flags)])
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def frames_of(path):
+    with av.open(path) as file:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+
+
+def files(out):
+    return {path.name: path.read_bytes() for path in out.glob("*.mp4")}
+
+
+def test_a_prompt_is_sampled_once(listed):
+    red, blue = read_prompts(listed)
+    assert (red.prompt, red.dimensions) == (RED, ("scene", "background_consistency", "color"))
+    assert red.auxiliary == {"scene": {"scene": "x"}, "color": {"color": "red"}}
+    assert blue == Entry(BLUE, ("color",))
+
+
+def test_rcms_form(tmp_path, capsys):
+    """Files are named by the prompt, and the augmented one is sampled."""
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps([{"prompt": "square", "dimensions": ["color"], "augmented_prompt": BLUE}]))
+    sampled(capsys, path, tmp_path / "long", "--samples", "1")
+    assert read_tags(tmp_path / "long/square-0.mp4")["title"] == BLUE
+    sampled(capsys, path, tmp_path / "short", "--samples", "1", "--text", "original")
+    assert read_tags(tmp_path / "short/square-0.mp4")["title"] == "square"
+
+
+def test_names_noises_and_the_list(listed, tmp_path, capsys):
+    out = tmp_path / "videos"
+    told = sampled(capsys, listed, out)
+    assert told.strip() == f"4 videos made, 4 there; what to run VBench on: {out / 'vbench_info.json'}"
+    assert set(files(out)) == {f"{prompt}-{i}.mp4" for prompt in (RED, BLUE) for i in (0, 1)}
+    told = json.loads((out / "vbench_info.json").read_text())
+    assert told[1] == {
+        "prompt_en": BLUE, "dimension": ["color"], "video_list": [str(out / f"{BLUE}-{i}.mp4") for i in (0, 1)]
+    }  # fmt: skip
+    assert told[0]["auxiliary_info"]["color"] == {"color": "red"}
+    seeds = {name: json.loads(read_tags(out / name)["comment"]) for name in files(out)}
+    assert {(name[-5], about["options"]["seed"]) for name, about in seeds.items()} == {("0", 0), ("1", 1)}
+    first, second = (frames_of(out / f"{RED}-{i}.mp4").astype(int) for i in (0, 1))
+    assert np.abs(first - second).mean() > 1
+
+
+def test_it_goes_on_where_it_was_stopped(listed, tmp_path, capsys):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    sampled(capsys, listed, whole)
+    told = sampled(capsys, listed, parts, "--process", "1", "--num_processes", "2")
+    assert told == f"2 videos made; 2 of other processes are missing, the first '{RED}-0.mp4'\n"
+    assert not (parts / "vbench_info.json").exists()
+    (parts / f"{BLUE}-1.mp4").unlink()
+    left = (parts / f"{BLUE}-0.mp4").stat().st_mtime_ns
+    assert sampled(capsys, listed, parts).startswith("3 videos made, 4 there")
+    assert (parts / f"{BLUE}-0.mp4").stat().st_mtime_ns == left
+    for name in files(whole):
+        one, other = frames_of(whole / name).astype(int), frames_of(parts / name).astype(int)
+        assert np.abs(one - other).mean() < 0.5  # another batch, another program: a level, through the encoder
+    why = stopped("--prompts", listed, "--out", parts, "--num_steps", 4, "--samples", 2)
+    assert "has videos made with options={'num_steps': 2}, not {'num_steps': 4}: give another folder" in why
+
+
+@pytest.mark.long
+def test_causal_networks_are_streamed(listed, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("rcm_jax.pipelines.pipeline.Pipeline.videos", None)
+    out = tmp_path / "videos"
+    sampled(capsys, listed, out, "--dit_path", "toy_causal", "--samples", "1", "--cache_policy", "rolling_sink",
+            "--total_blocks", "3", "--sink_blocks", "2", "--num_frames", "13")  # fmt: skip
+    assert set(files(out)) == {f"{RED}-0.mp4", f"{BLUE}-0.mp4"}
+    assert frames_of(out / f"{RED}-0.mp4").shape[0] == 13
+    assert not list(out.glob(".*"))
+
+
+REFUSED = [
+    ([{"prompt_en": "a cat"}], "entry 0: 'a cat' has no dimension to be measured in"),
+    ([{"prompt_en": "a cat", "dimension": []}], "'a cat' has no dimension"),
+    ([{"prompt_en": "a cat", "dimension": ["beauty"]}], "'beauty' is no dimension of VBench's"),
+    ([{"dimension": ["color"]}], "entry 0: there is no prompt_en"),
+    (["a cat"], "entry 0: there is no prompt_en"),
+    ({"a cat": ["color"]}, "must be a list of {prompt_en, dimension}"),
+    ([{"prompt_en": "a/b", "dimension": ["color"]}, {"prompt_en": "a-b", "dimension": ["color"]}],
+     "two prompts' videos are called 'a-b-0.mp4'"),
+    ([{"prompt_en": "x", "dimension": ["i2v_subject"], "image_name": "x.jpg"}], "give their folder as --images"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "why"), REFUSED, ids=[why for _, why in REFUSED])
+def test_lists_that_are_refused(tmp_path, content, why):
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps(content))
+    assert why in stopped("--prompts", path, "--out", tmp_path / "videos")
+    assert not (tmp_path / "videos").exists()
+
+
+def test_images(tmp_path, listed):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    path = tmp_path / "i2v.json"
+    path.write_text(json.dumps([{"prompt_en": RED, "dimension": ["i2v_subject"], "image_name": "red.png"}]))
+    flags = ["--out", tmp_path / "videos", "--images", pictures]
+    assert f"{pictures} has no 'red.png' (1 images are missing)" in stopped("--prompts", path, *flags)
+    assert "--images" in stopped("--prompts", listed, *flags)
+    assert "--process=2 must be 0 to 1" in stopped(
+        "--prompts", path, "--out", tmp_path / "v", "--process", 2, "--num_processes", 2
+    )
+
+
+def test_prompts_that_differ_in_case_alone(tmp_path, monkeypatch):
+    two = [Entry("A fantasy landscape", ("appearance_style",)), Entry("a fantasy landscape", ("scene",))]
+    check_names(two, tmp_path)  # this file system tells them apart, or the error names both
+    monkeypatch.setattr(lists, "_tells_case", lambda folder: False)
+    with pytest.raises(ValueError, match="'A fantasy landscape' would overwrite those of 'a fantasy landscape'"):
+        check_names(two, tmp_path)
+    with pytest.raises(ValueError, match="is too long for a file's name"):
+        check_names([Entry("x" * 260, ("scene",))], tmp_path)
