@@ -22,7 +22,6 @@ import argparse
 import dataclasses
 import itertools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from rcm_jax.cli import command_parser, one_line_errors
@@ -54,6 +53,7 @@ def run(args: argparse.Namespace) -> list[Path | str]:
     from rcm_jax.pipelines.options import FileOptions, OutputOptions, SamplingOptions, told_of_yes
     from rcm_jax.pipelines.pipeline import load
     from rcm_jax.pipelines.video import side_by_side
+    from rcm_jax.worlds.prompts_file import given_prompts
 
     given = vars(args)
     if "again" in given:
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> list[Path | str]:
     SamplingOptions(**options)  # its errors, before a file is opened
     save_path = video_path(output.path(SAVE_PATH), "save_path")
     check_fps(output.fps, save_path.suffix)
-    prompts = read_prompts(output.prompt, prompts_file)
+    prompts = given_prompts(output.prompt, prompts_file)
     files = taken(given, FileOptions)
     if output.dry_run:
         from rcm_jax.pipelines.dry_run import page
@@ -88,16 +88,6 @@ def run(args: argparse.Namespace) -> list[Path | str]:
             return paths
         path = save_path.with_stem(f"{save_path.stem}_{i:03d}") if prompts_file else save_path
         paths.append(side_by_side(samples, gap=pipe.world.gap).save(path))
-
-
-def read_prompts(prompt: str | Sequence[str] | None, path: Path | None) -> str | Sequence[str] | None:
-    from rcm_jax.worlds.prompts_file import read_prompts_file
-
-    if path is None:
-        return prompt
-    if prompt is not None:
-        raise ValueError("give --prompt or --prompts_file, not both")
-    return read_prompts_file(path, "prompts_file")
 
 
 def main(argv: list[str] | None = None) -> None:

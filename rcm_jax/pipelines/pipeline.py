@@ -135,6 +135,17 @@ class Pipeline:
         request = read_request(self.opened, prompt, asked)
         return np.concatenate(list(self._sampled(request, asked, Watch(progress), features)))
 
+    def both(
+        self, prompt: Prompts = None, *, progress: str = "sample", **options: Any
+    ) -> tuple[Float[np.ndarray, "V T H W C"], UInt8[np.ndarray, "V F H W 3"]]:
+        """The latents of a call, and the frames that are made of them. Arguments and errors as of a call."""
+        latents = self.latents(prompt, progress=progress, **options)
+        if not self.world.small:
+            self.opened.experts.release()
+        names = _names(read_request(self.opened, prompt, SamplingOptions(**options)))
+        painted = self._frames([latents], names, self.world.paint, progress and f"{progress}: decoding")
+        return latents, np.stack([np.concatenate(list(parts)) for parts in painted])
+
     def stream(self, prompt: Prompts = None, *, video: Source | None = None, **options: Any) -> Stream:
         """Frames of a causal network chunk by chunk, as soon as each is decoded.
 

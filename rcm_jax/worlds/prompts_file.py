@@ -1,5 +1,6 @@
 """Files of prompts, one a line."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rcm_jax.errors import ArgumentError
@@ -34,3 +35,12 @@ def read_text(path: Path) -> str:
             f"line {line}: byte 0x{data[error.start]:02x} is not UTF-8, and the file is likely {written}; "
             f"iconv -f {written} -t UTF-8 {path} > utf8.txt converts it"
         ) from error
+
+
+def given_prompts(prompt: str | Sequence[str] | None, path: str | Path | None) -> str | Sequence[str] | None:
+    """Of a command's --prompt or --prompts_file. Raises ValueError for both, or as `read_prompts_file`."""
+    if path is None:
+        return prompt
+    if prompt is not None:
+        raise ValueError("give --prompt or --prompts_file, not both")
+    return read_prompts_file(path, "prompts_file")

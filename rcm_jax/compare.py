@@ -1,0 +1,109 @@
+"""The same prompts and noises through several networks: python -m rcm_jax.compare old=toy@50 mine=student.safetensors@2
+
+A network is NAME=PATH@STEPS (or PATH@STEPS, or PATH: 4 steps of a student, 50 of a teacher). --out has a contact sheet
+(sheet.png: a row a network, a column a prompt), all videos side by side (side_by_side.mp4), and the table with every
+number (compare.json). What is measured needs no other network: agreement with the reference, which is the first network
+unless --reference names another, at equal noise (bidirectional networks of one size have it in common, and causal ones
+of one chunk pattern); diversity over noises; change and flicker in time; seconds and passes for a video. On the
+built-in world its own scores stand beside them, with their rank correlation to each measure.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rcm_jax.cli import command_parser, number, one_line_errors
+from rcm_jax.ranges import at_least, between
+
+STEPS = {"student": 4, "teacher": 50}
+NAMES = ("sheet.png", "side_by_side.mp4", "compare.json")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = command_parser("compare", __doc__)
+    p.add_argument("networks", nargs="+", metavar="NAME=PATH@STEPS", help="networks to compare, two or more")
+    p.add_argument("--reference", metavar="NAME", help="that the others should agree with (default: the first)")
+    p.add_argument("--prompt", nargs="+", help="prompts (default: the world's own; the built-in world's: six captions)")
+    p.add_argument("--prompts_file", type=Path, help="a prompt a line")
+    p.add_argument("--samples", type=number(int, at_least(1)), default=4, help="videos of a prompt (4)")
+    p.add_argument("--seed", type=number(int, between(0, 2**32 - 1)), default=0, help="of their noises (0)")
+    p.add_argument("--num_frames", type=number(int, at_least(1)), help="frames (default: the networks')")
+    p.add_argument("--size", metavar="WxH", help="of Wan's videos")
+    p.add_argument("--out", type=Path, default=Path("compare"), help="folder of what is made (compare)")
+    return p
+
+
+def network(text: str) -> tuple[str, str, int | None]:
+    """(name, path, steps) of NAME=PATH@STEPS. Raises ValueError."""
+    name, equals, rest = text.rpartition("=")
+    path, at, steps = rest.rpartition("@")
+    path, steps = (path, steps) if at and steps.isdigit() else (rest, "")
+    if (steps and int(steps) < 1) or not path or (equals and not name):
+        raise ValueError(f"{text!r} must be NAME=PATH@STEPS, like mine=student.safetensors@4")
+    return name or (f"{Path(path).stem} {steps}".strip()), path, int(steps) if steps else None
+
+
+def checked(args: argparse.Namespace) -> list[tuple[str, str, int | None]]:
+    """The networks. Raises ValueError for what does not go together, before any of them is opened."""
+    from rcm_jax.media.video import check_encoder
+    from rcm_jax.outputs import check_output
+
+    given = [network(text) for text in args.networks]
+    names = [name for name, *_ in given]
+    if len(given) < 2:
+        raise ValueError("there is nothing to compare: give two networks or more")
+    if len(set(names)) < len(names):
+        raise ValueError(f"two networks are called {max(names, key=names.count)!r}: name each, NAME=PATH@STEPS")
+    if args.reference not in (None, *names):
+        raise ValueError(f"--reference {args.reference!r} is none of {', '.join(names)}")
+    for name in NAMES:
+        check_output(args.out / name, "out")
+    check_encoder()
+    return given
+
+
+def run(args: argparse.Namespace) -> str:
+    from rcm_jax.pipelines.comparing import Comparison, sample, table
+    from rcm_jax.pipelines.pipeline import load
+    from rcm_jax.pipelines.scoring import asked_of
+    from rcm_jax.worlds.prompts_file import given_prompts
+    from rcm_jax.worlds.toy.scores import evaluation_prompts
+
+    given = checked(args)
+    prompts = given_prompts(args.prompt, args.prompts_file)
+    pipes = {name: load(path) for name, path, _ in given}
+    worlds, world = {pipe.info.world for pipe in pipes.values()}, pipes[given[0][0]].world
+    if len(worlds) > 1:
+        raise ValueError(f"networks of one world can be compared, not of {' and '.join(sorted(worlds))}")
+    prompts = list(prompts or (evaluation_prompts(1)[::9] if worlds == {"toy"} else [world.prompt]))
+    more = {name: getattr(args, name) for name in ("num_frames", "size") if getattr(args, name) is not None}
+    options: dict[str, dict[str, Any]] = {}
+    for name, _, steps in given:  # all that can be wrong, before the first is sampled
+        options[name] = {"seed": args.seed, "num_steps": steps or STEPS[pipes[name].info.kind], **more}
+        pipes[name].request(prompts, **options[name])
+        pipes[name].sampling(**asked_of(pipes[name], options[name]["num_steps"]))
+    found = {name: sample(pipe, prompts, args.samples, options[name], name) for name, pipe in pipes.items()}
+    made = Comparison(found, args.reference or given[0][0], prompts, args.samples, world)
+    sheet, film, numbers = (args.out / name for name in NAMES)
+    made.draw(sheet, film)
+    rows, with_truth = made.rows(), made.goes_with_truth()
+    told = {"reference": made.reference, "prompts": prompts, "options": options, "rows": rows, "goes_with": with_truth}
+    numbers.write_text(json.dumps(told, indent=1))
+    lines = [table(rows), ""]
+    if with_truth:
+        ranks = ", ".join(f"{name.replace('_', ' ')} {value:+.2f}" for name, value in with_truth.items())
+        lines.append(f"rank correlation of each measure with the built-in world's own scores: {ranks}")
+    return "\n".join([*lines, *map(str, (sheet, film, numbers))])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command; installed as rcm-compare."""
+    args = parser().parse_args(argv)
+    with one_line_errors():
+        print(run(args))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Measures that need no network, on videos whose values are known."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from rcm_jax import compare
+from rcm_jax.model_file import ModelInfo, save_model
+from rcm_jax.pipelines.comparing import Comparison, Sampled, change, diversity, psnr, table
+from rcm_jax.wan.networks import init_params
+from rcm_jax.worlds import toy
+from rcm_jax.worlds.toy.world import ToyWorld
+from tests.tiny import MODEL
+
+PROMPTS = ["a red circle moving left", "a blue square moving up"]
+
+
+def test_psnr():
+    one = np.zeros((2, 3, 4, 4, 3), np.uint8)
+    other = one.copy()
+    other[1] += 10
+    np.testing.assert_allclose(psnr(one, other, 255.0), [120, 20 * np.log10(25.5)])
+
+
+def test_diversity_is_of_a_prompts_own_videos():
+    videos = np.zeros((4, 2, 4, 4, 3), np.uint8)
+    videos[2:] = 100  # of the second prompt, both alike
+    assert diversity(videos, 2) == 0
+    videos[1] = 30
+    assert diversity(videos, 2) == pytest.approx(15)  # 30 for one prompt, 0 for the other
+    assert diversity(videos, 1) is None
+
+
+def test_flicker_is_not_what_changes_steadily():
+    steady = np.arange(5, dtype=np.uint8)[None, :, None, None, None] * np.full((1, 1, 4, 4, 3), 7, np.uint8)
+    assert change(steady) == pytest.approx(7)
+    assert change(steady, 2) == 0
+    flickering = np.where(np.arange(5) % 2, 20, 10).astype(np.uint8)[None, :, None, None, None] * np.ones(
+        (1, 1, 4, 4, 3), np.uint8
+    )
+    assert change(flickering, 2) == pytest.approx(20)
+    assert change(steady[:, :1]) == 0
+
+
+def sampled(videos, noise=("same",)):
+    frames = np.round((videos + 1) * 127.5).astype(np.uint8)
+    return Sampled(frames, videos[:, :, ::4, ::4].astype(np.float32), 0.5, 4.0, noise)
+
+
+def test_the_worlds_own_scores_and_what_agrees():
+    texts = [prompt for prompt in PROMPTS for _ in range(3)]
+    videos, _ = toy.batch(0, range(6), texts)
+    noise = np.random.default_rng(0).normal(size=videos.shape)
+    levels = np.linspace(0.0, 1.0, 6)[:, None, None, None, None]
+    worse = np.clip(videos + levels * noise, -1, 1)
+    found = {"world": sampled(videos), "noisy": sampled(worse), "other": sampled(videos, ("another",))}
+    made = Comparison(found, "world", PROMPTS, 3, ToyWorld())
+    rows = made.rows()
+    assert rows["world"]["right"] == 1
+    assert rows["noisy"]["right"] < 1
+    assert "psnr" not in rows["world"]
+    assert "psnr" not in rows["other"]  # its noise is another
+    assert rows["noisy"]["flicker"] > 2 * rows["world"]["flicker"]
+    with_truth = made.goes_with_truth()
+    assert with_truth["psnr"] > 0.8  # the noisier a video is, the worse both
+    assert with_truth["flicker"] < -0.5
+    lines = table(rows).splitlines()
+    assert lines[0] == "| | passes | seconds | psnr | psnr latents | diversity | change | flicker | right |"
+    assert lines[2].startswith("| world | 4 | 0.5 |  |  |")
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    info = ModelInfo(model=MODEL, kind="student", world="toy", latent_shape=(9, 6, 6))
+    folder = tmp_path_factory.mktemp("networks")
+    return str(save_model(folder / "student.safetensors", init_params(MODEL, jax.random.key(0)), info))
+
+
+def test_the_command(network, tmp_path, capsys):
+    """A network agrees with itself at the same steps, and not at others."""
+    out = tmp_path / "out"
+    compare.main([f"a={network}@2", f"b={network}@2", f"{network}@1", "--samples", "2", "--out", str(out), "--prompt",
+                  *PROMPTS])  # fmt: skip
+    told = json.loads((out / "compare.json").read_text())
+    assert told["reference"] == "a"
+    assert told["rows"]["b"]["psnr"] == 120
+    assert 0 < told["rows"]["student 1"]["psnr"] < 60
+    assert told["rows"]["student 1"]["passes"] == 1
+    printed = capsys.readouterr().out
+    assert "| student 1 | 1 |" in printed
+    for name in compare.NAMES:
+        assert str(out / name) in printed
+        assert (out / name).stat().st_size > 500
+
+
+REFUSED = [
+    (["toy@4"], "there is nothing to compare"),
+    (["toy@4", "toy@4"], "two networks are called 'toy 4'"),
+    (["a=toy@4", "b=toy@2", "--reference", "c"], "--reference 'c' is none of a, b"),
+    (["a=toy@0", "b=toy"], "'a=toy@0' must be NAME=PATH@STEPS"),
+    (["=toy", "b=toy"], "'=toy' must be NAME=PATH@STEPS"),
+    (["a=nothing.safetensors", "b=toy"], "nothing.safetensors"),
+    (["a=toy@4", "b=toy@2", "--prompt", "a purple haze"], "unknown words"),
+    (["a=toy@4", "b=toy@2", "--size", "64x64"], "--size"),
+]
+
+
+@pytest.mark.parametrize(("argv", "why"), REFUSED, ids=[why for _, why in REFUSED])
+def test_what_is_refused(tmp_path, monkeypatch, argv, why):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        compare.main(argv)
+    assert why in str(stopped.value)
+    assert "\n" not in str(stopped.value)
