@@ -1,5 +1,7 @@
 # make demo: the main job, end to end.   make demo-causal: a causal student, streamed and scored; TEACHER=1: its teacher too.
 # make test, make test-long, make test-gpu: what CI runs; the last compiles for GPUs, and needs none.
+# make docs: the documentation as a site, in build/site, as CI checks it;  make site: with the notebooks' outputs.
+# make package: wheel and sdist, and the wheel's demo in an environment of its own.
 # make test-full: all three, and the slow proofs.
 # make clean: removes what make installed and built. output/ is yours.
 PYTHON ?= python3
@@ -8,7 +10,7 @@ PY = $(VENV)/bin/python
 OUT ?= output/demo
 WORKERS ?= 2
 
-.PHONY: demo demo-causal test test-long test-gpu test-full lint goldens clean
+.PHONY: demo demo-causal test test-long test-gpu test-full docs site package lint goldens clean
 
 $(VENV)/.base: pyproject.toml
 	@echo "installing into $(VENV), less than a minute"
@@ -24,6 +26,10 @@ $(VENV)/.test: $(VENV)/.base
 $(VENV)/.aot: $(VENV)/.test
 	@echo "installing XLA's compiler for NVIDIA GPUs into $(VENV): .[aot], 0.6 GB; no GPU is needed"
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[test,aot]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.base
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[docs]'
 	touch $@
 
 demo: $(VENV)/.base
@@ -58,6 +64,19 @@ test-full: lint goldens
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[aot,parity,ray]'
 	$(PY) -m pytest -q -n $(WORKERS) --full
 	TF_CPP_MIN_LOG_LEVEL=2 $(PY) -m pytest -q -n $(WORKERS) --full --aot
+
+docs: $(VENV)/.docs
+	JAX_PLATFORMS=cpu NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs -q build --strict -d build/site
+
+site: $(VENV)/.test $(VENV)/.docs
+	JAX_PLATFORMS=cpu NO_MKDOCS_2_WARNING=1 EXECUTE_NOTEBOOKS=true $(PY) -m mkdocs build --strict -d build/site
+
+package: $(VENV)/.test
+	rm -rf build/package
+	$(PY) -m build --outdir build/package . > /dev/null
+	$(PYTHON) -m venv build/package/venv
+	build/package/venv/bin/python -m pip install -q --disable-pip-version-check build/package/*.whl
+	cd build/package && JAX_PLATFORMS=cpu venv/bin/rcm-demo --steps 5 --out demo
 
 clean:
 	rm -rf $(VENV) build *.egg-info
