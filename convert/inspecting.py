@@ -7,10 +7,12 @@ from typing import NamedTuple
 import numpy as np
 
 from rcm_jax.convert.checkpoint import Checkpoint, NetworkOptions, info_of, open_checkpoint
+from rcm_jax.convert.files import open_weights
 from rcm_jax.convert.lora import Lora, read_lora
 from rcm_jax.convert.tensors import Tensor
 from rcm_jax.hub import Place, find
 from rcm_jax.progress import byte_bar
+from rcm_jax.tensor_stream import SUMS
 
 
 def lines_about(
@@ -34,6 +36,8 @@ def lines_about(
         parts = found.wan()
     for dtype, (count, size) in sorted(_by_dtype(parts).items()):
         yield f"{dtype}: {count} tensors, {size:,} bytes"
+    if SUMS in open_weights(place).metadata:
+        yield "with a checksum of every tensor: `rcm-convert verify` compares the numbers with them"
     if tensors:
         yield from (f"{name} {t.shape} {t.dtype}" for name, t in parts.items())
 
