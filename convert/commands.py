@@ -115,6 +115,8 @@ def parser(command: str) -> argparse.ArgumentParser:
         add_options(p, NetworkOptions, names=["num_heads"] if command == "export" else None)
     if command in ("convert", "checkpoint"):
         p.add_argument("--format", dest="to", choices=OURS, default="safetensors", help="default: %(default)s")
+        p.add_argument("--text_tower", action="store_true", help="keep CLIP's text tower, for the way back to Wan2.1's "
+                       "own code, which asks for it (default: the image tower alone)")  # fmt: skip
     else:
         targets, default = (TARGETS, "wan") if command == "export" else ((*OURS, *TARGETS), "safetensors")
         p.add_argument("--to", choices=targets, default=default, help="whose names and layout (default: %(default)s)")
@@ -209,6 +211,7 @@ def run(command: str, args: argparse.Namespace) -> None:
     if command in LOOKS:
         return look(command, args)
     from rcm_jax.convert.checkpoint import NetworkOptions, info_of, open_checkpoint
+    from rcm_jax.convert.clip import TOWER
     from rcm_jax.convert.export import export, their_tensors
     from rcm_jax.convert.journal import made_of
     from rcm_jax.convert.networks import with_dtype
@@ -243,7 +246,9 @@ def run(command: str, args: argparse.Namespace) -> None:
         verify_step(Path(args.source), args.which)
     of = made_of([*sources(command, args)] or [Path(args.source)], {"command": command, **given})
     if ours:
-        write_model(args.out, tensors, info_of(source, options, like), format=args.to, overwrite=args.overwrite, of=of)
+        besides = source.kept(args.dtype, ("",) if getattr(args, "text_tower", False) else (TOWER,))
+        write_model(args.out, tensors, info_of(source, options, like), format=args.to, overwrite=args.overwrite,
+                    besides=besides, of=of)  # fmt: skip
     else:
         export(source, args.out, args.to, dtype=args.dtype, overwrite=args.overwrite, shard_size=shards, of=of)
     print(f"wrote {args.out}")

@@ -20,9 +20,7 @@ TARGETS = ("wan", "rcm", "diffusers", "transformers")
 def their_tensors(source: Checkpoint, target: str, dtype: str = "keep") -> dict[str, Tensor]:
     """The network by the names and in the layouts of `target`. Raises ValueError where that has no such network."""
     network = source.network
-    if not network.whole:
-        raise ValueError(f"our {network.title} lacks what Wan does not use of it: take the file that it was made from")
-    tensors = source.wan(dtype)
+    tensors = source.whole(dtype)
     if target == "wan":
         return tensors
     if target == "rcm" and network.name == "dit":

@@ -10,6 +10,7 @@ from rcm_jax.convert.checkpoint import Checkpoint, NetworkOptions, info_of, open
 from rcm_jax.convert.files import open_weights
 from rcm_jax.convert.lora import Lora, read_lora
 from rcm_jax.convert.tensors import Tensor
+from rcm_jax.convert.variants import UnsupportedVariantError
 from rcm_jax.hub import Place, find
 from rcm_jax.progress import byte_bar
 from rcm_jax.tensor_stream import SUMS
@@ -23,6 +24,9 @@ def lines_about(
     place = find(path)
     try:
         found = open_checkpoint(place, entry=entry, num_heads=options.num_heads)
+    except UnsupportedVariantError as known:
+        yield str(known)
+        return
     except ValueError as no_network:
         try:
             lora = read_lora(place)

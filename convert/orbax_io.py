@@ -18,8 +18,10 @@ import tensorstore as ts
 from flax.traverse_util import unflatten_dict
 
 from rcm_jax.convert.journal import Journal
+from rcm_jax.convert.safetensors_io import read_safetensors
 from rcm_jax.convert.tensors import Tensor
-from rcm_jax.model_file import ORBAX_INFO, ORBAX_PARAMS, ModelInfo
+from rcm_jax.model_file import ASIDE, ORBAX_ASIDE, ORBAX_INFO, ORBAX_PARAMS, ModelInfo
+from rcm_jax.tensor_stream import write_safetensors
 
 
 class _EmptyArrays(ocp.type_handlers.NumpyHandler):
@@ -36,7 +38,7 @@ def _array(folder: Path) -> ts.TensorStore:
 
 
 def read_orbax(folder: Path) -> dict[str, Tensor]:
-    """The parameters of a folder that `write_orbax` made, by our names, unread."""
+    """The parameters of a folder that `write_orbax` made, by our names, and what is aside, unread."""
 
     def tensor(name: str, path: Path) -> Tensor:
         store = _array(path)
@@ -48,7 +50,9 @@ def read_orbax(folder: Path) -> dict[str, Tensor]:
         return dataclasses.replace(whole, layers=tuple(rows))
 
     arrays = sorted(path.parent for path in (folder / ORBAX_PARAMS).glob("*/.zarray"))
-    return {path.name.replace(".", "/"): tensor(path.name.replace(".", "/"), path) for path in arrays}
+    found = {path.name.replace(".", "/"): tensor(path.name.replace(".", "/"), path) for path in arrays}
+    aside = folder / ORBAX_ASIDE
+    return found | (read_safetensors(aside)[0] if aside.is_file() else {})
 
 
 def write_orbax(
@@ -56,6 +60,8 @@ def write_orbax(
 ) -> None:
     """Makes the folder, or goes on with what the journal knows of it. `model_file.load_model` reads it, and so does
     Orbax's own checkpointer."""
+    aside = {name: tensor for name, tensor in tensors.items() if name.startswith(ASIDE)}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in aside}
     params = (folder / ORBAX_PARAMS).absolute()
     if not params.exists():  # Orbax renames it when it is laid out
         shutil.rmtree(folder, ignore_errors=True)
@@ -70,6 +76,8 @@ def write_orbax(
                 store[rows].write(numbers).result()
                 journal.add(_checksum(numbers))
             advance(tensor.nbytes * (rows.stop - rows.start) // tensor.shape[0])
+    if aside:
+        write_safetensors(folder / ORBAX_ASIDE, aside, {}, advance, journal)
     (folder / ORBAX_INFO).write_text(info.to_json())
 
 

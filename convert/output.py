@@ -14,7 +14,7 @@ from rcm_jax.convert.journal import Journal, journal_at
 from rcm_jax.convert.orbax_io import write_orbax
 from rcm_jax.convert.tensors import Tensor, total_bytes
 from rcm_jax.hub import OF_FILES
-from rcm_jax.model_file import FORMAT, ORBAX_INFO, ORBAX_PARAMS, ModelInfo
+from rcm_jax.model_file import ASIDE, FORMAT, ORBAX_ASIDE, ORBAX_INFO, ORBAX_PARAMS, ModelInfo
 from rcm_jax.outputs import check_folder, check_room
 from rcm_jax.progress import byte_bar
 from rcm_jax.tensor_stream import write_safetensors
@@ -52,7 +52,7 @@ def _one_network(folder: Path) -> bool:
     """Whether a folder holds nothing but what is written here: our checkpoint, or a library's network."""
     names = {path.name for path in folder.iterdir()}
     if ORBAX_INFO in names:
-        return names <= {ORBAX_INFO, ORBAX_PARAMS}
+        return names <= {ORBAX_INFO, ORBAX_PARAMS, ORBAX_ASIDE}
     about = "config.json" in names or any(name.endswith(".index.json") for name in names) or names == {ONE_FILE}
     return about and all(name.endswith((".json", ".safetensors")) for name in names)
 
@@ -166,12 +166,14 @@ def write_shards(
 
 def write_model(
     path: Path, tensors: Mapping[str, Tensor], info: ModelInfo, *, format: str = "safetensors",
-    overwrite: bool = False, of: Mapping[str, Any] | None = None,
+    overwrite: bool = False, besides: Mapping[str, Tensor] | None = None, of: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Our model file, or for format "orbax" our checkpoint folder. Memory holds one layer at a time.
 
-    `rcm_jax.model_file.load_model` reads both. of: see `resumed`. Raises as `unfinished`.
+    `rcm_jax.model_file.load_model` reads both. besides: what is kept for the way back, by Wan2.1's names. of: see
+    `resumed`. Raises as `unfinished`.
     """
+    tensors = {**tensors, **{ASIDE + name: tensor for name, tensor in (besides or {}).items()}}
     size = total_bytes(tensors)
     with resumed(path, size, of, overwrite=overwrite) as (new, journal), byte_bar(path.name, size) as advance:
         if format == "orbax":
