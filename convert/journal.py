@@ -34,6 +34,10 @@ class Journal:
             file.truncate()
             file.write(first)
 
+    @property
+    def knows(self) -> bool:
+        return bool(self._known)
+
     def kept(self, found: Callable[[], int | None]) -> int | None:
         if not self._known or found() != self._known[0]:
             self._known = []

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -109,18 +110,28 @@ class Tensor:
         array = self.load()
         for start in range(0, self.shape[0], self.block_rows):
             yield cast(array[start : start + self.block_rows], self.dtype)
+            let_go(array)
+
+
+def let_go(array: np.ndarray) -> None:
+    """Gives back the memory of a mapped file; what is looked at again comes back from the file."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    if isinstance(array, mmap.mmap):
+        array.madvise(mmap.MADV_DONTNEED)
 
 
 def cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """A C-contiguous array of dtype. Transposed matrices are copied tile by tile, which the caches thank for."""
+    """A C-contiguous array of dtype. Transposed matrices are copied tile by tile, which the caches thank for, in the
+    order in which they lie in the file, which the disk does."""
     if array.ndim != 2 or array.flags.c_contiguous:
         return np.asarray(array, order="C").astype(dtype, order="C", copy=False)
     out = np.empty(array.shape, dtype)
     source, target = array, out
     if array.dtype == dtype:  # numpy moves integers faster than bfloat16
         source, target = (x.view(f"u{dtype.itemsize}") for x in (array, out))
-    for i in range(0, array.shape[0], TILE):
-        for j in range(0, array.shape[1], TILE):
+    for j in range(0, array.shape[1], TILE):
+        for i in range(0, array.shape[0], TILE):
             target[i : i + TILE, j : j + TILE] = source[i : i + TILE, j : j + TILE]
     return out
 

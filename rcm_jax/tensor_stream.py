@@ -5,11 +5,14 @@ a collective a piece, so every process walks through all pieces in the same orde
 carries a checksum of every tensor, taken as its bytes are written.
 """
 
+import collections
+import contextlib
 import functools
 import json
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -50,6 +53,8 @@ class Streamed(Protocol):
 class Journal(Protocol):
     """What a stopped writer had done, piece by piece in the order of writing; a piece is told by a checksum."""
 
+    knows: bool  # of pieces to come
+
     def kept(self, found: Callable[[], int | None]) -> int | None:
         """The checksum of the next piece if it was written, and what is `found` there still has it."""
 
@@ -66,19 +71,66 @@ def write_safetensors(
 
     journal: goes on with the file at `path`, after the pieces that it knows.
     """
-    head, sums = _header(tensors, metadata, {}), {}
-    with open(path, "wb" if journal is None else "r+b" if path.exists() else "w+b") as file:
+    head = _header(tensors, metadata, {})
+    with open(path, "wb" if journal is None else "r+b" if path.exists() else "w+b") as file, _Writer(file) as writer:
         file.write(head)
         if journal is not None and journal.kept(lambda: zlib.crc32(head)) is None:
             journal.add(zlib.crc32(head))
         for name, tensor in tensors.items():
-            sums[name] = 0
             for piece in _pieces(tensor):
-                sums[name] = _write_piece(file, piece, sums[name], advance, journal)
+                if journal is not None and journal.knows and writer.keep(name, piece, journal):
+                    advance(piece.nbytes)
+                    continue
+                for block in piece.blocks():
+                    writer.put(name, block)
+                    advance(block.nbytes)
+                if journal is not None:
+                    writer.end(name, journal)
+        writer.wait()
         if journal is not None:
             file.truncate()
         file.seek(0)
-        file.write(_header(tensors, metadata, sums))
+        file.write(_header(tensors, metadata, writer.sums))
+
+
+class _Writer(contextlib.AbstractContextManager):
+    """Bytes go to a file, and into the checksum of their tensor, while the next ones are made; two blocks may wait."""
+
+    def __init__(self, file: BinaryIO):
+        self.sums: dict[str, int] = collections.Counter()
+        self._file, self._thread, self._jobs = file, futures.ThreadPoolExecutor(1), collections.deque()
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def keep(self, name: str, piece: Streamed, journal: Journal) -> bool:
+        """Whether the next piece is there already; the file stands after it then, else where it begins."""
+        start = self._file.tell()
+        told = journal.kept(lambda: checksum(self._file, piece.nbytes, self.sums[name]))
+        self._file.seek(start if told is None else start + piece.nbytes)
+        self.sums[name] = self.sums[name] if told is None else told
+        return told is not None
+
+    def put(self, name: str, block: np.ndarray) -> None:
+        self.wait(left=1)
+        self._jobs.append(self._thread.submit(self._put, name, block.reshape(-1).view(np.uint8).data))
+
+    def end(self, name: str, journal: Journal) -> None:
+        """A piece is whole when all that was put is."""
+        self._jobs.append(self._thread.submit(self._end, name, journal))
+
+    def wait(self, left: int = 0) -> None:
+        """Until no more jobs are left. Raises what was raised in them."""
+        while len(self._jobs) > left:
+            self._jobs.popleft().result()
+
+    def _put(self, name: str, data: memoryview) -> None:
+        self._file.write(data)
+        self.sums[name] = zlib.crc32(data, self.sums[name])
+
+    def _end(self, name: str, journal: Journal) -> None:
+        self._file.flush()
+        journal.add(self.sums[name])
 
 
 def _header(tensors: Mapping[str, Streamed], metadata: Mapping[str, str], sums: Mapping[str, int]) -> bytes:
@@ -97,27 +149,6 @@ def _header(tensors: Mapping[str, Streamed], metadata: Mapping[str, str], sums: 
 
 def _pieces(tensor: Streamed) -> Sequence[Streamed]:
     return getattr(tensor, "layers", ()) or (tensor,)
-
-
-def _write_piece(
-    file: BinaryIO, piece: Streamed, before: int, advance: Callable[[int], object], journal: Journal | None
-) -> int:
-    """Gives the checksum of its tensor up to here. before: that of the pieces before it."""
-    start = file.tell()
-    if journal is not None and (told := journal.kept(lambda: checksum(file, piece.nbytes, before))) is not None:
-        file.seek(start + piece.nbytes)
-        advance(piece.nbytes)
-        return told
-    file.seek(start)
-    for block in piece.blocks():
-        data = block.reshape(-1).view(np.uint8).data
-        file.write(data)
-        before = zlib.crc32(data, before)
-        advance(block.nbytes)
-    if journal is not None:
-        file.flush()
-        journal.add(before)
-    return before
 
 
 def checksum(file: BinaryIO, size: int, before: int = 0) -> int | None:
