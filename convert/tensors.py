@@ -104,21 +104,21 @@ class Tensor:
             for layer in self.layers:
                 yield from layer.blocks()
             return
-        if not self.shape or self.block_rows >= self.shape[0]:
-            yield self.read()
-            return
         array = self.load()
-        for start in range(0, self.shape[0], self.block_rows):
+        _advise(array, mmap.MADV_WILLNEED)
+        for start in range(0, self.shape[0], self.block_rows) if self.shape else ():
             yield cast(array[start : start + self.block_rows], self.dtype)
-            let_go(array)
+            _advise(array, mmap.MADV_DONTNEED)  # what was read of a mapped file counts as memory until then
+        if not self.shape:
+            yield cast(array, self.dtype)
 
 
-def let_go(array: np.ndarray) -> None:
-    """Gives back the memory of a mapped file; what is looked at again comes back from the file."""
+def _advise(array: np.ndarray, advice: int) -> None:
+    """Tells the system what is next with a mapped file; other arrays are as they are."""
     while isinstance(array, np.ndarray):
         array = array.base
     if isinstance(array, mmap.mmap):
-        array.madvise(mmap.MADV_DONTNEED)
+        array.madvise(advice)
 
 
 def cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
