@@ -14,6 +14,7 @@ from rcm_jax.convert.output import write_model
 from rcm_jax.convert.tensors import Tensor
 from rcm_jax.model_file import ModelInfo, load_model
 from rcm_jax.tensor_stream import SUMS, write_safetensors
+from tests.convert.test_torch_io import FILES
 from tests.convert.tiny import HEADS, T2V, save, wan_arrays
 from tests.test_entry_points import fails
 
@@ -75,7 +76,7 @@ def found_end(path) -> int:
 
 def test_a_file_by_others_has_none(tmp_path):
     path = save(tmp_path / "x.safetensors", wan_arrays())
-    fails(main, ["verify", str(path)], f"{path} cannot be verified: it has no checksums")
+    fails(main, ["verify", str(path)], f"{path} cannot be verified: its header has no checksums")
 
 
 def test_a_tensor_more_is_told(tmp_path, ours):
@@ -113,4 +114,20 @@ def test_every_dtype_and_shape(tmp_path):
 
 def test_orbax_has_none(tmp_path):
     write_model(tmp_path / "o", {"a": Tensor.of(np.ones(3))}, ModelInfo(T2V, "teacher", "wan"), format="orbax")
-    fails(main, ["verify", str(tmp_path / "o")], "Orbax's form has no checksums")
+    fails(main, ["verify", str(tmp_path / "o")], "its form, Orbax, has no checksums")
+    fails(main, ["verify", str(FILES / "legacy.pt")], "cannot be verified: its format has no checksums")
+
+
+def test_pytorchs_zips_have_their_own(tmp_path, capsys):
+    """Those that PyTorch wrote, and ours."""
+    main(["verify", str(FILES / "zip.pt")])
+    assert ": 7 tensors, " in capsys.readouterr().out
+    path = save(tmp_path / "x.pt", wan_arrays(), "net.")
+    main(["verify", str(path)])
+    numbers = wan_arrays()["blocks.1.ffn.0.weight"].tobytes()
+    data = path.read_bytes()
+    flip(path, data.index(numbers) + len(numbers) - 1)
+    fails(main, ["verify", str(path)], f"{path} is not what was written: net.blocks.1.ffn.0.weight")
+    path.write_bytes(data.replace(b"little", b"l1ttle", 1))
+    with pytest.raises(SystemExit):
+        main(["verify", str(path)])
