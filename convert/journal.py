@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,7 +29,7 @@ class Journal:
         whole = file.read()
         self.goes_on = of is not None and whole.startswith(first)
         self._end, lines = len(first), whole[len(first) :] if self.goes_on else b""
-        self._known = [int(lines[i : i + 8], 16) for i in range(0, len(lines) - LINE + 1, LINE)]
+        self._known = [int(line, 16) for line in re.match(rb"(?:[0-9a-f]{8}\n)*", lines)[0].split()]
         if not self.goes_on:
             file.seek(0)
             file.truncate()
@@ -90,6 +91,6 @@ def made_of(sources: Sequence[str | Place], options: Mapping[str, Any]) -> dict[
 def _told(source: Place) -> list[list[Any]]:
     if isinstance(source, Published):
         return [[str(source), source.commit]]
-    places = [*source.rglob("*")] if source.is_dir() else [source, source.parent / "config.json"]
+    places = [*source.rglob("*")] if source.is_dir() else [source, *source.parent.glob("*.json")]
     files = sorted({place.resolve() for place in places if place.is_file()})
     return [[os.fspath(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -197,6 +197,13 @@ def test_a_journal_that_is_cut_or_alone(tmp_path, source, stopped, finished):
     assert finished(source, path) == TOTAL - known
     path.unlink()
     stopped(path)
+    for end in (b"", b"zzzzzzzz\n", b"00000000\n"):
+        stopped(path)
+        journal.write_bytes(journal.read_bytes()[:-9] + end)
+        assert finished(source, path) == TOTAL - known + 1
+        same(path, source)
+        path.unlink()
+    stopped(path)
     journal.write_bytes(journal.read_bytes()[:-3])
     assert finished(source, path) == TOTAL - known + 1
     path.unlink()
