@@ -8,14 +8,16 @@ from rcm_jax.convert.files import Weights, open_weights
 from rcm_jax.convert.networks import MODELS, NETWORKS, Network, with_dtype
 from rcm_jax.convert.table import lazy_to_ours, lazy_to_theirs
 from rcm_jax.convert.tensors import Tensor, total_bytes
+from rcm_jax.convert.variants import UnsupportedVariantError, refusal
 from rcm_jax.hub import Place
-from rcm_jax.model_file import FORMAT, ModelInfo, info_from_json
+from rcm_jax.model_file import ASIDE, FORMAT, ModelInfo, info_from_json
 from rcm_jax.options import option
 from rcm_jax.ranges import at_least
 
 # which of several copies of a network in one file is meant: averaged weights first
 PREFERRED = ("generator_ema", "net_ema", "ema", "generator", "net", "model")
 SPIECE = "spiece_model"  # in ComfyUI's umT5: the bytes of its SentencePiece model
+UNUSED = "what Wan does not use"
 NOT_SIZES = ("dtype", "round_time_to", "remat", "unroll", "attention", "eps")
 WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod", "module")
 
@@ -45,6 +47,8 @@ class Checkpoint:
     """One network of a file. tensors: by Wan2.1's names, or of a network that is not Wan2.1's by its own. aside: what
     else is in the file, entry -> number of tensors.
 
+    besides: by Wan2.1's names, tensors of the network that nothing here computes with; they are for the way back.
+
     objects: what else a pickle holds, its keys -> its class; nothing of it was run. tokenizer: bytes of a SentencePiece
     model that came with a text encoder.
 
@@ -62,6 +66,7 @@ class Checkpoint:
     info: ModelInfo | None = None
     objects: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tokenizer: Tensor | None = None
+    besides: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
     @property
     def distilled(self) -> bool:
@@ -80,6 +85,21 @@ class Checkpoint:
         """By Wan2.1's names and in its layouts, checked as `ours`. dtype: see `networks.with_dtype`."""
         n, c = self.network, self.config
         return lazy_to_theirs(n.table.rows(c), with_dtype(self.ours(), dtype, n), n.num_layers(c), n.table.layouts(c))
+
+    def whole(self, dtype: str = "keep") -> dict[str, Tensor]:
+        """`wan` and what is `besides`. Raises ValueError where that is not all that a way back needs."""
+        n = self.network
+        if lacking := n.lacking(self.config, self.besides):
+            raise ValueError(
+                f"our {n.title} lacks what Wan does not use of it: {', '.join(lacking)}; convert the file that it was "
+                "made from once more, or export that"
+            )
+        return self.wan(dtype) | self.kept(dtype)
+
+    def kept(self, dtype: str = "keep", names: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
+        """What is `besides`, of names that begin so. dtype: see `networks.with_dtype`."""
+        found = {name: tensor for name, tensor in self.besides.items() if name.startswith(names)}
+        return with_dtype(found, dtype, self.network)
 
     def mapping(self, ours: Mapping[str, Tensor]) -> list[str]:
         """A line for every tensor of the file and its place in `ours`."""
@@ -165,14 +185,17 @@ def open_checkpoint(
 def ours_of(weights: Weights) -> Checkpoint:
     """The network of a file or folder in our form."""
     info = info_from_json(weights.metadata["info"])
+    besides = {n.removeprefix(ASIDE): t for n, t in weights.groups[""].items() if n.startswith(ASIDE)}
+    tensors = {n: t for n, t in weights.groups[""].items() if not n.startswith(ASIDE)}
     network = next(n for n in NETWORKS if n.name == info.network)
     config = info.model
     layers, layouts = network.num_layers(config), network.table.layouts(config)
     try:
-        flat = lazy_to_theirs(network.table.rows(config), weights.groups[""], layers, layouts)
+        flat = lazy_to_theirs(network.table.rows(config), tensors, layers, layouts)
     except ValueError as error:
         raise ValueError(f"{weights.path}: {error}") from error
-    return Checkpoint(weights.path, "", network, "rcm_jax", config, flat, {}, info)
+    aside = {UNUSED: len(besides)} if besides else {}
+    return Checkpoint(weights.path, "", network, "rcm_jax", config, flat, aside, info, besides=besides)
 
 
 def _foreign(weights: Weights, entry: str | None, network: Network | None, num_heads: int | None) -> Checkpoint:
@@ -180,7 +203,7 @@ def _foreign(weights: Weights, entry: str | None, network: Network | None, num_h
     if network and any(c.network is network for c in candidates):
         candidates = [c for c in candidates if c.network is network]
     if not candidates:
-        raise ValueError(_nothing(weights, entry))
+        raise _nothing(weights, entry)
     best = min(c.rank for c in candidates)
     chosen = [c for c in candidates if c.rank == best]
     if len(chosen) > 1 or len({c.network.name for c in candidates}) > 1:
@@ -188,6 +211,8 @@ def _foreign(weights: Weights, entry: str | None, network: Network | None, num_h
         raise ValueError(f"{weights.path} has several networks: choose with --entry from {names}")
     (found,) = chosen
     tensors, dialect = found.tensors(), found.dialect
+    if found.network.name == "dit" and (why := refusal({name: t.shape for name, t in tensors.items()})):
+        raise UnsupportedVariantError(f"{weights.path}: {why}")
     if dialect == "wan" and len(tensors.get("patch_embedding.weight", Tensor.of(0)).shape) == 2:
         dialect = "rcm"
     try:
@@ -197,11 +222,12 @@ def _foreign(weights: Weights, entry: str | None, network: Network | None, num_h
     tokenizer = tensors.pop(SPIECE, None) if found.network.name == "umt5" else None
     used = {name: t for name, t in tensors.items() if not name.startswith(found.network.dropped(config))}
     aside = found.aside(weights)
-    if len(used) < len(tensors):
-        aside["what Wan does not use"] = len(tensors) - len(used)
+    besides = {name: t for name, t in tensors.items() if name not in used}
+    if besides:
+        aside[UNUSED] = len(besides)
     return Checkpoint(
         weights.path, found.name, found.network, dialect, config, used, aside, objects=weights.objects,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer, besides=besides,
     )  # fmt: skip
 
 
@@ -257,12 +283,18 @@ def _candidates(weights: Weights) -> list[_Candidate]:
     return out
 
 
-def _nothing(weights: Weights, entry: str | None) -> str:
-    names = [name for tensors in weights.groups.values() for name in tensors]
+def _nothing(weights: Weights, entry: str | None) -> ValueError:
+    shapes = {name: tensor.shape for tensors in weights.groups.values() for name, tensor in tensors.items()}
     if entry is not None:
-        return f"{weights.path} has no network under {entry!r}; it has {[c.name for c in _candidates(weights)]}"
-    if any(".lora_" in name for name in names):
-        return f"{weights.path} is a LoRA, not a network: add it to its base with `merge BASE OUT --lora FILE`"
+        found = [c.name for c in _candidates(weights)]
+        return ValueError(f"{weights.path} has no network under {entry!r}; it has {found}")
+    if any(".lora_" in name for name in shapes):
+        how = "add it to its base with `merge BASE OUT --lora FILE`"
+        return ValueError(f"{weights.path} is a LoRA, not a network: {how}")
+    if why := refusal(shapes):
+        return UnsupportedVariantError(f"{weights.path}: {why}")
     titles = ", ".join(network.title for network in NETWORKS)
-    sample = ", ".join(names[:4]) or "none"
-    return f"{weights.path} holds no network known here ({titles}): its {len(names)} tensors begin with {sample}"
+    sample = ", ".join([*shapes][:4]) or "none"
+    return ValueError(
+        f"{weights.path} holds no network known here ({titles}): its {len(shapes)} tensors begin with {sample}"
+    )

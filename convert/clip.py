@@ -1,4 +1,4 @@
-"""The weight names of Wan2.1's CLIP file, and ours: one row a tensor, and a list of what is left out."""
+"""The weight names of Wan2.1's CLIP file, and ours: one row a tensor, and what is not computed with."""
 
 import numpy as np
 
@@ -6,6 +6,7 @@ from rcm_jax.convert.table import Layout, Row, Tensors, pattern, to_ours, to_the
 from rcm_jax.wan.config import CLIPConfig
 
 LINEAR = {"attn.to_qkv": "qkv", "attn.proj": "o", "mlp.0": "mlp_in", "mlp.2": "mlp_out"}
+TOWER = "visual."  # the image tower's names
 LAYOUTS: dict[str, Layout] = {
     "conv2": pattern("o i h w", "h w i o"),
     "token": pattern("1 1 d", "d"),
@@ -40,6 +41,13 @@ def dropped(config: CLIPConfig) -> tuple[str, ...]:
     return (*tail, "textual.", "log_scale")
 
 
+def tail(config: CLIPConfig) -> list[str]:
+    """Of these, the end of the image tower: without it the tower is not whole."""
+    block = f"visual.transformer.{config.num_layers}"
+    layers = [*(f"{block}.{layer}" for layer in (*LINEAR, "norm1", "norm2")), "visual.post_norm"]
+    return [f"{layer}.{part}" for layer in layers for part in ("weight", "bias")]
+
+
 def layouts(config: CLIPConfig) -> dict[str, Layout]:
     """The changes of layout that `rows` names and `table.LAYOUTS` lacks."""
     return LAYOUTS
@@ -52,5 +60,5 @@ def from_wan(tensors: Tensors, config: CLIPConfig) -> dict:
 
 
 def to_wan(params: dict, config: CLIPConfig) -> dict[str, np.ndarray]:
-    """The parameters back to Wan2.1's names and layouts; what was dropped does not come back."""
+    """The parameters back to Wan2.1's names and layouts; what was dropped is not in it."""
     return to_theirs(rows(config), params, config.num_layers, layouts(config))

@@ -8,11 +8,13 @@
   python -m rcm_jax.convert checkpoint STEP OUT             a network of a training run, from WORKDIR/checkpoints/STEP
   python -m rcm_jax.convert inspect FILE                     what it is, its sizes, how it would be sampled
   python -m rcm_jax.convert diff A B                         in what two networks differ, most first
+  python -m rcm_jax.convert verify FILE                      whether its numbers are those that were written
 
 SOURCE is a .safetensors, .pt or .pth file or a folder of them (sharded, diffusers', ours), here or on the Hugging Face
 hub (org/name, hf://org/name@revision/file). What is in it is recognised and said in one line. Of several copies of a
 network, averaged weights come first: {preferred}; --entry chooses.
 Pickles are read without being run, and without PyTorch. Memory holds one layer at a time.
+Files carry checksums, which `verify` compares. A conversion that was killed goes on when the same command is run again.
 `checkpoint` takes the average of the student, or --which student or fake_score; `lora` takes it of a run that learns
 one. A LoRA that a run has left says how the sum with its base is sampled, and so does what `merge` makes of them.
 """
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 
 OURS = ("safetensors", "orbax")
-LOOKS = ("inspect", "diff")
+LOOKS = ("inspect", "diff", "verify")
 
 
 def _common(p: argparse.ArgumentParser) -> None:
@@ -89,6 +91,8 @@ def _looks(command: str, p: argparse.ArgumentParser) -> argparse.ArgumentParser:
         add_options(p, NetworkOptions, names=["num_heads"])
         return p
     p.add_argument("source", metavar="FILE", help="file or folder of a network or a LoRA, here or on the hub")
+    if command == "verify":
+        return p
     p.add_argument("--entry", help="which copy of the network, where there are several")
     p.add_argument("--tensors", action="store_true", help="list all of them by Wan2.1's names")
     add_options(p, NetworkOptions)
@@ -111,6 +115,8 @@ def parser(command: str) -> argparse.ArgumentParser:
         add_options(p, NetworkOptions, names=["num_heads"] if command == "export" else None)
     if command in ("convert", "checkpoint"):
         p.add_argument("--format", dest="to", choices=OURS, default="safetensors", help="default: %(default)s")
+        p.add_argument("--text_tower", action="store_true", help="keep CLIP's text tower, for the way back to Wan2.1's "
+                       "own code, which asks for it (default: the image tower alone)")  # fmt: skip
     else:
         targets, default = (TARGETS, "wan") if command == "export" else ((*OURS, *TARGETS), "safetensors")
         p.add_argument("--to", choices=targets, default=default, help="whose names and layout (default: %(default)s)")
@@ -186,10 +192,13 @@ def run_lora(args: argparse.Namespace) -> None:
 def look(command: str, args: argparse.Namespace) -> None:
     from rcm_jax.convert.checkpoint import NetworkOptions
     from rcm_jax.convert.inspecting import lines_about, lines_of_difference
+    from rcm_jax.convert.verifying import lines_of_check
 
     options = NetworkOptions(**taken(vars(args), NetworkOptions))
     if command == "inspect":
         lines = lines_about(args.source, options, entry=args.entry, tensors=args.tensors)
+    elif command == "verify":
+        lines = lines_of_check(args.source)
     else:
         lines = lines_of_difference(args.source, args.other, options, args.most)
     for line in lines:
@@ -202,7 +211,9 @@ def run(command: str, args: argparse.Namespace) -> None:
     if command in LOOKS:
         return look(command, args)
     from rcm_jax.convert.checkpoint import NetworkOptions, info_of, open_checkpoint
+    from rcm_jax.convert.clip import TOWER
     from rcm_jax.convert.export import export, their_tensors
+    from rcm_jax.convert.journal import made_of
     from rcm_jax.convert.networks import with_dtype
     from rcm_jax.convert.output import bytes_of, check_apart, check_form, check_place, write_model
     from rcm_jax.convert.training import open_step, verify_step
@@ -214,6 +225,7 @@ def run(command: str, args: argparse.Namespace) -> None:
     if not args.dry_run:
         check_apart(args.out, [Path(source) for source in sources(command, args)])
         check_place(args.out, overwrite=args.overwrite)
+    given = {name: value for name, value in vars(args).items() if name not in ("out", "overwrite", "dry_run")}
     options = NetworkOptions(**taken(vars(args), NetworkOptions))
     if command == "checkpoint":
         if Path(args.source).resolve() in args.out.resolve().parents:
@@ -232,10 +244,13 @@ def run(command: str, args: argparse.Namespace) -> None:
         return
     if command == "checkpoint":
         verify_step(Path(args.source), args.which)
+    of = made_of([*sources(command, args)] or [Path(args.source)], {"command": command, **given})
     if ours:
-        write_model(args.out, tensors, info_of(source, options, like), format=args.to, overwrite=args.overwrite)
+        besides = source.kept(args.dtype, ("",) if getattr(args, "text_tower", False) else (TOWER,))
+        write_model(args.out, tensors, info_of(source, options, like), format=args.to, overwrite=args.overwrite,
+                    besides=besides, of=of)  # fmt: skip
     else:
-        export(source, args.out, args.to, dtype=args.dtype, overwrite=args.overwrite, shard_size=shards)
+        export(source, args.out, args.to, dtype=args.dtype, overwrite=args.overwrite, shard_size=shards, of=of)
     print(f"wrote {args.out}")
 
 

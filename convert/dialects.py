@@ -126,12 +126,16 @@ def _umt5() -> list[tuple[str, str]]:
     ]
 
 
+LEADING = {"visual.cls_embedding": 2, "visual.pos_embedding": 1}  # axes of length 1 that Wan2.1's have
+
+
 class ClipNames(Renaming):
-    """transformers keeps q, k and v apart, and its embeddings without leading axes. There is no way back."""
+    """transformers keeps q, k and v apart, and its embeddings without leading axes. Its CLIPVisionModel has neither
+    projection nor text tower."""
 
     def to_wan(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         out = super().to_wan(tensors)
-        for name, axes in (("visual.cls_embedding", 2), ("visual.pos_embedding", 1)):
+        for name, axes in LEADING.items():
             if name in out:
                 out[name] = out[name].apply(lambda x, axes=axes: x[(None,) * axes])
         for q in [name for name in out if ".attn.q." in name]:
@@ -139,6 +143,19 @@ class ClipNames(Renaming):
             if all(part in out for part in parts):
                 out[q.replace(".attn.q.", ".attn.to_qkv.")] = Tensor.concatenate([out.pop(part) for part in parts])
         return out
+
+    def from_wan(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        out = {}
+        for name, tensor in tensors.items():
+            if ".attn.to_qkv." in name:
+                for i, part in enumerate("qkv"):
+                    third = tensor.apply(lambda x, i=i: x[i * len(x) // 3 : (i + 1) * len(x) // 3])
+                    out[name.replace("to_qkv", part)] = third
+            elif name in LEADING:
+                out[name] = tensor.apply(lambda x, axes=LEADING[name]: x[(0,) * axes])
+            elif name.startswith("visual.") and not name.startswith("visual.head"):
+                out[name] = tensor
+        return {f"vision_model.{name}": tensor for name, tensor in super().from_wan(out).items()}
 
 
 def _clip() -> list[tuple[str, str]]:

@@ -7,10 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from rcm_jax.convert.checkpoint import Checkpoint, NetworkOptions, info_of, open_checkpoint
+from rcm_jax.convert.files import open_weights
 from rcm_jax.convert.lora import Lora, read_lora
 from rcm_jax.convert.tensors import Tensor
+from rcm_jax.convert.variants import UnsupportedVariantError
 from rcm_jax.hub import Place, find
 from rcm_jax.progress import byte_bar
+from rcm_jax.tensor_stream import SUMS
 
 
 def lines_about(
@@ -21,6 +24,9 @@ def lines_about(
     place = find(path)
     try:
         found = open_checkpoint(place, entry=entry, num_heads=options.num_heads)
+    except UnsupportedVariantError as known:
+        yield str(known)
+        return
     except ValueError as no_network:
         try:
             lora = read_lora(place)
@@ -34,6 +40,8 @@ def lines_about(
         parts = found.wan()
     for dtype, (count, size) in sorted(_by_dtype(parts).items()):
         yield f"{dtype}: {count} tensors, {size:,} bytes"
+    if SUMS in open_weights(place).metadata:
+        yield "with a checksum of every tensor: `rcm-convert verify` compares the numbers with them"
     if tensors:
         yield from (f"{name} {t.shape} {t.dtype}" for name, t in parts.items())
 

@@ -6,12 +6,13 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rcm_jax.convert import dit
 from rcm_jax.convert.dialects import DIFFUSERS_DIT
-from rcm_jax.convert.files import open_weights
+from rcm_jax.convert.files import Weights, open_weights
 from rcm_jax.convert.output import unfinished
 from rcm_jax.convert.tensors import Tensor, total_bytes
 from rcm_jax.hub import Place
@@ -38,6 +39,7 @@ OTHERS = {  # ending of a name -> of what kind of file that is, which is not rea
     ".a1.weight": "a GLoRA", ".w_norm": "of LyCORIS' norms", ".b_norm": "of LyCORIS' norms", ".oft_blocks": "an OFT",
 }  # fmt: skip
 ADAPTER, INFO = "lora_adapter_metadata", "rcm_jax_info"  # in a file's metadata: diffusers', and ours
+PEFT_SETTINGS = "adapter_config.json"  # beside a file of PEFT's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +83,10 @@ def read_lora(path: str | Path) -> Lora:
 def parse_lora(path: str | Path) -> tuple[Lora, list[str]]:
     """The same, with what is wrong with its names."""
     weights = open_weights(path)
-    settings = json.loads(weights.metadata.get(ADAPTER, "{}"))
+    settings = _settings(weights)
     if any(value for name, value in settings.items() if name.endswith(("use_dora", "use_rslora"))):
         raise ValueError(f"{path} is a DoRA or rank-stabilised LoRA, which is not read")
+    alphas = next((value for name, value in settings.items() if name.endswith("alpha_pattern")), {})
     modules: dict[str, dict[str, Tensor]] = {}
     problems = []
     for name, tensor in weights.groups.get("", {}).items():
@@ -97,6 +100,9 @@ def parse_lora(path: str | Path) -> tuple[Lora, list[str]]:
             problems.append(f"{name} is there twice")
         else:
             modules[module][PARTS[ending]] = tensor
+            for key, alpha in alphas.items() if PARTS[ending] == "up" else ():
+                if re.fullmatch(rf"(.*\.)?({key})", name.removesuffix(ending)):
+                    modules[module]["alpha"] = Tensor.of(np.float32(alpha))
     for module, parts in modules.items():
         if ("up" in parts) != ("down" in parts) or ("alpha" in parts and "up" not in parts):
             problems.append(f"{module} has {sorted(parts)}, and a LoRA needs up and down")
@@ -105,6 +111,18 @@ def parse_lora(path: str | Path) -> tuple[Lora, list[str]]:
     alpha = next((float(value) for name, value in settings.items() if name.endswith("lora_alpha")), None)
     info = weights.metadata.get(INFO)
     return Lora(weights.path, modules, alpha, info_from_json(info) if info else None), problems
+
+
+def _settings(weights: Weights) -> dict[str, Any]:
+    """Of PEFT, as diffusers keeps them in the file, or as PEFT does beside its own."""
+    folder = weights.path if weights.path.is_dir() else weights.path.parent
+    beside = folder / PEFT_SETTINGS
+    if any(name.startswith(PREFIXES[0]) for name in weights.groups.get("", {})) and beside.is_file():
+        try:
+            return dict(json.loads(beside.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{beside} is not JSON: {error}") from error
+    return json.loads(weights.metadata.get(ADAPTER, "{}"))
 
 
 def _wan_module(name: str) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -32,8 +32,7 @@ class Network:
     table: the module with its rows and layouts. signs: for each dialect, names that no other network has; any of them
     is enough. renamings: dialects whose names differ from Wan2.1's. read_config: see `sizes`. models: the published
     sizes that `--model` names. full_precision: parts that stay float32 when weights are rounded. library: None where
-    none has it. whole: whether we keep all of it, so that there is a way back. names: whose its own names are, "wan" as
-    a dialect.
+    none has it. names: whose its own names are, "wan" as a dialect.
     """
 
     name: str
@@ -45,7 +44,6 @@ class Network:
     models: Mapping[str, Any]
     full_precision: re.Pattern
     library: Library | None
-    whole: bool = True
     names: str = "Wan2.1"
 
     def num_layers(self, config: Any) -> int:
@@ -54,6 +52,11 @@ class Network:
     def dropped(self, config: Any) -> tuple[str, ...]:
         """Beginnings of Wan2.1 names that files have and we do not."""
         return self.table.dropped(config) if hasattr(self.table, "dropped") else ()
+
+    def lacking(self, config: Any, besides: Collection[str]) -> list[str]:
+        """Of what we do not compute with, Wan2.1 names that a way back needs and that are not there."""
+        needed = self.table.tail(config) if hasattr(self.table, "tail") else ()
+        return [name for name in needed if name not in besides]
 
     def shapes(self, config: Any) -> dict[str, tuple[int, ...]]:
         """What our tree has at each path."""
@@ -147,9 +150,8 @@ NETWORKS = (
         renamings={"transformers": dialects.TRANSFORMERS_CLIP},
         read_config=sizes.clip_config,
         models={"clip-vit-h": published.CLIP_VIT_H},
-        full_precision=re.compile(r"(^|/)norm"),
-        library=None,
-        whole=False,
+        full_precision=re.compile(r"(^|[/._])norm"),  # also by Wan2.1's names
+        library=Library("transformers", "model.safetensors", sizes.clip_library),
     ),
 )
 MODELS = {name: (network, config) for network in NETWORKS for name, config in network.models.items()}

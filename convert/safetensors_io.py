@@ -17,8 +17,9 @@ def mapped(path: Path, offset: int, count: int, dtype: np.dtype) -> np.ndarray:
     return np.asarray(np.memmap(path, np.uint8, "r", offset, count * np.dtype(dtype).itemsize)).view(dtype)
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of one file. Raises ValueError where the file is not whole or not of this format."""
+def read_header(path: Path) -> tuple[dict[str, dict], dict[str, str], int]:
+    """What a file says of each tensor, its metadata, and where the numbers begin. Raises ValueError where the file is
+    not whole or not of this format."""
     try:
         with safe_open(path, "numpy") as file:  # checks the header against the size of the file
             metadata = file.metadata() or {}
@@ -27,14 +28,19 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}, metadata, 8 + length
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of one file. Raises as `read_header`, and for a dtype that is not known here."""
+    entries, metadata, begin = read_header(path)
 
     def tensor(name: str, shape: tuple[int, ...], dtype: str, start: int) -> Tensor:
         if dtype not in DTYPES:
             raise ValueError(f"{path}: {name} has dtype {dtype}; known are {sorted(DTYPES)}")
         kind, count = np.dtype(DTYPES[dtype]), int(np.prod(shape, dtype=np.int64))
-        return Tensor(shape, kind, lambda: mapped(path, 8 + length + start, count, kind).reshape(shape), origin=name)
+        return Tensor(shape, kind, lambda: mapped(path, begin + start, count, kind).reshape(shape), origin=name)
 
-    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     return {n: tensor(n, tuple(e["shape"]), e["dtype"], e["data_offsets"][0]) for n, e in entries.items()}, metadata
 
 

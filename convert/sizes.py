@@ -200,3 +200,19 @@ def clip_config(shapes: Shapes, config: Mapping[str, Any], num_heads: int | None
         patch_size=patch_size,
         mlp_ratio=need(shapes, "visual.transformer.0.mlp.0.weight", 2)[0] // dim,
     )
+
+
+def clip_library(c: CLIPConfig) -> dict[str, Any]:
+    """The config.json of transformers' CLIPVisionModel, with the block that we do not compute."""
+    return {
+        "architectures": ["CLIPVisionModel"],
+        "model_type": "clip_vision_model",
+        "hidden_size": c.dim,
+        "intermediate_size": c.mlp_ratio * c.dim,
+        "num_hidden_layers": c.num_layers + 1,
+        "num_attention_heads": c.num_heads,
+        "image_size": c.image_size,
+        "patch_size": c.patch_size,
+        "hidden_act": "gelu",
+        "layer_norm_eps": c.eps,
+    }

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -103,24 +104,34 @@ class Tensor:
             for layer in self.layers:
                 yield from layer.blocks()
             return
-        if not self.shape or self.block_rows >= self.shape[0]:
-            yield self.read()
-            return
         array = self.load()
-        for start in range(0, self.shape[0], self.block_rows):
+        _advise(array, mmap.MADV_WILLNEED)
+        for start in range(0, self.shape[0], self.block_rows) if self.shape else ():
             yield cast(array[start : start + self.block_rows], self.dtype)
+            _advise(array, mmap.MADV_DONTNEED)  # what was read of a mapped file counts as memory until then
+        if not self.shape:
+            yield cast(array, self.dtype)
+
+
+def _advise(array: np.ndarray, advice: int) -> None:
+    """Tells the system what is next with a mapped file; other arrays are as they are."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    if isinstance(array, mmap.mmap):
+        array.madvise(advice)
 
 
 def cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """A C-contiguous array of dtype. Transposed matrices are copied tile by tile, which the caches thank for."""
+    """A C-contiguous array of dtype. Transposed matrices are copied tile by tile, which the caches thank for, in the
+    order in which they lie in the file, which the disk does."""
     if array.ndim != 2 or array.flags.c_contiguous:
         return np.asarray(array, order="C").astype(dtype, order="C", copy=False)
     out = np.empty(array.shape, dtype)
     source, target = array, out
     if array.dtype == dtype:  # numpy moves integers faster than bfloat16
         source, target = (x.view(f"u{dtype.itemsize}") for x in (array, out))
-    for i in range(0, array.shape[0], TILE):
-        for j in range(0, array.shape[1], TILE):
+    for j in range(0, array.shape[1], TILE):
+        for i in range(0, array.shape[0], TILE):
             target[i : i + TILE, j : j + TILE] = source[i : i + TILE, j : j + TILE]
     return out
 

@@ -61,6 +61,11 @@ class Published:
     def suffix(self) -> str:
         return PurePosixPath(self.inside).suffix
 
+    @property
+    def commit(self) -> str:
+        """What the revision is now."""
+        return _listing(self).commit
+
     def absolute(self) -> "Published":
         return self
 

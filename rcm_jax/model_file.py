@@ -28,6 +28,8 @@ from rcm_jax.wan.networks import NETWORKS, abstract_network
 
 FORMAT = "rcm_jax/1"
 ORBAX_INFO, ORBAX_PARAMS = "model.json", "params"  # what a checkpoint folder of one network holds
+ASIDE = "aside/"  # before the published names of tensors that nothing computes with: `convert` keeps them to go back
+ORBAX_ASIDE = "aside.safetensors"  # which in a checkpoint folder have a file of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +168,7 @@ def load_model(path: str | Place, expect: Any = None, *, dtype: str | None = "fl
         flat = {name: jnp.asarray(check_finite(np.asarray(x), f"{path}, {name}"), dtype) for name, x in flat.items()}
         return unflatten_dict(flat, sep="/"), info
     with safe_open(path, "numpy") as file:
-        names = file.keys()
+        names = [name for name in file.keys() if not name.startswith(ASIDE)]  # noqa: SIM118
         check_fit({name: tuple(file.get_slice(name).get_shape()) for name in names}, expect, path)
     flat = {}
     for name in names:

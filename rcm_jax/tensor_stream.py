@@ -1,15 +1,20 @@
 """Weights on their way to a file, a piece at a time: from sharded arrays, on several processes too, into safetensors.
 
 A piece is a layer of a stacked leaf, or a small leaf whole. Arrays that other processes have parts of are gathered by
-a collective a piece, so every process walks through all pieces in the same order, and one of them writes.
+a collective a piece, so every process walks through all pieces in the same order, and one of them writes. The file
+carries a checksum of every tensor, taken as its bytes are written.
 """
 
+import collections
+import contextlib
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +28,8 @@ from jax.sharding import PartitionSpec as P
 from rcm_jax.types import Params
 
 WHOLE_BYTES, KEPT_BYTES = 8 << 20, 1 << 20
+READ_BYTES = 4 << 20
+SUMS = "crc32"  # in a file's metadata: JSON, {name: CRC-32 of the tensor's bytes in 8 hexadecimal digits}
 DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
     "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
@@ -43,11 +50,93 @@ class Streamed(Protocol):
     def blocks(self) -> Iterator[np.ndarray]: ...
 
 
+class Journal(Protocol):
+    """What a stopped writer had done, piece by piece in the order of writing; a piece is told by a checksum."""
+
+    knows: bool  # of pieces to come
+
+    def kept(self, found: Callable[[], int | None]) -> int | None:
+        """The checksum of the next piece if it was written, and what is `found` there still has it."""
+
+    def add(self, checksum: int) -> None:
+        """The next piece is written."""
+
+
 def write_safetensors(
-    path: Path, tensors: Mapping[str, Streamed], metadata: Mapping[str, str], advance: Callable[[int], object]
-) -> None:
-    """Header first, then the bytes of one tensor after another. `advance` is told the bytes of each piece."""
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    path: Path, tensors: Mapping[str, Streamed], metadata: Mapping[str, str], advance: Callable[[int], object],
+    journal: Journal | None = None,
+) -> None:  # fmt: skip
+    """Header first, then the bytes of one tensor after another, then their checksums into the room that the header has
+    for them (`SUMS`). `advance` is told the bytes of each piece.
+
+    journal: goes on with the file at `path`, after the pieces that it knows.
+    """
+    head = _header(tensors, metadata, {})
+    with open(path, "wb" if journal is None else "r+b" if path.exists() else "w+b") as file, _Writer(file) as writer:
+        file.write(head)
+        if journal is not None and journal.kept(lambda: zlib.crc32(head)) is None:
+            journal.add(zlib.crc32(head))
+        for name, tensor in tensors.items():
+            for piece in _pieces(tensor):
+                if journal is not None and journal.knows and writer.keep(name, piece, journal):
+                    advance(piece.nbytes)
+                    continue
+                for block in piece.blocks():
+                    writer.put(name, block)
+                    advance(block.nbytes)
+                if journal is not None:
+                    writer.end(name, journal)
+        writer.wait()
+        if journal is not None:
+            file.truncate()
+        file.seek(0)
+        file.write(_header(tensors, metadata, writer.sums))
+
+
+class _Writer(contextlib.AbstractContextManager):
+    """Bytes go to a file, and into the checksum of their tensor, while the next ones are made; two blocks may wait."""
+
+    def __init__(self, file: BinaryIO):
+        self.sums: dict[str, int] = collections.Counter()
+        self._file, self._thread, self._jobs = file, futures.ThreadPoolExecutor(1), collections.deque()
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def keep(self, name: str, piece: Streamed, journal: Journal) -> bool:
+        """Whether the next piece is there already; the file stands after it then, else where it begins."""
+        start = self._file.tell()
+        told = journal.kept(lambda: checksum(self._file, piece.nbytes, self.sums[name]))
+        self._file.seek(start if told is None else start + piece.nbytes)
+        self.sums[name] = self.sums[name] if told is None else told
+        return told is not None
+
+    def put(self, name: str, block: np.ndarray) -> None:
+        self.wait(left=1)
+        self._jobs.append(self._thread.submit(self._put, name, block.reshape(-1).view(np.uint8).data))
+
+    def end(self, name: str, journal: Journal) -> None:
+        """A piece is whole when all that was put is."""
+        self._jobs.append(self._thread.submit(self._end, name, journal))
+
+    def wait(self, left: int = 0) -> None:
+        """Until no more jobs are left. Raises what was raised in them."""
+        while len(self._jobs) > left:
+            self._jobs.popleft().result()
+
+    def _put(self, name: str, data: memoryview) -> None:
+        self._file.write(data)
+        self.sums[name] = zlib.crc32(data, self.sums[name])
+
+    def _end(self, name: str, journal: Journal) -> None:
+        self._file.flush()
+        journal.add(self.sums[name])
+
+
+def _header(tensors: Mapping[str, Streamed], metadata: Mapping[str, str], sums: Mapping[str, int]) -> bytes:
+    """As long for any checksums."""
+    told = json.dumps({name: f"{sums.get(name, 0):08x}" for name in tensors})
+    header: dict[str, object] = {"__metadata__": {**metadata, SUMS: told}}
     end = 0
     for name, tensor in tensors.items():
         header[name] = {
@@ -55,12 +144,22 @@ def write_safetensors(
         }  # fmt: skip
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            for block in tensor.blocks():
-                file.write(block.reshape(-1).view(np.uint8).data)
-                advance(block.nbytes)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _pieces(tensor: Streamed) -> Sequence[Streamed]:
+    return getattr(tensor, "layers", ()) or (tensor,)
+
+
+def checksum(file: BinaryIO, size: int, before: int = 0) -> int | None:
+    """CRC-32 of the next `size` bytes, after others that had `before`; None where the file ends sooner."""
+    buffer = memoryview(bytearray(min(size, READ_BYTES)))
+    while size:
+        count = file.readinto(buffer[: min(size, READ_BYTES)])
+        if not count:
+            return None
+        before, size = zlib.crc32(buffer[:count], before), size - count
+    return before
 
 
 class Leaf:

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from rcm_jax.convert.checkpoint import open_checkpoint
 from rcm_jax.convert.lora import read_lora
 from rcm_jax.convert.output import write_model
+from rcm_jax.convert.safetensors_io import read_header
 from rcm_jax.convert.tensors import Tensor
 from rcm_jax.convert.torch_io import write_torch
+from rcm_jax.convert.verifying import lines_of_check
 from rcm_jax.model_file import ModelInfo
 from rcm_jax.tensor_stream import write_safetensors
 from tests.convert.test_merge import as_comfyui
@@ -36,13 +38,13 @@ def written(path: Path, arrays) -> Path:
     return path
 
 
-def converted(path: Path) -> dict[str, np.ndarray]:
+def converted(path: Path, kind: str = "teacher") -> dict[str, np.ndarray]:
     """What a conversion writes, by Wan2.1's names; nothing is left behind where it fails."""
     out = path.with_name("out.safetensors")
     out.unlink(missing_ok=True)
     try:
-        found = open_checkpoint(path, num_heads=4)
-        write_model(out, found.ours(), ModelInfo(found.config, "teacher", "wan"))
+        found = open_checkpoint(path, num_heads=4 if kind in ("teacher", "dit") else None)
+        write_model(out, found.ours(), ModelInfo(found.config, "teacher" if kind == "dit" else kind, "wan"))
         return {name: tensor.read() for name, tensor in open_checkpoint(out).wan().items()}
     except Exception:
         assert not out.exists()
@@ -151,7 +153,29 @@ def test_bits_of_the_header_flipped(folder, suffix, data):
         return
     assert set(got) == set(ARRAYS)
     same = sum(np.array_equal(got[name].astype(np.float32), ARRAYS[name]) for name in NAMES)
-    assert same >= len(NAMES) - 3  # a flipped offset or storage moves a tensor; a format without checksums cannot tell
+    # a flipped offset or storage moves a tensor; the numbers are where they were, and those of ours tell it to `verify`
+    assert same >= len(NAMES) - 3
+
+
+@settings(**FUZZ)
+@given(data=st.data(), kind=st.sampled_from(sorted(OTHERS)), ours=st.booleans())
+def test_bits_of_the_numbers_flipped(folder, data, kind, ours):
+    """The file says what was written into it, and `verify` which tensor is not that."""
+    path = written(folder / "numbers.safetensors", OTHERS[kind])
+    if ours:
+        converted(path, kind)
+        path = folder / "out.safetensors"
+    assert [*lines_of_check(path)]
+    entries, _, start = read_header(path)
+    changed, whole = set(), bytearray(path.read_bytes())
+    for place in data.draw(st.lists(st.integers(start, len(whole) - 1), min_size=1, max_size=3, unique=True)):
+        whole[place] ^= 1 << data.draw(st.integers(0, 7))
+        inside = (n for n, e in entries.items() if e["data_offsets"][0] <= place - start < e["data_offsets"][1])
+        changed.add(next(inside))
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match="is not what was written") as told:
+        [*lines_of_check(path)]
+    assert set(str(told.value).partition("written: ")[2].split(", ")) == changed
 
 
 @settings(**FUZZ)

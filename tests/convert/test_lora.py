@@ -155,6 +155,31 @@ def test_what_the_base_lacks_may_be_skipped(base, tmp_path):
     assert len(changed(wider, merged(wider, tmp_path, image_lora()))) == 3
 
 
+@pytest.mark.parametrize("as_folder", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "scale"),
+    [
+        ({"lora_alpha": 6}, 2),
+        ({"lora_alpha": 6, "alpha_pattern": {"to_out.0": 12}}, 4),
+        ({"lora_alpha": 6, "alpha_pattern": {r"blocks\.0\.attn1\.to_out\.0": 12}}, 2),
+        ({}, 1),
+    ],
+)
+def test_pefts_own_file_has_its_alpha_beside(base, tmp_path, settings, scale, as_folder):
+    name = "base_model.model.blocks.1.attn1.to_out.0"
+    file = save(tmp_path / "adapter_model.safetensors", {f"{name}.lora_A.weight": DOWN_HALF,
+                                                        f"{name}.lora_B.weight": UP_HALF})  # fmt: skip
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    got = {n: t.read() for n, t in add_lora(base, tmp_path if as_folder else file).wan().items()}
+    same_change(base, got, f"{MODULE}.weight", scale * UP_HALF @ DOWN_HALF)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
+    with pytest.raises(ValueError, match="is a DoRA or rank-stabilised LoRA"):
+        add_lora(base, file)
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(ValueError, match="adapter_config.json is not JSON"):
+        add_lora(base, file)
+
+
 def test_several_with_strengths(base, tmp_path):
     arrays = {f"{MODULE}.lora_up.weight": UP_HALF, f"{MODULE}.lora_down.weight": DOWN_HALF}
     one, other = (save(tmp_path / f"{name}.safetensors", arrays) for name in ("one", "other"))

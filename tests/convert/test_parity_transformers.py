@@ -74,3 +74,14 @@ def test_clip_from_transformers(tmp_path, whole):
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(0, 3, 1, 2)))
         hidden = model(pixels, output_hidden_states=True).hidden_states[-2].numpy()
     assert_equal(np.asarray(CLIP(source.config).apply({"params": load_params(source)}, image)), hidden)
+
+    write_model(tmp_path / "ours", source.ours(), ModelInfo(source.config, "clip", "wan"), besides=source.besides)
+    export(open_checkpoint(tmp_path / "ours"), tmp_path / "image_encoder", "transformers")
+    again, info = transformers.CLIPVisionModel.from_pretrained(tmp_path / "image_encoder", output_loading_info=True)
+    assert not any(info.values()), info
+    with torch.no_grad():
+        theirs, back = (m(pixels, output_hidden_states=True) for m in (model, again))
+    for one, other in zip(theirs.hidden_states, back.hidden_states, strict=True):
+        assert torch.equal(one, other)
+    if not whole:
+        assert torch.equal(theirs.pooler_output, back.pooler_output)  # after the last block and its norm

@@ -33,7 +33,7 @@ def wan_arrays(config: DiTConfig = T2V, seed: int = 0) -> dict[str, np.ndarray]:
 def save(path: Path, arrays: dict[str, np.ndarray], prefix: str = "", config: dict | None = None) -> Path:
     """A .safetensors or PyTorch file of the arrays, with a config.json beside it where one is given."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    named = {prefix + name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    named = {prefix + name: np.asarray(array, order="C") for name, array in arrays.items()}
     if path.suffix == ".safetensors":
         save_file(named, path)
     else:
