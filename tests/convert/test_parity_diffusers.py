@@ -32,6 +32,10 @@ TEXT = RNG.normal(size=(2, 512, 40)).astype(np.float32)
 IMAGE = RNG.normal(size=(2, 257, 24)).astype(np.float32)
 VIDEO = RNG.uniform(-1, 1, (1, 9, 32, 48, 3)).astype(np.float32)
 VAE_SIZES = dict(base_dim=8, z_dim=4, latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 2.0, 0.5, 1.0])
+WAN22 = dict(  # what its config.json says besides
+    decoder_base_dim=12, is_residual=True, in_channels=12, out_channels=12, patch_size=2, scale_factor_temporal=4,
+    scale_factor_spatial=16,
+)  # fmt: skip
 
 
 def dit(image: bool, heads: int = 4):
@@ -141,8 +145,10 @@ def our_vae(params, config) -> tuple[np.ndarray, np.ndarray]:
     return raw, np.clip(vae.decode(params, latents), -1, 1)
 
 
-def test_vae_both_ways(tmp_path):
-    model = randomised(diffusers.AutoencoderKLWan(**VAE_SIZES))
+@pytest.mark.parametrize("besides", [{}, WAN22], ids=["wan2.1", "wan2.2"])
+def test_vae_both_ways(tmp_path, besides):
+    sizes = VAE_SIZES | besides
+    model = randomised(diffusers.AutoencoderKLWan(**sizes))
     model.save_pretrained(tmp_path / "theirs")
     source = open_checkpoint(tmp_path / "theirs")
     assert (source.dialect, source.config.mean, source.config.dim) == ("diffusers", (0.1, -0.2, 0.3, 0.0), 8)
@@ -155,4 +161,4 @@ def test_vae_both_ways(tmp_path):
     again, info = diffusers.AutoencoderKLWan.from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not any(info.values()), info
     jax.tree.map(np.testing.assert_array_equal, their_vae(again), their_vae(model))
-    assert again.config.latents_std == VAE_SIZES["latents_std"]
+    assert {name: again.config[name] for name in sizes} == sizes
