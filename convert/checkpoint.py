@@ -21,6 +21,7 @@ WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod", "
 
 
 WAN_LATENTS = (20, 60, 104)  # 77 frames of 832 x 480, what the published students are trained on
+WAN22_LATENTS = (31, 44, 80)  # of TI2V-5B: 121 frames of 1280 x 704
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,8 @@ def info_of(network: Checkpoint, options: NetworkOptions, like: Checkpoint | Non
     config, kind, like = network.config, network.network.name, network if like is None else like
     if kind != "dit":
         return ModelInfo(config, kind, "wan")
-    known = like.info or ModelInfo(like.config, "student" if like.distilled else "teacher", "wan", WAN_LATENTS)
+    shape = WAN22_LATENTS if config.image_first else WAN_LATENTS
+    known = like.info or ModelInfo(like.config, "student" if like.distilled else "teacher", "wan", shape)
     known = dataclasses.replace(known, kind=options.kind or known.kind)
     rounding = known.model.round_time_to
     if options.round_time_to:
