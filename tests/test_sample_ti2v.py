@@ -51,7 +51,8 @@ def test_what_it_is_made_for(folder, pipe):
         (1280, 704), 121, (31, 44, 80), 24,
     )  # fmt: skip
     assert pipe.info.latent_shape == (31, 44, 80)
-    assert pipe.sampling().num_steps, pipe.sampling().shift == (50, 5.0)
+    how = pipe.sampling()
+    assert (how.num_steps, how.shift, how.guidance) == (50, 5.0, 5.0)
     sizes = [pipe.world.size(*asked, None, None) for asked in (("720p", "4:3"), ("480p", None), (None, "9:16"))]
     assert sizes == [(960, 704), (832, 480), (704, 1280)]
     assert pipe.world.size(None, None, "64x32", Image.new("RGB", (60, 90))) == (32, 64)

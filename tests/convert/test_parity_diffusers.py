@@ -1,6 +1,7 @@
 """Against the installed diffusers: networks go both ways and give the same numbers there and here."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from rcm_jax.convert.output import write_model
 from rcm_jax.convert.tensors import Tensor
 from rcm_jax.model_file import ModelInfo, load_model
 from rcm_jax.sampling.noise import draw_noise
+from rcm_jax.sampling.ode import wan_times
 from rcm_jax.training.lora import LoraConfig, init_lora, with_base
 from rcm_jax.wan.config import WAN22_VAE, DiTConfig
 from rcm_jax.wan.dit import DiT
@@ -168,10 +170,15 @@ def test_vae_both_ways(tmp_path, besides):
     assert {name: again.config[name] for name in sizes} == sizes
 
 
+def set_times(scheduler, times, own, num_steps, **given):
+    own(num_steps, **given)
+    scheduler.sigmas = torch.tensor(times.sigmas)
+    scheduler.timesteps = torch.tensor([round(1000 * t) for t in times.times])
+
+
 @pytest.mark.parametrize("image", [False, True], ids=["text", "text and image"])
-def test_ti2v_samples_as_diffusers_does(tmp_path, image):
-    """Its folder as diffusers keeps it, a call of either from the same noise and features: latents, of TI2V-5B's form.
-    Sinusoids of float32 angles set the tolerance: see TIMES."""
+def test_ti2v_samples_as_diffusers_does(tmp_path, monkeypatch, image):
+    """Its folder as diffusers keeps it; a call of either from the same noise, features and times."""
     sizes = VAE_SIZES | WAN22 | dict(z_dim=48, latents_mean=list(WAN22_VAE.mean), latents_std=list(WAN22_VAE.std))
     vae = randomised(diffusers.AutoencoderKLWan(**sizes))
     model = randomised(diffusers.WanTransformer3DModel(
@@ -191,9 +198,9 @@ def test_ti2v_samples_as_diffusers_does(tmp_path, image):
     ours = pipe.latents(
         "a fox", features=(text, null), size="96x64", num_frames=9, num_steps=4, sampler="wan_unipc", **asked
     )
-    scheduler = diffusers.UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
-    )
+    scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    times = wan_times(4)  # theirs begin a thousandth higher than Wan's own
+    monkeypatch.setattr(scheduler, "set_timesteps", partial(set_times, scheduler, times, scheduler.set_timesteps))
     kind = diffusers.WanImageToVideoPipeline if image else diffusers.WanPipeline
     theirs = kind(None, None, vae=vae, scheduler=scheduler, transformer=model, expand_timesteps=True)
     theirs.set_progress_bar_config(disable=True)
