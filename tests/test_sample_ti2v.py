@@ -70,6 +70,19 @@ def test_the_image_is_the_first_latent_frame(pipe, picture, from_image):
     assert np.abs(alone[0, 0] - latents[0, 0]).max() > 0.1
 
 
+def test_frames_chunk_by_chunk_are_the_whole_video(pipe, from_image):
+    latents, _ = from_image
+    (whole,) = [np.concatenate([part.frames for part in parts]) for parts in pipe.world.paint(latents[:1])]
+    assert whole.shape == (9, 32, 64, 3)
+    decode, state, parts = pipe.world.decoder(), None, []
+    for chunk in np.split(latents[:1], 3, axis=1):
+        painted, state = decode(chunk, state)
+        parts.append(painted.frames[0])
+    assert [len(part) for part in parts] == [1, 4, 4]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    assert pipe.preview(latents).shape == (2, 3, 2, 4, 3)
+
+
 def test_prompt_and_image_to_mp4(tmp_path, folder, picture, capsys):
     path = tmp_path / "v.mp4"
     sample.main(["--dit_path", str(folder), *SMALL, "--image_path", str(picture), "--save_path", str(path)])
