@@ -60,7 +60,7 @@ def dit_config(shapes: Shapes, config: Mapping[str, Any], num_heads: int | None)
         freq_dim=need(shapes, "time_embedding.0.weight", 2)[1],
         text_dim=need(shapes, "text_embedding.0.weight", 2)[1],
         image_dim=need(shapes, "img_emb.proj.1.weight", 2)[1] if "img_emb.proj.1.weight" in shapes else None,
-        image_first=taken == made == WAN22_VAE.z_dim,  # which no config.json says in all dialects
+        image_first=taken == made and (made == WAN22_VAE.z_dim or config.get("model_type") == "ti2v"),
         dtype="bfloat16",
     )
 
