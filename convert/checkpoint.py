@@ -16,6 +16,7 @@ from rcm_jax.ranges import at_least
 # which of several copies of a network in one file is meant: averaged weights first
 PREFERRED = ("generator_ema", "net_ema", "ema", "generator", "net", "model")
 SPIECE = "spiece_model"  # in ComfyUI's umT5: the bytes of its SentencePiece model
+LISTS = ("mean", "std")  # of latents: a number a channel, of no use in a line
 NOT_SIZES = ("dtype", "round_time_to", "remat", "unroll", "attention", "eps", "image_first")
 WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod", "module")
 
@@ -134,7 +135,7 @@ def info_of(network: Checkpoint, options: NetworkOptions, like: Checkpoint | Non
 
 def short(config: Any) -> str:
     """The sizes of a config in one line."""
-    sizes = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_SIZES}
+    sizes = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_SIZES + LISTS}
     return " ".join(f"{k}={v}" for k, v in sizes.items() if v is not None and v is not False)
 
 
