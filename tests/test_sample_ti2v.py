@@ -9,10 +9,11 @@ import rcm_jax
 from rcm_jax import sample
 from rcm_jax.convert import commands
 from rcm_jax.convert.checkpoint import open_checkpoint
+from rcm_jax.convert.sizes import dit_config
 from rcm_jax.media.images import open_image
 from tests.convert.tiny import save
 from tests.test_entry_points import fails
-from tests.wan.tiny import NAMES, TI2V, VAE, VAE22, arrays, write_wan
+from tests.wan.tiny import DIT, NAMES, TI2V, VAE, VAE22, arrays, write_wan
 
 SIZE = {"size": "64x32", "num_frames": 9}
 SMALL = ["--size", "64x32", "--num_frames", "9", "--num_steps", "2", "--prompt", "a red fox"]
@@ -68,6 +69,16 @@ def test_the_image_is_the_first_latent_frame(pipe, picture, from_image):
     alone = pipe.latents("a red fox", **SIZE, num_steps=2)
     assert np.abs(alone[0, 1:] - latents[0, 1:]).max() > 1e-3
     assert np.abs(alone[0, 0] - latents[0, 0]).max() > 0.1
+
+
+def test_an_image_of_other_proportions_is_cut(pipe, picture):
+    """Above and below, where it is too high; what is cut off does not count, and nothing is stretched."""
+    high = np.array(open_image(picture).resize((64, 64)))
+    other = high.copy()
+    other[:16], other[48:] = 0, 255
+    latents = [pipe.world.first_latent(Image.fromarray(x), (64, 32)) for x in (high, other, high[16:48])]
+    np.testing.assert_array_equal(latents[0], latents[1])
+    np.testing.assert_array_equal(latents[0], latents[2])
 
 
 def test_frames_chunk_by_chunk_are_the_whole_video(pipe, from_image):
@@ -139,3 +150,19 @@ def test_the_published_size_is_known_by_name(folder, capsys):
     capsys.readouterr()
     commands.main([str(folder / NAMES["vae22"]), "x.safetensors", "--dry_run"])
     assert "video autoencoder, dim=4 z_dim=48" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("kind", "begins"), [("ti2v", True), ("t2v", False)])
+def test_a_config_may_say_that_it_begins_with_an_image(kind, begins):
+    shapes = {name: array.shape for name, array in arrays("dit", DIT).items()}
+    config = {"_class_name": "WanModel", "num_heads": 2, "model_type": kind}
+    assert dit_config(shapes, config, None).image_first == begins
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mesh", [{"fsdp": 2}, {"sequence": 2}], ids=str)
+def test_on_two_devices(folder, picture, mesh):
+    asked = SIZE | {"num_steps": 2, "image_path": picture, "num_samples": 2}
+    one, two = (rcm_jax.load(folder, dtype="float32", **where).latents("a red fox", **asked) for where in ({}, mesh))
+    np.testing.assert_allclose(two, one, atol=1e-4)
+    np.testing.assert_array_equal(two[:, 0], one[:, 0])

@@ -144,7 +144,8 @@ class WanWorld:
         return np.concatenate([np.asarray(part)[0] for part in parts])
 
     def first_latent(self, image: Image.Image, size: Size) -> Float[np.ndarray, "1 1 H W C"]:
-        return np.asarray(self.vae.encode(self._autoencoder(), jnp.asarray(pixels(image, size))[None, None]))
+        frame = pixels(image, size, cut=self.vae.config.residual)
+        return np.asarray(self.vae.encode(self._autoencoder(), jnp.asarray(frame)[None, None]))
 
     def condition(
         self, image: Image.Image, size: Size, num_frames: int
