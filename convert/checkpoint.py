@@ -18,11 +18,13 @@ from rcm_jax.ranges import at_least
 PREFERRED = ("generator_ema", "net_ema", "ema", "generator", "net", "model")
 SPIECE = "spiece_model"  # in ComfyUI's umT5: the bytes of its SentencePiece model
 UNUSED = "what Wan does not use"
-NOT_SIZES = ("dtype", "round_time_to", "remat", "unroll", "attention", "eps")
+LISTS = ("mean", "std")  # of latents: a number a channel, of no use in a line
+NOT_SIZES = ("dtype", "round_time_to", "remat", "unroll", "attention", "eps", "image_first")
 WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod", "module")
 
 
 WAN_LATENTS = (20, 60, 104)  # 77 frames of 832 x 480, what the published students are trained on
+WAN22_LATENTS = (31, 44, 80)  # of TI2V-5B: 121 frames of 1280 x 704
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,7 +142,8 @@ def info_of(network: Checkpoint, options: NetworkOptions, like: Checkpoint | Non
     config, kind, like = network.config, network.network.name, network if like is None else like
     if kind != "dit":
         return ModelInfo(config, kind, "wan")
-    known = like.info or ModelInfo(like.config, "student" if like.distilled else "teacher", "wan", WAN_LATENTS)
+    shape = WAN22_LATENTS if config.image_first else WAN_LATENTS
+    known = like.info or ModelInfo(like.config, "student" if like.distilled else "teacher", "wan", shape)
     known = dataclasses.replace(known, kind=options.kind or known.kind)
     rounding = known.model.round_time_to
     if options.round_time_to:
@@ -152,7 +155,8 @@ def info_of(network: Checkpoint, options: NetworkOptions, like: Checkpoint | Non
 
 def short(config: Any) -> str:
     """The sizes of a config in one line."""
-    return " ".join(f"{k}={v}" for k, v in dataclasses.asdict(config).items() if k not in NOT_SIZES and v is not None)
+    sizes = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_SIZES + LISTS}
+    return " ".join(f"{k}={v}" for k, v in sizes.items() if v is not None and v is not False)
 
 
 def differences(wanted: Any, found: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""The names that diffusers and transformers give to Wan2.1's weights, as pairs with Wan2.1's own.
+"""The names that diffusers and transformers give to Wan's weights, as pairs with Wan2.1's own.
 
 The arrays are the same: these tables only rename. `{i}` stands for a number, and what follows a name stays.
 """
@@ -89,13 +89,29 @@ def _dit() -> list[tuple[str, str]]:
     return pairs
 
 
-def _vae(stages: int = 4, resnets: int = 3) -> list[tuple[str, str]]:
+def _vae_rows(stages: int = 4, resnets: int = 3) -> list[tuple[str, str]]:
     """`resnets` and one upsampler a decoder stage: Wan2.1 counts them all in one row, diffusers stage by stage."""
     places = [(f"encoder.down_blocks.{i}", f"encoder.downsamples.{i}") for i in range(stages * resnets)]
     for stage in range(stages):
         row = stage * (resnets + 1)
         places += [(f"decoder.up_blocks.{stage}.resnets.{r}", f"decoder.upsamples.{row + r}") for r in range(resnets)]
         places += [(f"decoder.up_blocks.{stage}.upsamplers.0", f"decoder.upsamples.{row + resnets}")]
+    return places
+
+
+def _vae_stages(resnets: int = 3) -> list[tuple[str, str]]:
+    """Wan2.2: both count stage by stage, and have one resnet less in the encoder's."""
+    places = []
+    for half, way, count in (("encoder", "down", resnets - 1), ("decoder", "up", resnets)):
+        theirs, wan = f"{half}.{way}_blocks.{{i}}", f"{half}.{way}samples.{{i}}.{way}samples"
+        places += [(f"{theirs}.resnets.{r}", f"{wan}.{r}") for r in range(count)]
+        places += [(f"{theirs}.{way}sampler", f"{wan}.{count}")]
+    return places
+
+
+def _vae(places: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """places: of the layers of its levels, by their names and by Wan's."""
+    places = list(places)
     for side in ("encoder", "decoder"):
         places += [(f"{side}.mid_block.resnets.{r}", f"{side}.middle.{2 * r}") for r in (0, 1)]
     inside = [
@@ -109,6 +125,25 @@ def _vae(stages: int = 4, resnets: int = 3) -> list[tuple[str, str]]:
             (f"{side}.norm_out", f"{side}.head.0"), (f"{side}.conv_out", f"{side}.head.2"),
         ]  # fmt: skip
     return [*pairs, ("quant_conv", "conv1"), ("post_quant_conv", "conv2")]
+
+
+class VaeNames(Renaming):
+    """diffusers' names for Wan2.1's autoencoder and for Wan2.2's, which mean other places in the same row of numbers:
+    the layers that only the second has, by either's names, tell which it is."""
+
+    def __init__(self, first: Renaming, residual: Renaming):
+        super().__init__([])
+        self._first, self._residual = first, residual
+
+    def _of(self, tensors: Mapping[str, Tensor]) -> Renaming:
+        signs = ("encoder.down_blocks.0.resnets.", "encoder.downsamples.0.downsamples.")
+        return self._residual if any(name.startswith(signs) for name in tensors) else self._first
+
+    def to_wan(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self._of(tensors).to_wan(tensors)
+
+    def from_wan(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self._of(tensors).from_wan(tensors)
 
 
 def _umt5() -> list[tuple[str, str]]:
@@ -176,6 +211,6 @@ def _clip() -> list[tuple[str, str]]:
 
 
 DIFFUSERS_DIT = Renaming(_dit())
-DIFFUSERS_VAE = Renaming(_vae())
+DIFFUSERS_VAE = VaeNames(Renaming(_vae(_vae_rows())), Renaming(_vae(_vae_stages())))
 TRANSFORMERS_UMT5 = Renaming(_umt5(), twins={"encoder.embed_tokens.weight": "shared.weight"})
 TRANSFORMERS_CLIP = ClipNames(_clip())

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rcm_jax.wan.config import TAEW2_1, WAN_VAE, CLIPConfig, DiTConfig, TinyVAEConfig, UMT5Config, VAEConfig
+from rcm_jax.wan.config import TAEW2_1, WAN22_VAE, WAN_VAE, CLIPConfig, DiTConfig, TinyVAEConfig, UMT5Config, VAEConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 DIT_HEAD_DIM, CLIP_HEAD_DIM = 128, 80  # of the published networks; shapes do not tell them
@@ -47,17 +47,20 @@ def dit_config(shapes: Shapes, config: Mapping[str, Any], num_heads: int | None)
         if num_heads and told and num_heads != told:
             raise ValueError(f"num_heads={num_heads} is asked for, and the config.json beside the file says {told}")
         num_heads = num_heads or told
+    taken = patch[1] if len(patch) == 5 else patch[1] // numbers
+    made = need(shapes, "head.head.weight", 2)[0] // numbers
     return DiTConfig(
         dim=patch[0],
         ffn_dim=need(shapes, "blocks.0.ffn.0.weight", 2)[0],
         num_heads=count_heads(patch[0], num_heads, DIT_HEAD_DIM),
         num_layers=count_layers(shapes, "blocks.{i}."),
-        in_channels=patch[1] if len(patch) == 5 else patch[1] // numbers,
-        out_channels=need(shapes, "head.head.weight", 2)[0] // numbers,
+        in_channels=taken,
+        out_channels=made,
         patch_size=patch_size,
         freq_dim=need(shapes, "time_embedding.0.weight", 2)[1],
         text_dim=need(shapes, "text_embedding.0.weight", 2)[1],
         image_dim=need(shapes, "img_emb.proj.1.weight", 2)[1] if "img_emb.proj.1.weight" in shapes else None,
+        image_first=taken == made and (made == WAN22_VAE.z_dim or config.get("model_type") == "ti2v"),
         dtype="bfloat16",
     )
 
@@ -85,10 +88,38 @@ def dit_library(c: DiTConfig) -> dict[str, Any]:
 
 
 def vae_config(shapes: Shapes, config: Mapping[str, Any], num_heads: int | None) -> VAEConfig:
-    """Latents are normalised as config.json says; without one as Wan2.1's are, or not at all where they are not 16."""
-    dim, z_dim = need(shapes, "encoder.conv1.weight", 5)[0], need(shapes, "conv2.weight", 5)[0]
+    """Latents are normalised as config.json says; without one as Wan2.1's or Wan2.2's are, by their channels, or not at
+    all where they are not 16 or 48."""
+    dim, pixels = need(shapes, "encoder.conv1.weight", 5)[:2]
+    patch_size, z_dim = math.isqrt(pixels // 3), need(shapes, "conv2.weight", 5)[0]
+    if pixels != 3 * patch_size**2:
+        raise ValueError(f"weights do not fit the network: encoder.conv1 takes {pixels} channels, no square of colours")
+    residual = any(name.startswith("encoder.downsamples.0.downsamples.") for name in shapes)
+    mult, blocks, temporal = (_levels if residual else _row_of_levels)(shapes, dim)
+    if len(set(blocks)) > 1 or len(mult) != len(temporal) + 1:
+        raise ValueError(
+            f"weights do not fit the network: its levels have {blocks} blocks, and {len(temporal)} halvings"
+        )
+    known = {c.z_dim: (c.mean, c.std) for c in (WAN_VAE, WAN22_VAE)}
+    mean, std = known.get(z_dim, ((0.0,) * z_dim, (1.0,) * z_dim))
+    if config.get("_class_name") == "AutoencoderKLWan" and "latents_mean" in config:
+        mean, std = config["latents_mean"], config["latents_std"]
+    decoder = need(shapes, "decoder.conv1.weight", 5)[0]
+    if decoder % mult[-1]:
+        raise ValueError(f"weights do not fit the network: decoder.conv1 is {decoder} wide, no multiple of {mult[-1]}")
+    return VAEConfig(
+        dim, z_dim, tuple(mult), blocks[0], tuple(temporal), decoder_dim=decoder // mult[-1], patch_size=patch_size,
+        residual=residual, mean=tuple(mean), std=tuple(std),
+    )  # fmt: skip
+
+
+Levels = tuple[list[int], list[int], list[bool]]  # widths in dim, blocks, and which halvings halve time
+
+
+def _row_of_levels(shapes: Shapes, dim: int) -> Levels:
+    """Of Wan2.1's encoder, whose blocks and halvings have one row of numbers."""
     need(shapes, "encoder.downsamples.0.residual.2.weight")
-    mult, temporal, blocks = [], [], []
+    mult, blocks, temporal = [], [], []
     for i in range(count_layers(shapes, "encoder.downsamples.{i}.")):
         name = f"encoder.downsamples.{i}"
         if f"{name}.resample.1.weight" in shapes:
@@ -97,24 +128,31 @@ def vae_config(shapes: Shapes, config: Mapping[str, Any], num_heads: int | None)
             if len(mult) == len(temporal):
                 mult.append(0)
                 blocks.append(0)
-            width = need(shapes, f"{name}.residual.2.weight", 5)[0]
-            if width % dim:
-                raise ValueError(
-                    f"weights do not fit the network: {name} is {width} wide, no multiple of encoder.conv1's {dim}"
-                )
-            mult[-1] = width // dim
+            mult[-1] = _multiple(shapes, name, dim)
             blocks[-1] += 1
-    if len(set(blocks)) > 1 or len(mult) != len(temporal) + 1:
+    return mult, blocks, temporal
+
+
+def _levels(shapes: Shapes, dim: int) -> Levels:
+    """Of Wan2.2's, level by level."""
+    mult, blocks, temporal = [], [], []
+    for i in range(count_layers(shapes, "encoder.downsamples.{i}.")):
+        level = f"encoder.downsamples.{i}.downsamples"
+        mult.append(_multiple(shapes, f"{level}.0", dim))
+        last = count_layers(shapes, f"{level}.{{i}}.") - 1
+        halves = f"{level}.{last}.resample.1.weight" in shapes
+        blocks.append(last if halves else last + 1)
+        temporal += [f"{level}.{last}.time_conv.weight" in shapes] * halves
+    return mult, blocks, temporal
+
+
+def _multiple(shapes: Shapes, block: str, dim: int) -> int:
+    width = need(shapes, f"{block}.residual.2.weight", 5)[0]
+    if width % dim:
         raise ValueError(
-            f"weights do not fit the network: its levels have {blocks} blocks, and {len(temporal)} halvings"
+            f"weights do not fit the network: {block} is {width} wide, no multiple of encoder.conv1's {dim}"
         )
-    if config.get("_class_name") == "AutoencoderKLWan" and "latents_mean" in config:
-        mean, std = config["latents_mean"], config["latents_std"]
-    elif z_dim == WAN_VAE.z_dim:
-        mean, std = WAN_VAE.mean, WAN_VAE.std
-    else:
-        mean, std = (0.0,) * z_dim, (1.0,) * z_dim
-    return VAEConfig(dim, z_dim, tuple(mult), blocks[0], tuple(temporal), tuple(mean), tuple(std))
+    return width // dim
 
 
 def vae_library(c: VAEConfig) -> dict[str, Any]:
@@ -123,6 +161,16 @@ def vae_library(c: VAEConfig) -> dict[str, Any]:
         raise ValueError(
             f"diffusers' names are known for {WAN_VAE.num_res_blocks} blocks a level, not {c.num_res_blocks}"
         )
+    colours = 3 * c.patch_size**2
+    of_wan22 = {
+        "decoder_base_dim": c.width["decoder"],
+        "is_residual": c.residual,
+        "in_channels": colours,
+        "out_channels": colours,
+        "patch_size": None if c.patch_size == 1 else c.patch_size,
+        "scale_factor_temporal": c.time,
+        "scale_factor_spatial": c.space,
+    }
     return {
         "_class_name": "AutoencoderKLWan",
         "base_dim": c.dim,
@@ -134,7 +182,7 @@ def vae_library(c: VAEConfig) -> dict[str, Any]:
         "dropout": 0.0,
         "latents_mean": list(c.mean),
         "latents_std": list(c.std),
-    }
+    } | (of_wan22 if c.residual or c.patch_size > 1 or c.decoder_dim else {})
 
 
 def tiny_vae_config(shapes: Shapes, config: Mapping[str, Any], num_heads: int | None) -> TinyVAEConfig:

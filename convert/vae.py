@@ -1,4 +1,6 @@
-"""The weight names of Wan2.1's video autoencoder, and ours: one row a tensor."""
+"""The weight names of Wan2.1's and Wan2.2's video autoencoders, and ours: one row a tensor."""
+
+import itertools
 
 import numpy as np
 
@@ -45,21 +47,25 @@ def _ends(half: str) -> list[Row]:
 
 
 def _levels(
-    half: str, theirs: str, resample: str, mults: tuple[int, ...], blocks: int, temporal: tuple[bool, ...]
-) -> list[Row]:
-    """Residual blocks and resampling, which they number through: two or three blocks, a resampling, and so on."""
+    half: str, theirs: str, resample: str, mults: tuple[float, ...], blocks: int, temporal: tuple[bool, ...],
+    residual: bool,
+) -> list[Row]:  # fmt: skip
+    """Residual blocks and resampling: in Wan2.1 numbered through, two or three blocks, a resampling, and so on; level
+    by level in a `residual` network. mults: of the first convolution, then of each level."""
     out, index = [], 0
-    # a resampling of the decoder halves the channels, so that a level starts with half its predecessor's
-    before = mults[0] if half == "decoder" else 1
-    for i, mult in enumerate(mults):
+    for i, (before, mult) in enumerate(itertools.pairwise(mults)):
+        name = f"{half}.{theirs}.{i}.{theirs}" if residual else f"{half}.{theirs}"
+        index = 0 if residual else index
         for j in range(blocks):
-            out += _block(f"{half}.{theirs}.{index}", f"{half}/level_{i}_block_{j}", shortcut=before != mult)
-            before, index = mult, index + 1
+            # a resampling of Wan2.1's decoder halves the channels, so that a level starts with half its predecessor's
+            into = (before if residual or half == "encoder" or i == 0 else before / 2) if j == 0 else mult
+            out += _block(f"{name}.{index}", f"{half}/level_{i}_block_{j}", shortcut=into != mult)
+            index += 1
         if i < len(temporal):
-            name, ours = f"{half}.{theirs}.{index}", f"{half}/level_{i}_{resample}"
-            out += _layer(f"{name}.resample.1", f"{ours}/space", "conv2")
-            out += _layer(f"{name}.time_conv", f"{ours}/time", "conv3") if temporal[i] else []
-            before, index = before / 2 if half == "decoder" else before, index + 1
+            ours = f"{half}/level_{i}_{resample}"
+            out += _layer(f"{name}.{index}.resample.1", f"{ours}/space", "conv2")
+            out += _layer(f"{name}.{index}.time_conv", f"{ours}/time", "conv3") if temporal[i] else []
+            index += 1
     return out
 
 
@@ -67,13 +73,14 @@ def rows(config: VAEConfig) -> list[Row]:
     """The whole autoencoder."""
     c = config
     down, up = c.temporal_downsample, c.temporal_downsample[::-1]
+    widening, narrowing = (1, *c.dim_mult), (c.dim_mult[-1], *c.dim_mult[::-1])
     return [
         *_ends("encoder"),
-        *_levels("encoder", "downsamples", "down", c.dim_mult, c.num_res_blocks, down),
+        *_levels("encoder", "downsamples", "down", widening, c.num_res_blocks, down, c.residual),
         *_layer("conv1", "encoder/moments", "point3"),
         *_layer("conv2", "decoder/latents", "point3"),
         *_ends("decoder"),
-        *_levels("decoder", "upsamples", "up", c.dim_mult[::-1], c.num_res_blocks + 1, up),
+        *_levels("decoder", "upsamples", "up", narrowing, c.num_res_blocks + 1, up, c.residual),
     ]
 
 

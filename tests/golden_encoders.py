@@ -20,6 +20,8 @@ from tests.golden_common import Case, Check, channels_first, channels_last
 def vae(case: Case) -> list[Check]:
     c = case.config
     sizes = dict(dim=c["dim"], z_dim=c["z_dim"], dim_mult=c["dim_mult"], num_res_blocks=c["num_res_blocks"])
+    if "dec_dim" in c:  # Wan2.2's
+        sizes |= dict(decoder_dim=c["dec_dim"], patch_size=c["patch_size"], residual=True)
     config = VAEConfig(
         **sizes, temporal_downsample=c["temperal_downsample"], attention=golden_networks.ATTENTION, **_scale(case)
     )

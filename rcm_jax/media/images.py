@@ -57,9 +57,15 @@ def _opaque(image: Image.Image, path: Path) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
-def pixels(image: Image.Image, size: tuple[int, int] | None = None) -> Float[np.ndarray, "H W 3"]:
-    """In [-1, 1], resized to `size` (width, height) if given: bilinear and antialiased, as in rCM."""
-    from PIL import Image
+def pixels(
+    image: Image.Image, size: tuple[int, int] | None = None, *, cut: bool = False
+) -> Float[np.ndarray, "H W 3"]:  # fmt: skip
+    """In [-1, 1], resized to `size` (width, height) if given: bilinear and antialiased, as in rCM; with `cut` by Lanczos
+    and in its own proportions, cut on both sides, as in Wan2.2's code for TI2V-5B."""
+    from PIL import Image, ImageOps
 
-    image = image if size is None else image.resize(size, Image.Resampling.BILINEAR)
+    if size is not None and cut:
+        image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    elif size is not None:
+        image = image.resize(size, Image.Resampling.BILINEAR)
     return np.asarray(image, np.float32) / 127.5 - 1

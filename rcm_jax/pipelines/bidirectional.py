@@ -26,24 +26,27 @@ from rcm_jax.sampling.noise import draw_noise
 from rcm_jax.sampling.sampler import SamplerConfig, run_sampler
 from rcm_jax.tensor_stream import on_host
 from rcm_jax.types import Latents, Params, Text, Velocity
-from rcm_jax.wan.dit import DiT, velocity
+from rcm_jax.wan.dit import DiT, begin_with, velocity
 
 
 class Conditions(NamedTuple):
     """What a network reads beside noise and time: a row a video, or one that serves all. null_text: under guidance
-    alone. condition and image: of image-to-video networks."""
+    alone. condition and image: of image-to-video networks. first: the first latent frame, where it
+    is an image."""
 
     text: Float[Array, "V L D"]
     null_text: Float[Array, "v L D"] | None = None
     condition: Float[Array, "1 T H W C"] | None = None
     image: Float[Array, "1 K D"] | None = None
+    first: Float[Array, "1 1 H W C"] | None = None
 
 
 @functools.partial(jax.jit, static_argnames="dit")
 def one_pass(
-    dit: DiT, params: Params, text: Text, x: Latents, t: Array, condition: Latents | None, image: Array | None
-) -> Latents:
-    return velocity(dit, params, text, condition=condition, image=image)(x, t)
+    dit: DiT, params: Params, text: Text, x: Latents, t: Array, condition: Latents | None, image: Array | None,
+    first: Latents | None = None,
+) -> Latents:  # fmt: skip
+    return velocity(dit, params, text, condition=condition, image=image, first=first)(x, t)
 
 
 def _bound(call: Callable[[Text], Velocity], given: Conditions, sampler: SamplerConfig) -> Velocity:
@@ -56,9 +59,9 @@ def _bound(call: Callable[[Text], Velocity], given: Conditions, sampler: Sampler
 @functools.partial(jax.jit, static_argnames=("dit", "sampler"))
 def all_steps(dit: DiT, sampler: SamplerConfig, params: Params, given: Conditions, noise: Array) -> Latents:
     def call(text: Text) -> Velocity:
-        return velocity(dit, params, text, condition=given.condition, image=given.image)
+        return velocity(dit, params, text, condition=given.condition, image=given.image, first=given.first)
 
-    return run_sampler(sampler, _bound(call, given, sampler), noise)
+    return begin_with(given.first, run_sampler(sampler, _bound(call, given, sampler), noise))
 
 
 def host_loop(advance: Callable[[Latents], object]) -> Callable:
@@ -79,10 +82,11 @@ def _step_by_step(
 ) -> Latents:  # fmt: skip
     def call(text: Text) -> Velocity:  # for numbers t, not for inside jit
         return lambda x, t: one_pass(
-            experts.dit, experts.params(float(t[0])), text, x, t, given.condition, given.image
+            experts.dit, experts.params(float(t[0])), text, x, t, given.condition, given.image, given.first
         )  # fmt: skip
 
-    return run_sampler(sampler, _bound(call, given, sampler), noise, host_loop(advance))
+    loop = host_loop(lambda latents: advance(begin_with(given.first, latents)))
+    return begin_with(given.first, run_sampler(sampler, _bound(call, given, sampler), noise, loop))
 
 
 def sample_batches(
@@ -139,12 +143,15 @@ def sample_request(
         raise ArgumentError("{batch_size} must be a multiple of {fsdp}", batch_size=batch_size, fsdp=fsdp)
     experts.keep_all = world.small or _both_fit(opened, request, batch_size)
     text, null_text = features or request.features(world, guided=sampler.guided)
-    condition, image = None, None
-    if request.image is not None:
+    condition, image, first = None, None, None
+    if request.image is not None and opened.info.model.image_first:
+        first = world.first_latent(request.image, request.size)
+        world.release()
+    elif request.image is not None:
         condition, image = world.condition(request.image, request.size, request.num_frames)
     with jax.set_mesh(experts.mesh):
         yield from sample_batches(
-            experts, Conditions(text, null_text, condition, image), request.indices,
+            experts, Conditions(text, null_text, condition, image, first), request.indices,
             latent_shape=request.latent_shape, sampler=sampler, seed=request.seed, batch_size=batch_size,
             small=world.small, watch=watch,
         )  # fmt: skip

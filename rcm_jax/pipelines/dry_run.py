@@ -100,7 +100,9 @@ def _video(pipe: Pipeline, request: Request, asked: SamplingOptions, gpu: Gpu) -
     mesh, B = experts.mesh, request.batch_size
     shaped = functools.partial(_shape, mesh, spec=batch_sharding(mesh).spec)
     params = abstract_weights(experts.sources[0], mesh, experts.dtype)
-    condition = image = None
+    condition = image = first = None
+    if model.image_first and request.image is not None:
+        first = shaped((B, 1, *request.latent_shape[1:], model.out_channels))
     if model.takes_image:
         condition = shaped((B, *request.latent_shape, model.in_channels - model.out_channels))
         image = None if model.image_dim is None else shaped((B, pipe.opened.files.clip.config.tokens, model.image_dim))
@@ -108,11 +110,11 @@ def _video(pipe: Pipeline, request: Request, asked: SamplingOptions, gpu: Gpu) -
     with jax.set_mesh(mesh):
         if pipe.world.small:
             noise = shaped((B, sampler.noises, *request.latent_shape, model.out_channels))
-            conditions = Conditions(given, given if sampler.guided else None, condition, image)
+            conditions = Conditions(given, given if sampler.guided else None, condition, image, first)
             program = compile_for(all_steps, experts.dit, sampler, params, conditions, noise)
         else:
             x = shaped((B, *request.latent_shape, model.out_channels))
-            program = compile_for(one_pass, experts.dit, params, given, x, shaped((B,)), condition, image)
+            program = compile_for(one_pass, experts.dit, params, given, x, shaped((B,)), condition, image, first)
     return report("network", program, mesh, gpu)
 
 

@@ -23,6 +23,7 @@ GIB = 2**30
 SLACK = 1.1  # of what is computed: the compiler's padding, noise, text
 # of a step of the autoencoder on a GPU, in features of four frames at full size and `dim` wide
 PEAK_DECODE, PEAK_ENCODE = 5.1, 7
+PEAK_RESIDUAL = 9.8  # the first, of Wan2.2's form, whose last levels are twice as wide
 PEAK_TINY = 3.5  # of the tiny decoder, in features of one frame at full size
 TILE = 32  # latent rows and columns of a tile
 
@@ -69,12 +70,15 @@ def autoencoder_bytes(job: Job) -> int:
     h, w = (min(TILE, H), min(TILE, W)) if job.tiled else (H, W)
     itemsize = 2 if job.decoder_dtype == "bfloat16" else 4
     (weights, state), (encoder, past) = _autoencoder(c)
-    features = c.time * c.dim * c.space**2  # numbers for one latent pixel
-    peak = itemsize * (weights + (state + PEAK_DECODE * features) * h * w)
+    pixels = c.time * (c.space // c.patch_size) ** 2  # of the full size, for one latent pixel
+    features = (PEAK_RESIDUAL if c.residual else PEAK_DECODE) * pixels * c.width["decoder"]
+    peak = itemsize * (weights + (state + features) * h * w)
     if tiny is not None:
         peak = itemsize * _tiny_numbers(tiny.config, H * W)
-    if job.files.dit[0].config.takes_image:
-        peak = max(peak, 4 * (encoder + (past + PEAK_ENCODE * features) * H * W))
+    network = job.files.dit[0].config
+    if network.takes_image or network.image_first:
+        seen = pixels // c.time if network.image_first else pixels  # one frame, or a video that begins with it
+        peak = max(peak, 4 * (encoder + (past + PEAK_ENCODE * seen * c.width["encoder"]) * H * W))
     return int(peak)
 
 
@@ -162,7 +166,7 @@ def _what_fits(job: Job, limit: int) -> list[tuple[str, dict[str, Any]]]:
     if tiles and fits(tiled=True):
         out.append(("{vae_tiling}", tiles))
     tiny = dataclasses.replace(files, tiny=dataclasses.replace(files.vae, config=TAEW2_1))
-    if tiles and fits(tiled=False, files=tiny):
+    if tiles and files.vae.config.z_dim == TAEW2_1.z_dim and fits(tiled=False, files=tiny):
         out.append(("{decoder}", {"decoder": "tiny"}))
     if job.decoder_dtype == "float32" and fits(decoder_dtype="bfloat16"):
         out.append(("{vae_dtype}", {"vae_dtype": "bfloat16"}))

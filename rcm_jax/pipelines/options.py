@@ -98,7 +98,7 @@ class SamplingOptions(PolicyOptions, QuantOptions, StreamBatchOptions):
 
     negative_prompt: str | Sequence[str] | None = option(None, "what guidance leads away from (default: no text)")
     image_path: str | Path | None = option(
-        None, "first frame: of image-to-video networks, or a causal network's first chunk"
+        None, "first frame: of image-to-video networks and TI2V-5B, or a causal network's first chunk"
     )
     prompts_file: str | Path | Sequence[tuple[float, str]] | None = causal(
         None, "prompts that change, in place of the one: lines like '12.5: it begins to snow', in seconds of the video "
@@ -131,9 +131,9 @@ class SamplingOptions(PolicyOptions, QuantOptions, StreamBatchOptions):
     )
     indices: Sequence[int] | None = None
     num_frames: int | None = option(
-        None, "frames (default: the file's; of Wan's 77, causal 81; 4k + 1 of these)", range=at_least(1)
+        None, "frames (default: the file's; of Wan's 77, TI2V-5B's 121, causal 81; 4k + 1 of these)", range=at_least(1)
     )
-    resolution: str | None = option(None, "480p (default) or 720p", only=[WAN])
+    resolution: str | None = option(None, "480p (default) or 720p (default of TI2V-5B)", only=[WAN])
     aspect_ratio: str | None = option(None, "1:1, 4:3, 3:4, 16:9 (default) or 9:16", only=[WAN])
     size: str | None = option(None, "width and height in pixels instead of the two", metavar="WxH", only=[WAN])
     adaptive_resolution: bool = option(False, "the image's proportions", only=[WAN])

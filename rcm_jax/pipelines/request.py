@@ -29,7 +29,6 @@ from rcm_jax.worlds.world import Size, World
 
 Prompts = str | Sequence[str] | None
 Features = tuple[Float[np.ndarray, "V L D"], Float[np.ndarray, "v L D"] | None]  # of texts, and under guidance of none
-NUM_FRAMES = 77  # published, of Wan's bidirectional networks
 SMALL_BATCH = 48  # videos at a time of a small network
 
 
@@ -138,7 +137,7 @@ def _check_image(opened: Opened, asked: SamplingOptions, image: Image.Image | No
             image_path=None,
         )  # fmt: skip
     model = opened.info.model
-    if not opened.info.causal and model.takes_image != (image is not None):
+    if not opened.info.causal and model.takes_image != (image is not None) and not model.image_first:
         says = (
             "it makes videos from an image: give {image_path}"
             if model.takes_image
@@ -151,7 +150,9 @@ def _check_image(opened: Opened, asked: SamplingOptions, image: Image.Image | No
 
 def _num_frames(opened: Opened, asked: SamplingOptions) -> int:
     info, world = opened.info, opened.world
-    own = world.num_frames(info.latent_shape[0]) if info.causal or world.small else NUM_FRAMES
+    own = world.usual_frames
+    if info.causal or own is None:
+        own = world.num_frames(info.latent_shape[0])
     if asked.num_frames in (None, own):
         return own
     if world.small and not info.causal:

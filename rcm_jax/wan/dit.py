@@ -235,6 +235,14 @@ class DiT(nn.Module):
         return self.unpatchify(self.head(tokens, e), self.config.grid(x.shape[1:4])), kept
 
 
+def begin_with(first: Latents | None, x: Latents) -> Latents:
+    """x with the frames of `first` in place of its first ones."""
+    if first is None:
+        return x
+    first = jnp.broadcast_to(first.astype(x.dtype), (x.shape[0], *first.shape[1:]))
+    return jnp.concatenate([first, x[:, first.shape[1] :]], axis=1)
+
+
 def velocity(
     dit: DiT,
     params: Params,
@@ -242,13 +250,18 @@ def velocity(
     *,
     condition: Latents | None = None,
     image: Float[Array, "B K I"] | None = None,
+    first: Latents | None = None,
 ) -> Velocity:
     """The network as a rectified-flow velocity (x_t, t) -> v, t [B] or [B, T] in [0, 1], bound to a text.
 
-    For image-to-video also to its `condition`, the channels behind the noise, and the `image` tokens of CLIP.
+    For image-to-video also to its `condition`, the channels behind the noise, and the `image` tokens of CLIP; or to the
+    `first` latent frames, which the network sees clean, at time 0, whatever x has there: v there means nothing.
     """
 
     def v(x: Latents, t: Array) -> Latents:
+        if first is not None:
+            t = jnp.broadcast_to(t[:, None] if t.ndim == 1 else t, x.shape[:2]).at[:, : first.shape[1]].set(0)
+            x = begin_with(first, x)
         x = x if condition is None else jnp.concatenate([x, condition.astype(x.dtype)], axis=-1)
         return dit.apply({"params": params}, x, MODEL_TIME * t, text, image)
 

@@ -1,8 +1,10 @@
-"""The Wan2.1 video autoencoder (arXiv 2503.20314), causal in time: a frame depends on no later one.
+"""The video autoencoders of Wan2.1 (arXiv 2503.20314) and Wan2.2, causal in time: a frame depends on no later one.
 
     vae = VAE(WAN_VAE)
     latents = vae.encode(params, video)          # [B, 1 + 4k, 8H, 8W, 3] in [-1, 1]  ->  [B, 1 + k, H, W, 16]
     video = vae.decode(params, latents)          # and back
+
+    vae = VAE(WAN22_VAE)                         # [B, 1 + 4k, 16H, 16W, 3]  ->  [B, 1 + k, H, W, 48]
 
 The first latent frame stands for one frame, every other for four. Time passes in steps of one latent frame, and what a
 step must know of the past is a state of one shape for every step. `encode` and `decode` are loops of the host over two
@@ -29,7 +31,20 @@ from rcm_jax.types import Latents, Params, Video
 from rcm_jax.wan.config import VAEConfig
 from rcm_jax.wan.in_chunks import InChunks, State, encode_compiled
 from rcm_jax.wan.tiles import blend_tiles
-from rcm_jax.wan.vae_layers import CausalConv, Downsample, Frames, Middle, Norm, ResidualBlock, Upsample, by_channel
+from rcm_jax.wan.vae_layers import (
+    CausalConv,
+    Downsample,
+    Frames,
+    Middle,
+    Norm,
+    ResidualBlock,
+    Upsample,
+    averaged,
+    by_channel,
+    from_patches,
+    repeated,
+    to_patches,
+)
 
 
 class Encoder(nn.Module):
@@ -40,13 +55,16 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, video: Video) -> Latents:
-        c = self.config
-        x = CausalConv(c.dim, name="conv_in")(video.astype(c.dtype))
-        for i, mult in enumerate(c.dim_mult):
+        c, dim = self.config, self.config.width["encoder"]
+        x = CausalConv(dim, name="conv_in")(to_patches(video.astype(c.dtype), c.patch_size))
+        for i, (mult, temporal) in enumerate(zip(c.dim_mult, (*c.temporal_downsample, None), strict=True)):
+            level = x
             for j in range(c.num_res_blocks):
-                x = ResidualBlock(c.dim * mult, name=f"level_{i}_block_{j}")(x)
-            if i < len(c.temporal_downsample):
-                x = Downsample(c.temporal_downsample[i], self.first, name=f"level_{i}_down")(x)
+                x = ResidualBlock(dim * mult, name=f"level_{i}_block_{j}")(x)
+            if temporal is not None:
+                x = Downsample(temporal, self.first, name=f"level_{i}_down")(x)
+            if c.residual:
+                x = x + averaged(level, dim * mult, time=1 + bool(temporal), space=1 if temporal is None else 2)
         x = Middle(c, name="middle")(x)
         x = CausalConv(2 * c.z_dim, name="conv_out")(nn.silu(Norm(name="norm_out")(x)))
         x = nn.Dense(2 * c.z_dim, dtype=x.dtype, name="moments")(x)
@@ -61,17 +79,23 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, latents: Latents) -> Video:
-        c = self.config
+        c, dim = self.config, self.config.width["decoder"]
         x = nn.Dense(c.z_dim, dtype=c.dtype, name="latents")(latents.astype(c.dtype))
-        x = CausalConv(c.dim * c.dim_mult[-1], name="conv_in")(x)
+        x = CausalConv(dim * c.dim_mult[-1], name="conv_in")(x)
         x = Middle(c, name="middle")(x)
-        for i, mult in enumerate(reversed(c.dim_mult)):
+        ups = (*reversed(c.temporal_downsample), None)
+        for i, (mult, temporal) in enumerate(zip(reversed(c.dim_mult), ups, strict=True)):
+            level, features = x, dim * mult
             for j in range(c.num_res_blocks + 1):
-                x = ResidualBlock(c.dim * mult, name=f"level_{i}_block_{j}")(x)
-            if i < len(c.temporal_downsample):
-                x = Upsample(c.temporal_downsample[-1 - i], self.first, name=f"level_{i}_up")(x)
-        x = CausalConv(3, name="conv_out")(nn.silu(Norm(name="norm_out")(x)))
-        return x.astype(jnp.promote_types(c.dtype, jnp.float32))
+                x = ResidualBlock(features, name=f"level_{i}_block_{j}")(x)
+            if temporal is None:
+                break
+            wide = features if c.residual else features // 2
+            x = Upsample(wide, temporal, self.first, name=f"level_{i}_up")(x)
+            if c.residual:
+                x = x + repeated(level, features, time=1 + temporal, space=2, first=self.first)
+        x = CausalConv(3 * c.patch_size**2, name="conv_out")(nn.silu(Norm(name="norm_out")(x)))
+        return from_patches(x, c.patch_size).astype(jnp.promote_types(c.dtype, jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What Wan2.1's video autoencoder is built of: layers over frames, of which some keep the last ones that they saw.
+"""What Wan's video autoencoders are built of: layers over frames, of which some keep the last ones that they saw.
 
 Such a layer's state is a variable `past` in flax's collection "cache", of one shape for every step; a video's first
 frame is a step of its own, which some layers treat apart (`first`).
@@ -149,8 +149,9 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width and halves the channels, with `temporal` also doubles time but for the first frame."""
+    """Doubles height and width, with `temporal` also time but for the first frame."""
 
+    features: int
     temporal: bool
     first: bool
 
@@ -163,4 +164,44 @@ class Upsample(nn.Module):
             pairs = Conv3D(2 * C, (3, 1, 1), name="time")(after_past(self, x, 2))
             x = rearrange(pairs, "b f h w (pair c) -> b (f pair) h w c", pair=2)
         x = x.repeat(2, axis=2).repeat(2, axis=3)
-        return nn.Conv(C // 2, (3, 3), dtype=x.dtype, name="space")(x)
+        return nn.Conv(self.features, (3, 3), dtype=x.dtype, name="space")(x)
+
+
+PATCH = "b f (h y) (w x) c -> b f h w (c x y)"
+
+
+def to_patches(video: Frames, side: int) -> Frames:
+    """The pixels of a square as channels of one: colours first, then columns, then rows."""
+    return video if side == 1 else rearrange(video, PATCH, x=side, y=side)
+
+
+def from_patches(x: Frames, side: int) -> Frames:
+    """The inverse of `to_patches`."""
+    pixels, channels = PATCH.split(" -> ")
+    return x if side == 1 else rearrange(x, f"{channels} -> {pixels}", x=side, y=side)
+
+
+BLOCK = "b (f t) (h y) (w x) c -> b f h w (c t y x)"
+
+
+def averaged(x: Frames, features: int, *, time: int, space: int) -> Frames:
+    """Each block of `time` frames and `space` rows and columns as one pixel of `features` means of its numbers. Before
+    an odd frame, a video's first, there are zeros."""
+    numbers = time * space**2 * x.shape[-1]
+    if numbers % features:
+        raise ValueError(f"a shortcut cannot average {numbers} numbers to {features} features")
+    x = jnp.pad(x, ((0, 0), (-x.shape[1] % time, 0), (0, 0), (0, 0), (0, 0)))
+    x = rearrange(x, BLOCK, t=time, y=space, x=space)
+    return x.reshape(*x.shape[:-1], features, -1).mean(-1)
+
+
+def repeated(x: Frames, features: int, *, time: int, space: int, first: bool) -> Frames:
+    """Each pixel as a block of `time` frames and `space` rows and columns, its numbers several times in a row; of a
+    video's `first` frame the last of the `time`."""
+    block, one = BLOCK.split(" -> ")
+    numbers = time * space**2 * features
+    if numbers % x.shape[-1]:
+        raise ValueError(f"a shortcut cannot make {numbers} numbers of {x.shape[-1]}")
+    x = x.repeat(numbers // x.shape[-1], axis=-1)
+    x = rearrange(x, f"{one} -> {block}", t=time, y=space, x=space)
+    return x[:, time - 1 :] if first else x

@@ -21,7 +21,8 @@ class World(Protocol):
     """name: as model files have it. prompt: what is shown where nothing is asked for. fps: frames a second.
 
     scale: how many times its frames are enlarged for the eye. gap: pixels between videos side by side.
-    small: its networks are sampled in one compiled program; else step by step from the host.
+    small: its networks are sampled in one compiled program; else step by step from the host. usual_frames: of a
+    bidirectional network's video where no number is asked for; None where they are the network's own.
     """
 
     name: str
@@ -30,6 +31,7 @@ class World(Protocol):
     scale: int
     gap: int
     small: bool
+    usual_frames: int | None
 
     def size(
         self, resolution: str | None, aspect_ratio: str | None, size: str | None, image: Image.Image | None
@@ -51,7 +53,7 @@ class World(Protocol):
         ...
 
     def first_latent(self, image: Image.Image, size: Size) -> Float[np.ndarray, "1 1 H W C"]:
-        """Of a causal network's first chunk."""
+        """Of a video that begins with an image: a causal network's, or one under `DiTConfig.image_first`."""
         ...
 
     def condition(

@@ -1,12 +1,15 @@
 """Against the installed diffusers: networks go both ways and give the same numbers there and here."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from PIL import Image
 
+import rcm_jax
 from rcm_jax.convert.checkpoint import open_checkpoint
 from rcm_jax.convert.export import export
 from rcm_jax.convert.load import load_params
@@ -15,11 +18,14 @@ from rcm_jax.convert.merge import add_lora
 from rcm_jax.convert.output import write_model
 from rcm_jax.convert.tensors import Tensor
 from rcm_jax.model_file import ModelInfo, load_model
+from rcm_jax.sampling.noise import draw_noise
+from rcm_jax.sampling.ode import wan_times
 from rcm_jax.training.lora import LoraConfig, init_lora, with_base
-from rcm_jax.wan.config import DiTConfig
+from rcm_jax.wan.config import WAN22_VAE, DiTConfig
 from rcm_jax.wan.dit import DiT
 from rcm_jax.wan.vae import VAE
 from tests.convert.parity import assert_equal, randomised
+from tests.wan.tiny import NAMES, TI2V, write_wan
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -32,6 +38,10 @@ TEXT = RNG.normal(size=(2, 512, 40)).astype(np.float32)
 IMAGE = RNG.normal(size=(2, 257, 24)).astype(np.float32)
 VIDEO = RNG.uniform(-1, 1, (1, 9, 32, 48, 3)).astype(np.float32)
 VAE_SIZES = dict(base_dim=8, z_dim=4, latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 2.0, 0.5, 1.0])
+WAN22 = dict(  # what its config.json says besides
+    decoder_base_dim=12, is_residual=True, in_channels=12, out_channels=12, patch_size=2, scale_factor_temporal=4,
+    scale_factor_spatial=16,
+)  # fmt: skip
 
 
 def dit(image: bool, heads: int = 4):
@@ -141,8 +151,10 @@ def our_vae(params, config) -> tuple[np.ndarray, np.ndarray]:
     return raw, np.clip(vae.decode(params, latents), -1, 1)
 
 
-def test_vae_both_ways(tmp_path):
-    model = randomised(diffusers.AutoencoderKLWan(**VAE_SIZES))
+@pytest.mark.parametrize("besides", [{}, WAN22], ids=["wan2.1", "wan2.2"])
+def test_vae_both_ways(tmp_path, besides):
+    sizes = VAE_SIZES | besides
+    model = randomised(diffusers.AutoencoderKLWan(**sizes))
     model.save_pretrained(tmp_path / "theirs")
     source = open_checkpoint(tmp_path / "theirs")
     assert (source.dialect, source.config.mean, source.config.dim) == ("diffusers", (0.1, -0.2, 0.3, 0.0), 8)
@@ -155,4 +167,46 @@ def test_vae_both_ways(tmp_path):
     again, info = diffusers.AutoencoderKLWan.from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not any(info.values()), info
     jax.tree.map(np.testing.assert_array_equal, their_vae(again), their_vae(model))
-    assert again.config.latents_std == VAE_SIZES["latents_std"]
+    assert {name: again.config[name] for name in sizes} == sizes
+
+
+def set_times(scheduler, times, own, num_steps, **given):
+    own(num_steps, **given)
+    scheduler.sigmas = torch.tensor(times.sigmas)
+    scheduler.timesteps = torch.tensor([round(1000 * t) for t in times.times])
+
+
+@pytest.mark.parametrize("image", [False, True], ids=["text", "text and image"])
+def test_ti2v_samples_as_diffusers_does(tmp_path, monkeypatch, image):
+    """Its folder as diffusers keeps it; a call of either from the same noise, features and times."""
+    sizes = VAE_SIZES | WAN22 | dict(z_dim=48, latents_mean=list(WAN22_VAE.mean), latents_std=list(WAN22_VAE.std))
+    vae = randomised(diffusers.AutoencoderKLWan(**sizes))
+    model = randomised(diffusers.WanTransformer3DModel(
+        num_attention_heads=4, attention_head_dim=12, in_channels=48, out_channels=48, text_dim=24, freq_dim=32,
+        ffn_dim=96, num_layers=2,
+    ))  # fmt: skip
+    write_wan(tmp_path, TI2V)  # for its text encoder
+    vae.save_pretrained(tmp_path / "vae")
+    model.save_pretrained(tmp_path / "transformer")
+    (tmp_path / NAMES["vae22"]).unlink()
+    picture = Image.fromarray(RNG.integers(0, 255, (64, 96, 3), np.uint8))
+    picture.save(tmp_path / "picture.png")
+    text, null = (RNG.normal(size=(1, 512, 24)).astype(np.float32) for _ in range(2))
+
+    pipe = rcm_jax.load(tmp_path / "transformer", dtype="float32")
+    asked = {"image_path": tmp_path / "picture.png"} if image else {}
+    ours = pipe.latents(
+        "a fox", features=(text, null), size="96x64", num_frames=9, num_steps=4, sampler="wan_unipc", **asked
+    )
+    scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    times = wan_times(4)  # theirs begin a thousandth higher than Wan's own
+    monkeypatch.setattr(scheduler, "set_timesteps", partial(set_times, scheduler, times, scheduler.set_timesteps))
+    kind = diffusers.WanImageToVideoPipeline if image else diffusers.WanPipeline
+    theirs = kind(None, None, vae=vae, scheduler=scheduler, transformer=model, expand_timesteps=True)
+    theirs.set_progress_bar_config(disable=True)
+    found = theirs(
+        prompt_embeds=torch.from_numpy(text), negative_prompt_embeds=torch.from_numpy(null), height=64, width=96,
+        num_frames=9, num_inference_steps=4, guidance_scale=5.0, output_type="latent",
+        latents=first(np.asarray(draw_noise(0, [0], (3, 4, 6, 48)))), **({"image": picture} if image else {}),
+    )  # fmt: skip
+    assert_equal(ours, last(found.frames), 1e-4)

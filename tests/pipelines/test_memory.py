@@ -18,7 +18,7 @@ from rcm_jax.parallel import batch_sharding, make_mesh, sharded_attention, state
 from rcm_jax.pipelines import memory
 from rcm_jax.pipelines.bidirectional import one_pass
 from rcm_jax.pipelines.memory import GIB, Job, check_memory
-from rcm_jax.wan.config import TAEW2_1, WAN_1_3B, WAN_14B, WAN_VAE
+from rcm_jax.wan.config import TAEW2_1, WAN22_TI2V_5B, WAN22_VAE, WAN_1_3B, WAN_14B, WAN_VAE
 from rcm_jax.wan.dit import DiT
 from rcm_jax.wan.networks import abstract_network
 from rcm_jax.wan.tiny_vae import TinyVAE
@@ -171,3 +171,29 @@ def test_the_autoencoder_s_estimate_is_the_compilers(files, changes):
     rows, columns = (memory.TILE,) * 2 if job.tiled else job.latent_shape[1:]
     latents = jax.ShapeDtypeStruct((1, 1, rows, columns, 16), jnp.float32)
     assert memory.autoencoder_bytes(job) == pytest.approx(decoding_step(vae, latents).peak, rel=0.15)
+
+
+def of_ti2v(files, **changes):
+    dit, vae = (dataclasses.replace(x, config=c) for x, c in ((files.dit[0], WAN22_TI2V_5B), (files.vae, WAN22_VAE)))
+    return Job(dataclasses.replace(files, dit=(dit,), vae=vae), (1280, 704), 121, **changes)
+
+
+@pytest.mark.aot
+@pytest.mark.optimised
+@pytest.mark.parametrize("changes", [{}, {"tiled": True}, {"decoder_dtype": "float32"}], ids=str)
+def test_wan22_s_autoencoder_s_estimate_is_the_compilers(files, changes):
+    job = of_ti2v(files, **changes)
+    vae = VAE(dataclasses.replace(WAN22_VAE, dtype=job.decoder_dtype))
+    rows, columns = (memory.TILE,) * 2 if job.tiled else job.latent_shape[1:]
+    latents = jax.ShapeDtypeStruct((1, 1, rows, columns, 48), jnp.float32)
+    assert memory.autoencoder_bytes(job) == pytest.approx(decoding_step(vae, latents).peak, rel=0.15)
+
+
+def test_ti2v_fits_24_gb_in_tiles(files):
+    """Its card asks for 24 GB; the tiny decoder is not of its latents."""
+    check_memory(of_ti2v(files, tiled=True), int(0.95 * 24e9))
+    assert of_ti2v(files).latent_shape == (31, 44, 80)
+    with pytest.raises(ArgumentError, match="would fit") as error:
+        check_memory(of_ti2v(files, decoder_dtype="float32"), int(13 * GIB))
+    assert error.value.arguments["vae_dtype"] == "bfloat16"
+    assert "decoder" not in error.value.arguments

@@ -1,10 +1,14 @@
-"""Resizing against its definition, and the channels that an image-to-video network finds behind the noise."""
+"""Resizing against its definition; where networks find an image: in channels behind the noise, or as first frame."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from rcm_jax.wan.dit import begin_with, velocity
 from rcm_jax.wan.image import image_condition, resize_bicubic
+
+RNG = np.random.default_rng(0)
 
 
 def test_the_kernel_is_pytorchs():
@@ -46,3 +50,23 @@ def test_the_condition_is_mask_then_latents_of_the_image_and_grey():
     assert (out[:, 0, ..., :4] == 1).all()
     assert (out[:, 1:, ..., :4] == 0).all()
     assert (out[..., 4:] == 7).all()
+
+
+class Times:
+    """A network whose velocity is x times the time that each latent frame has."""
+
+    def apply(self, _, x, t, text, image):
+        assert (text, image) == ("text", None)
+        return x * t[:, :, None, None, None] / 1000
+
+
+@pytest.mark.parametrize("times", [np.float32([0.5, 0.25]), np.float32([[0.5] * 3, [0.25] * 3])], ids=["B", "BT"])
+def test_the_first_latent_frames_are_clean_at_time_0(times):
+    x, first = (RNG.normal(size=(n, t, 2, 2, 4)).astype(np.float32) for n, t in ((2, 3), (1, 1)))
+    got = velocity(Times(), {}, "text", first=jnp.asarray(first))(jnp.asarray(x), jnp.asarray(times))
+    np.testing.assert_array_equal(got[:, :1], np.zeros_like(x[:, :1]))
+    scale = np.float32([0.5, 0.25])[:, None, None, None, None]
+    np.testing.assert_allclose(got[:, 1:], x[:, 1:] * scale, rtol=1e-6)
+    begun = begin_with(jnp.asarray(first), jnp.asarray(x))
+    np.testing.assert_array_equal(begun, np.concatenate([first.repeat(2, 0), x[:, 1:]], axis=1))
+    assert begin_with(None, x) is x

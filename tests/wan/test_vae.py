@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcm_jax.wan.config import WAN_VAE, VAEConfig
+from rcm_jax.wan.config import WAN22_VAE, WAN_VAE, VAEConfig
+from rcm_jax.wan.networks import abstract_network
 from rcm_jax.wan.vae import VAE
 from tests.wan.tiny import pieces
 
@@ -16,12 +17,16 @@ SMALL = VAEConfig(
     dim=4, z_dim=3, dim_mult=(1, 2, 2), num_res_blocks=1, temporal_downsample=(True, True),
     mean=(0.5, -1.0, 0.0), std=(2.0, 1.5, 0.5),
 )  # fmt: skip
+RESIDUAL = VAEConfig(  # of Wan2.2's form
+    dim=4, z_dim=3, dim_mult=(1, 2, 2), num_res_blocks=1, temporal_downsample=(False, True), decoder_dim=6,
+    patch_size=2, residual=True, mean=(0.5, -1.0, 0.0), std=(2.0, 1.5, 0.5),
+)  # fmt: skip
 VIDEO = np.random.default_rng(0).uniform(-1, 1, (2, 9, 16, 20, 3)).astype(np.float32)
 LATENTS = np.random.default_rng(1).normal(size=(2, 3, 4, 5, 3)).astype(np.float32)
 
 
 @functools.cache
-def params():
+def params(config=SMALL):
     """Every leaf random, drawn on the host: compiling `init` takes longer than all that is tested here."""
     rng = np.random.default_rng(2)
 
@@ -29,7 +34,7 @@ def params():
         wide = leaf.ndim > 1
         return rng.normal(size=leaf.shape, loc=0 if wide else 0.5, scale=0.3 / np.sqrt(leaf.shape[-1] if wide else 1))
 
-    shapes = jax.eval_shape(VAE(SMALL).init, jax.random.key(0))
+    shapes = jax.eval_shape(VAE(config).init, jax.random.key(0))
     return jax.tree.map(lambda leaf: draw(leaf).astype(np.float32), shapes)  # NumPy's: the first call may be under jit
 
 
@@ -68,6 +73,19 @@ def test_one_program_serves_all_chunks_but_the_first():
 def test_the_stream_gives_one_frame_then_four():
     parts = list(VAE(SMALL).stream(params(), LATENTS))
     assert [p.shape[1] for p in parts] == [1, 4, 4]
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_wan22_s_in_chunks_is_whole(length):
+    """What goes past a level keeps nothing: a video's first frame is averaged with zeros, and copied once."""
+    vae, movie, z = VAE(RESIDUAL), VIDEO[:, :5, :, :16], LATENTS[:, :, :2, :2]
+    lengths = [1 + RESIDUAL.time * (length - 1), RESIDUAL.time * (3 - length)]
+    got, states = pieces(params(RESIDUAL), vae.encode_chunk, movie, lengths)
+    np.testing.assert_allclose(got, vae.encode(params(RESIDUAL), movie), atol=2e-5)
+    assert len({str(jax.tree.map(jnp.shape, state)) for state in states}) == 1
+    got, _ = pieces(params(RESIDUAL), vae.decode_chunk, z, [length, 3 - length])
+    assert got.shape == movie.shape
+    np.testing.assert_allclose(got, vae.decode(params(RESIDUAL), z), atol=2e-5)
 
 
 def test_no_frame_depends_on_a_later_one():
@@ -109,10 +127,14 @@ def test_bfloat16_weights_run_and_stay_close():
         assert 1e-4 < np.linalg.norm(got - want) / np.linalg.norm(want) < 5e-2
 
 
-def test_published_size():
-    """The parameter count of the released Wan2.1 autoencoder."""
-    params = jax.eval_shape(lambda: VAE(WAN_VAE).init(jax.random.key(0)))
-    assert sum(np.prod(p.shape) for p in jax.tree.leaves(params)) == 126_892_531
+@pytest.mark.parametrize(
+    ("config", "count"), [(WAN_VAE, 126_892_531), (WAN22_VAE, 704_688_668)], ids=["wan2.1", "wan2.2"]
+)
+def test_published_size(config, count):
+    """The parameter counts of the released autoencoders, and what they make of a video."""
+    params = abstract_network(config)
+    assert sum(np.prod(p.shape) for p in jax.tree.leaves(params)) == count
+    assert (config.time, config.space, config.z_dim) == ((4, 8, 16) if config == WAN_VAE else (4, 16, 48))
 
 
 def test_one_tile_over_all_is_no_tiling():

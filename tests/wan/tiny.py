@@ -1,12 +1,13 @@
 """Wan2.1's folder in miniature: the published names and layouts, a few hundred kilobytes of random weights."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from rcm_jax.convert import clip, dit, tiny_vae, umt5, vae
-from rcm_jax.wan.config import CLIPConfig, DiTConfig, TinyVAEConfig, UMT5Config, VAEConfig
+from rcm_jax.wan.config import WAN22_VAE, CLIPConfig, DiTConfig, TinyVAEConfig, UMT5Config, VAEConfig
 from rcm_jax.wan.networks import abstract_network
 from tests.convert.tiny import save
 
@@ -15,7 +16,9 @@ I2V = DiTConfig(
     dim=32, ffn_dim=64, num_heads=2, num_layers=2, in_channels=36, freq_dim=16, text_dim=24, image_dim=80,
     dtype="bfloat16",
 )  # fmt: skip
+TI2V = dataclasses.replace(DIT, in_channels=48, out_channels=48, image_first=True)
 VAE = VAEConfig(dim=4)
+VAE22 = dataclasses.replace(WAN22_VAE, dim=4, decoder_dim=6)
 TINY_VAE = TinyVAEConfig(decoder_widths=(8, 6, 5, 4), encoder_width=4)
 UMT5 = UMT5Config(vocabulary=200, dim=24, attention_dim=16, ffn_dim=32, num_heads=2, num_layers=3, dtype="bfloat16")
 CLIP = CLIPConfig(dim=80, num_heads=1, num_layers=2, image_size=28)
@@ -23,6 +26,7 @@ TABLES = {"dit": dit, "vae": vae, "tiny_vae": tiny_vae, "umt5": umt5, "clip": cl
 NAMES = {
     "dit": "diffusion_pytorch_model.safetensors",
     "vae": "Wan2.1_VAE.pth",
+    "vae22": "Wan2.2_VAE.pth",
     "tiny_vae": "taew2_1.pth",
     "umt5": "models_t5_umt5-xxl-enc-bf16.pth",
     "clip": "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
@@ -79,10 +83,13 @@ def write_sentencepiece(folder: Path) -> Path:
 
 
 def write_wan(folder: Path, config: DiTConfig = DIT, seed: int = 0) -> Path:
-    """The folder as it is published: DiT with its config.json, autoencoder, umT5, its tokenizer, CLIP for I2V."""
+    """The folder as it is published: DiT with its config.json, autoencoder, umT5, its tokenizer, CLIP for I2V; of
+    TI2V-5B with Wan2.2's autoencoder."""
     model = {"_class_name": "WanModel", "num_heads": config.num_heads}
     save(folder / NAMES["dit"], arrays("dit", config, seed), config=model)
-    for name, other in (("vae", VAE), ("umt5", UMT5), ("clip", CLIP)):
+    vae, file = (VAE22, "vae22") if config.image_first else (VAE, "vae")
+    save(folder / NAMES[file], arrays("vae", vae, seed + 1))
+    for name, other in (("umt5", UMT5), ("clip", CLIP)):
         if name != "clip" or config.image_dim is not None:
             save(folder / NAMES[name], arrays(name, other, seed + 1))
     write_tokenizer(folder / "google" / "umt5-xxl")

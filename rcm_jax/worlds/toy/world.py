@@ -22,6 +22,7 @@ class ToyWorld:
     """A `World` without files; its latent frames are its frames, and its codec needs no state."""
 
     name, prompt, fps, scale, gap, small = "toy", "a red circle moving left", 8, 8, 1, True
+    usual_frames = None
 
     def __init__(self) -> None:
         self.codec = ToyCodec.load()

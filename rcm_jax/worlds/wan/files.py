@@ -1,6 +1,7 @@
 """Finds and opens the files that a Wan video is made from, ours or anybody's, and loads their weights."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from rcm_jax.convert.checkpoint import Checkpoint, differences, open_checkpoint
 from rcm_jax.convert.networks import NETWORKS
 from rcm_jax.errors import ArgumentError, MissingFileError
 from rcm_jax.hub import Place, Published, fetched, find, unreached
-from rcm_jax.wan.config import WAN_1_3B, WAN_14B
+from rcm_jax.wan.config import TAEW2_1, WAN22_TI2V_5B, WAN22_VAE, WAN_1_3B, WAN_14B, WAN_VAE
 from rcm_jax.wan.tokenizer import FILES, Tokenizer, open_tokenizer, tokenizer_of_bytes
 
 CHECKPOINTS = (Path("checkpoints"), Path("assets/checkpoints"))  # where rCM's commands look
@@ -16,8 +17,13 @@ ARGUMENTS = {
     "dit": "dit_path", "vae": "vae_path", "tiny_vae": "tiny_vae_path", "umt5": "text_encoder_path",
     "clip": "image_encoder_path",
 }  # fmt: skip
-USUAL = {  # the published file, diffusers' folder, what docs/convert.md calls the converted file, and ComfyUI's
-    "vae": ("Wan2.1_VAE.pth", "vae", "vae.safetensors", "wan_2.1_vae.safetensors"),
+# the published file, diffusers' folder, what docs/convert.md calls the converted file, and ComfyUI's
+VAES = {  # by the channels of their latents
+    WAN_VAE.z_dim: ("Wan2.1_VAE.pth", "vae", "vae.safetensors", "wan_2.1_vae.safetensors"),
+    WAN22_VAE.z_dim: ("Wan2.2_VAE.pth", "vae", "vae.safetensors", "wan2.2_vae.safetensors"),
+}
+USUAL = {
+    "vae": tuple(dict.fromkeys(itertools.chain(*VAES.values()))),
     "tiny_vae": ("taew2_1.pth", "taew2_1.safetensors", "tiny_vae.safetensors"),  # of TAEHV
     "umt5": ("models_t5_umt5-xxl-enc-bf16.pth", "text_encoder", "umt5.safetensors", "umt5_xxl_fp16.safetensors",
              "umt5_xxl_fp8_e4m3fn_scaled.safetensors"),
@@ -25,7 +31,7 @@ USUAL = {  # the published file, diffusers' folder, what docs/convert.md calls t
              "clip_vision_h.safetensors"),
 }  # fmt: skip
 TOKENIZERS = ("google/umt5-xxl", "tokenizer")
-SIZES = {"1.3B": WAN_1_3B, "14B": WAN_14B}
+SIZES = {"1.3B": WAN_1_3B, "5B": WAN22_TI2V_5B, "14B": WAN_14B}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +73,13 @@ def open_files(
             raise ValueError(f"{networks[0].path} and {network.path} differ in size: {', '.join(found)}")
     if model_size is not None:
         _check_size(networks[0], model_size)
-    near = _near(networks[0].path)
-    vae_path, text_path = _found("vae", vae, near), _found("umt5", text, near)
+    if decoder == "tiny" and config.out_channels != TAEW2_1.z_dim:
+        raise ArgumentError(
+            f"{{decoder}} is of latents of {TAEW2_1.z_dim} channels; {networks[0].path} has {config.out_channels}",
+            decoder=decoder,
+        )  # fmt: skip
+    near, vaes = _near(networks[0].path), VAES.get(config.out_channels, USUAL["vae"])
+    vae_path, text_path = _found("vae", vae, near, vaes), _found("umt5", text, near)
     clip_path = None if config.image_dim is None else _found("clip", clip, near)
     tiny_path = _found("tiny_vae", tiny, near) if decoder == "tiny" else None
     opened_text, opened_tokenizer = open_text(str(text_path), tokenizer)
@@ -116,12 +127,13 @@ def open_text(text: str, tokenizer: str | None = None) -> tuple[Checkpoint, Toke
     return opened, open_tokenizer([_local_tokenizer(place) for place in places])
 
 
-def _found(kind: str, named: str | None, near: Sequence[Place]) -> Place:
-    """Where a network is: in what is named for it, a file or a folder that holds it as it is published, or near."""
+def _found(kind: str, named: str | None, near: Sequence[Place], names: Sequence[str] = ()) -> Place:
+    """Where a network is: in what is named for it, a file or a folder that holds it as it is published, or near.
+    names: of the file, where they are not all that a network of its kind may have."""
     if named is None:
-        return _find(kind, near)
+        return _find(kind, near, names or USUAL[kind])
     place = find(named, ARGUMENTS[kind])
-    inside = [place / name for name in USUAL[kind]] if place.is_dir() else []
+    inside = [place / name for name in (*names, *USUAL[kind])] if place.is_dir() else []
     return next((path for path in inside if path.exists()), place)
 
 
@@ -152,16 +164,17 @@ def _near(path: Place) -> list[Place]:
     return [folder, folder.absolute().parent, *CHECKPOINTS]
 
 
-def _find(kind: str, folders: Sequence[Place]) -> Place:
+def _find(kind: str, folders: Sequence[Place], names: Sequence[str]) -> Place:
     for folder in folders:
-        for name in USUAL[kind]:
+        for name in names:
             if (folder / name).exists():
                 return folder / name
     title = next(network.title for network in NETWORKS if network.name == kind)
-    published = "TAEHV publishes it" if kind == "tiny_vae" else "Wan2.1 is published with it"
+    wan = "Wan2.2" if names[0] == VAES[WAN22_VAE.z_dim][0] else "Wan2.1"
+    published = "TAEHV publishes it" if kind == "tiny_vae" else f"{wan} is published with it"
     raise MissingFileError(
-        f"no {title}: {', '.join(map(str, folders))} have no {' or '.join(USUAL[kind])}{unreached(*folders)}; name it "
-        f"with {{{ARGUMENTS[kind]}}}. {published} as {USUAL[kind][0]}", **{ARGUMENTS[kind]: None},
+        f"no {title}: {', '.join(map(str, folders))} have no {' or '.join(names)}{unreached(*folders)}; name it "
+        f"with {{{ARGUMENTS[kind]}}}. {published} as {names[0]}", **{ARGUMENTS[kind]: None},
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Each network is loaded when it is needed and freed when its work is done, so tha
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,17 @@ from rcm_jax.worlds.wan.text import encode_prompts
 from rcm_jax.worlds.world import Encode, Pixels, Size
 
 REMEMBERED = 64  # prompts: 4 MB each at Wan's size
+
+
+class Usual(NamedTuple):
+    """What a video has as published: frames a second, how many frames, its resolution."""
+
+    fps: int
+    frames: int
+    resolution: str
+
+
+WAN21, WAN22 = Usual(16, 77, "480p"), Usual(24, 121, "720p")  # of the latents of either autoencoder
 
 
 def decoder_dtype() -> str:
@@ -71,7 +83,7 @@ class WanWorld:
     the files have it; images are encoded by the full one all the same.
     """
 
-    name, fps, scale, gap, small = "wan", 16, 1, 0, False
+    name, scale, gap, small = "wan", 1, 0, False
     prompt = (
         "A red fox trots through fresh snow at dawn; the camera follows it from the side, low sun behind the trees."
     )
@@ -81,6 +93,7 @@ class WanWorld:
     ) -> None:
         self.files, self.dtype, self.vae_dtype, self.tiled = files, dtype, vae_dtype, tiled
         self.vae = VAE(dataclasses.replace(files.vae.config, dtype=vae_dtype or "float32"))  # encodes
+        self.fps, self.usual_frames, self.usual_resolution = WAN22 if files.vae.config.residual else WAN21
         self.device = make_mesh(devices=jax.local_devices()[:1])  # of every host its own
         self._features: dict[str, Float[np.ndarray, "L D"]] = {}
         self._vae_params: dict[str, Params] = {}  # the halves that are needed, each in its dtype
@@ -93,15 +106,16 @@ class WanWorld:
     def size(
         self, resolution: str | None, aspect_ratio: str | None, size: str | None, image: Image.Image | None
     ) -> Size:
+        step = self.files.vae.config.space * self.files.dit[0].config.patch_size[1]
         if size is None:
-            width, height = table_size(resolution or "480p", aspect_ratio or "16:9")
+            sides = table_size(resolution or self.usual_resolution, aspect_ratio or "16:9")
+            width, height = (side // step * step for side in sides)
         elif resolution or aspect_ratio:
             raise ArgumentError(
                 "give {size}, or {resolution} and {aspect_ratio}", size=None, resolution=None, aspect_ratio=None
             )
         else:
             width, height = parse_size(size)
-        step = self.files.vae.config.space * self.files.dit[0].config.patch_size[1]
         return (width, height) if image is None else adapted_size(image.size, width * height, step)
 
     def latent_shape(self, size: Size, num_frames: int, model: DiTConfig) -> tuple[int, int, int]:
@@ -130,7 +144,8 @@ class WanWorld:
         return np.concatenate([np.asarray(part)[0] for part in parts])
 
     def first_latent(self, image: Image.Image, size: Size) -> Float[np.ndarray, "1 1 H W C"]:
-        return np.asarray(self.vae.encode(self._autoencoder(), jnp.asarray(pixels(image, size))[None, None]))
+        frame = pixels(image, size, cut=self.vae.config.residual)
+        return np.asarray(self.vae.encode(self._autoencoder(), jnp.asarray(frame)[None, None]))
 
     def condition(
         self, image: Image.Image, size: Size, num_frames: int
