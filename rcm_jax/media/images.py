@@ -60,8 +60,8 @@ def _opaque(image: Image.Image, path: Path) -> Image.Image:
 def pixels(
     image: Image.Image, size: tuple[int, int] | None = None, *, cut: bool = False
 ) -> Float[np.ndarray, "H W 3"]:  # fmt: skip
-    """In [-1, 1], resized to `size` (width, height) if given: bilinear and antialiased, as in rCM; with `cut` by Lanczos
-    and in its own proportions, cut on both sides, as in Wan2.2's code for TI2V-5B."""
+    """In [-1, 1], resized to `size` (width, height) if given: bilinear and antialiased, as in rCM; with `cut` by
+    Lanczos and in its own proportions, cut on both sides, as in Wan2.2's code for TI2V-5B."""
     from PIL import Image, ImageOps
 
     if size is not None and cut:
