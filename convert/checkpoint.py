@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rcm_jax.convert.files import Weights, open_weights
-from rcm_jax.convert.networks import MODELS, NETWORKS, Network, with_dtype
+from rcm_jax.convert.networks import MODELS, NETWORKS, Network, differences, short, with_dtype
 from rcm_jax.convert.table import lazy_to_ours, lazy_to_theirs
 from rcm_jax.convert.tensors import Tensor, total_bytes
 from rcm_jax.convert.variants import UnsupportedVariantError, refusal
@@ -18,8 +18,6 @@ from rcm_jax.ranges import at_least
 PREFERRED = ("generator_ema", "net_ema", "ema", "generator", "net", "model")
 SPIECE = "spiece_model"  # in ComfyUI's umT5: the bytes of its SentencePiece model
 UNUSED = "what Wan does not use"
-LISTS = ("mean", "std")  # of latents: a number a channel, of no use in a line
-NOT_SIZES = ("dtype", "round_time_to", "remat", "unroll", "attention", "eps", "image_first")
 WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod", "module")
 
 
@@ -151,18 +149,6 @@ def info_of(network: Checkpoint, options: NetworkOptions, like: Checkpoint | Non
     elif like.dialect == "rcm" and known.kind == "student":
         rounding = "bfloat16"
     return dataclasses.replace(known, model=dataclasses.replace(config, round_time_to=rounding))
-
-
-def short(config: Any) -> str:
-    """The sizes of a config in one line."""
-    sizes = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_SIZES + LISTS}
-    return " ".join(f"{k}={v}" for k, v in sizes.items() if v is not None and v is not False)
-
-
-def differences(wanted: Any, found: Any) -> list[str]:
-    """Sizes in which two configs of one network differ; how a network is computed is not a size."""
-    a, b = dataclasses.asdict(wanted), dataclasses.asdict(found)
-    return [f"{k}={b[k]} instead of {a[k]}" for k in a if k not in NOT_SIZES and a[k] != b[k]]
 
 
 def open_checkpoint(

@@ -14,6 +14,8 @@ from rcm_jax.wan import config as published
 from rcm_jax.wan.networks import abstract_network
 
 DTYPES = ("keep", "bfloat16", "float32")
+LISTS = ("mean", "std")  # of latents: a number a channel, of no use in a line
+NOT_SIZES = ("dtype", "round_time_to", "remat", "unroll", "attention", "eps", "image_first")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,3 +158,15 @@ NETWORKS = (
     ),
 )
 MODELS = {name: (network, config) for network in NETWORKS for name, config in network.models.items()}
+
+
+def short(config: Any) -> str:
+    """The sizes of a config in one line."""
+    sizes = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_SIZES + LISTS}
+    return " ".join(f"{k}={v}" for k, v in sizes.items() if v is not None and v is not False)
+
+
+def differences(wanted: Any, found: Any) -> list[str]:
+    """Sizes in which two configs of one network differ; how a network is computed is not a size."""
+    a, b = dataclasses.asdict(wanted), dataclasses.asdict(found)
+    return [f"{k}={b[k]} instead of {a[k]}" for k in a if k not in NOT_SIZES and a[k] != b[k]]

@@ -10,9 +10,10 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from rcm_jax.convert.checkpoint import Checkpoint, differences, open_checkpoint
+from rcm_jax.convert.checkpoint import Checkpoint, open_checkpoint
 from rcm_jax.convert.load import load_params
 from rcm_jax.convert.lora import of_parameters, write_lora
+from rcm_jax.convert.networks import differences
 from rcm_jax.convert.tensors import Tensor
 from rcm_jax.data.source import make_source
 from rcm_jax.model_file import ModelInfo, check_fit, save_model, written_by_first

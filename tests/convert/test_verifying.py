@@ -1,5 +1,6 @@
 """Files carry checksums of what was written, which any reader of safetensors passes over."""
 
+import dataclasses
 import json
 import struct
 
@@ -12,11 +13,13 @@ from safetensors.numpy import load_file
 from rcm_jax.convert.commands import main
 from rcm_jax.convert.output import write_model
 from rcm_jax.convert.tensors import Tensor
-from rcm_jax.model_file import ModelInfo, load_model
+from rcm_jax.model_file import ModelInfo, load_model, save_model
 from rcm_jax.tensor_stream import SUMS, write_safetensors
+from tests.convert.test_merge import as_kohya
 from tests.convert.test_torch_io import FILES
-from tests.convert.tiny import HEADS, T2V, save, wan_arrays
+from tests.convert.tiny import HEADS, T2V, random_params, save, wan_arrays
 from tests.test_entry_points import fails
+from tests.tiny import MODEL
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,19 @@ def test_shards_each_have_theirs(tmp_path, ours, capsys):
     name, (begin, _) = next(iter(offsets(files[2]).items()))
     flip(files[2], begin)
     fails(main, ["verify", str(out)], f"{files[2]} is not what was written: {name}")
+
+
+def test_what_training_and_lora_leave_has_them(tmp_path, capsys):
+    config = dataclasses.replace(MODEL, num_layers=1)
+    model = save_model(
+        tmp_path / "m.safetensors", random_params(config), ModelInfo(config, "student", "toy", (9, 6, 6))
+    )
+    lora = save(tmp_path / "l.safetensors", as_kohya(3.0)[0])
+    main(["lora", str(lora), str(tmp_path / "comfyui.safetensors"), "--form", "comfyui"])
+    for path in (model, tmp_path / "comfyui.safetensors"):
+        capsys.readouterr()
+        main(["verify", str(path)])
+        assert capsys.readouterr().out.endswith("are what was written\n")
 
 
 def test_every_dtype_and_shape(tmp_path):
