@@ -22,7 +22,8 @@ from rcm_jax.causal.cache import Cache
 from rcm_jax.causal.network import CausalDiT
 from rcm_jax.chunks import ChunkIndex, ChunkPattern, Spans
 from rcm_jax.flow import guide, one_a_video, rf_noisy
-from rcm_jax.sampling.few_step import next_state
+from rcm_jax.kernels.target import target
+from rcm_jax.sampling.few_step import MIDDLE, next_state
 from rcm_jax.sampling.schedules import RolloutSchedule, Times
 from rcm_jax.spread import gathered_once
 from rcm_jax.types import Latents, Params, Text
@@ -134,12 +135,20 @@ def sample_chunk(
 
     x = (t[0] * noises[0] if start is None else start).astype(t.dtype)
     if len(times) > 2:  # all steps but the last, which goes to 0, where nothing is noised again
-        x, _ = jax.lax.scan(step, x, (t[:-2], t[1:-1], None if ode else noises[1 : len(times) - 1]))
+        inputs = t[:-2], t[1:-1], None if ode else noises[1 : len(times) - 1]
+        x, _ = jax.lax.scan(step, x, inputs, unroll=_steps_written_out(network, len(times) - 2))
     if noisy_context:
         velocities, caches = zip(*_each(branches, x, t[-2], both), strict=True)
         return x - t[-2] * _guided(velocities, guidance, x.dtype), _with_caches(branches, caches)
     x = denoise(x, t[-2])
     return x, _with_caches(branches, _each(branches, x, t[-1], append))
+
+
+def _steps_written_out(network: CausalDiT, steps: int) -> int:
+    """How many of a chunk's steps stand one after the other in the program. On GPUs all of a student's, where its layers
+    do too: in a loop XLA copies each layer's weights out of their stack before a product reads them."""
+    config = network.dit.config
+    return steps if steps <= len(MIDDLE) and config.unroll == config.num_layers and target().is_gpu else 1
 
 
 def open_branches(

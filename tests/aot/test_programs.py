@@ -14,7 +14,7 @@ from rcm_jax.aot.compile import absent, compile_for
 from rcm_jax.aot.gpus import find_gpu
 from rcm_jax.aot.hlo import read
 from rcm_jax.aot.report import report
-from rcm_jax.aot.traffic import moves
+from rcm_jax.aot.traffic import moved_bytes, moves
 from rcm_jax.kernels import pallas_triton
 from rcm_jax.kernels.bench_shapes import packed
 from rcm_jax.kernels.masks import KeyRuns
@@ -29,6 +29,7 @@ from rcm_jax.wan.networks import abstract_network
 from rcm_jax.wan.vae import VAE
 from rcm_jax.worlds.painted import paint
 from rcm_jax.worlds.wan.world import decode_step, decoder_dtype
+from tests.benchmarks.chunk_program import compiled
 
 pytestmark = [pytest.mark.aot, pytest.mark.optimised]
 
@@ -90,6 +91,12 @@ def test_a_chunk_of_a_stream(mesh):
     assert of_cache, "the chunk's own keys are written, so this finds what is moved"
     assert sum(move.bytes for move in of_cache) <= cache / frames * 3  # and nothing else of it is
     assert told.fits
+
+
+def test_the_steps_of_a_student_copy_no_weights():
+    """Of the same in four steps and small chunks: all that is copied is less than twice the chunk's own keys."""
+    _, module = compiled("h100", "c1-1", "4step", 21, (60, 104), layers=2, unroll=2)
+    assert 0 < moved_bytes(module) <= 2 * (2 * 2 * 2 * 1560 * WAN_1_3B.dim)
 
 
 def test_the_gradient_of_a_chunk_on_its_cache(mesh):
