@@ -145,8 +145,8 @@ def sample_chunk(
 
 
 def _steps_written_out(network: CausalDiT, steps: int) -> int:
-    """How many of a chunk's steps stand one after the other in the program. On GPUs all of a student's, where its layers
-    do too: in a loop XLA copies each layer's weights out of their stack before a product reads them."""
+    """How many of a chunk's steps stand one after the other in the program. On GPUs all of a student's, where its
+    layers do too: in a loop XLA copies each layer's weights out of their stack before a product reads them."""
     config = network.dit.config
     return steps if steps <= len(MIDDLE) and config.unroll == config.num_layers and target().is_gpu else 1
 
