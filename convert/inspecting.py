@@ -55,6 +55,10 @@ def _about_network(found: Checkpoint, options: NetworkOptions) -> Iterator[str]:
         yield f"sampled as a student: 1 to 4 steps from sigma {info.sigma_max:g}, no guidance{rounded}"
     else:
         yield f"sampled as a teacher: guidance {info.guidance:g}, many steps{rounded}"
+    if info.model.image_first:
+        yield "from text, or with an image as its first latent frame"
+    elif info.model.takes_image:
+        yield "from an image, whose condition stands behind the noise"
     chunks = info.causal.get("pattern") if info.causal else None
     yield f"causal, in chunks {chunks}" if chunks else "all frames at once; causal with --first_chunk_t and --chunk_t"
 

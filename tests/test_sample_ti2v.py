@@ -59,6 +59,11 @@ def test_what_it_is_made_for(folder, pipe):
     assert pipe.world.size(None, None, "64x32", Image.new("RGB", (60, 90))) == (32, 64)
 
 
+def test_inspecting_says_that_it_may_begin_with_an_image(folder, capsys):
+    commands.main(["inspect", str(folder)])
+    assert "from text, or with an image as its first latent frame" in capsys.readouterr().out
+
+
 def test_the_image_is_the_first_latent_frame(pipe, picture, from_image):
     latents, seen = from_image
     assert latents.shape == (2, 3, 2, 4, 48)
