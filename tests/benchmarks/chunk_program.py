@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.chunk_program --patterns c1-1 c3-3 --presets 4step 2step 2step_noisy_ctx 1step
     python -m tests.benchmarks.chunk_program --patterns c1-1 --presets 2step --unroll 1 --largest 12
+    python -m tests.benchmarks.chunk_program --depths 2 4      # minutes instead of an hour: in line with two depths
 
 Of the 1.3B at 480p, a chunk after the first, 21 latent frames in the cache. The floor is what it must take: for each
 pass the weights and the past, read once, at nine tenths of the memory's rate (3.0 TB/s of an H100, 4.3 of an H200), or
@@ -74,36 +75,53 @@ def floors(gpu, pattern, preset, flops, frames, layers):
     return passes * one, {name: 4 * chunk / (passes * one + seconds) for name, seconds in decoded.items()}
 
 
+def in_line(depths, values, layers):
+    """Numbers for so many layers, on the line through those of two depths; those of one are what they are."""
+    if len(depths) == 1:
+        return values[0]
+    (a, b), (one, other) = depths, values
+    return [x + (y - x) * (layers - a) / (b - a) for x, y in zip(one, other, strict=True)]
+
+
 def main(args: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patterns", nargs="+", default=["c1-1", "c3-3"])
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=list(PRESETS))
     parser.add_argument("--frames", type=int, default=21, help="latent frames of the cache")
     parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--depths", type=int, nargs=2, metavar="N", help="compile these, and extend to --layers")
     parser.add_argument("--unroll", type=int, help="layers that are written out (default: all)")
     parser.add_argument("--largest", type=int, default=0, help="moves to print")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write every number here")
     given = parser.parse_args(args)
     no_gpus()
+    depths = given.depths or [given.layers]
+    if given.unroll and given.depths or len(set(depths)) != len(depths):
+        parser.error("--depths are two numbers of layers, all of them written out")
     rows = []
     head = "chunks", "preset", "TFLOP", "copied MB", "own keys MB", "launches", "peak GiB", "compiled in s"
     print(f"| {' | '.join((*head, 'H100: floor ms; frames/s full, tiny', 'H200'))} |\n{'|---' * 10}|")
     for pattern, preset in itertools.product(given.patterns, given.presets):
-        unroll = given.unroll or given.layers
-        told, module = compiled("h100", pattern, preset, given.frames, (60, 104), given.layers, unroll)
+        found = []
+        for layers in depths:
+            told, module = compiled(
+                "h100", pattern, preset, given.frames, (60, 104), layers, given.unroll or layers
+            )  # fmt: skip
+            found.append({
+                "flops": told.flops, "moved": moved_bytes(module), "launches": launches(module), "peak": told.peak,
+                "arguments": told.arguments, "temporaries": told.temporaries, "seconds": told.compile_seconds,
+            })  # fmt: skip
+        row = dict(zip(found[0], in_line(depths, [list(one.values()) for one in found], given.layers), strict=True))
         own = 2 * 2 * given.layers * ChunkPattern.parse(pattern).rest * 1560 * WAN_1_3B.dim
-        floor = {gpu: floors(gpu, pattern, preset, told.flops, given.frames, given.layers) for gpu in ("h100", "h200")}
-        rows.append({
-            "pattern": pattern, "preset": preset, "layers": given.layers, "unroll": unroll, "flops": told.flops,
-            "moved": moved_bytes(module), "own": own, "launches": launches(module), "peak": told.peak,
-            "arguments": told.arguments, "temporaries": told.temporaries, "seconds": told.compile_seconds,
-            "kernels": told.kernels, "floor": floor,
-        })  # fmt: skip
-        row = rows[-1]
+        floor = {
+            gpu: floors(gpu, pattern, preset, row["flops"], given.frames, given.layers) for gpu in ("h100", "h200")
+        }
+        about = {"pattern": pattern, "preset": preset, "layers": given.layers, "depths": depths, "unroll": given.unroll}
+        rows.append(about | row | {"own": own, "floor": floor})
         cells = [f"{1e3 * seconds:.1f}, {rate['full']:.0f}, {rate['tiny']:.0f}" for seconds, rate in floor.values()]
         print(
-            f"| {pattern} | {preset} | {told.flops / 1e12:.1f} | {row['moved'] / 1e6:.0f} | {own / 1e6:.0f} | "
-            f"{row['launches']} | {told.peak / 2**30:.2f} | {told.compile_seconds:.0f} | {' | '.join(cells)} |",
+            f"| {pattern} | {preset} | {row['flops'] / 1e12:.1f} | {row['moved'] / 1e6:.0f} | {own / 1e6:.0f} | "
+            f"{row['launches']:.0f} | {row['peak'] / 2**30:.2f} | {row['seconds']:.0f} | {' | '.join(cells)} |",
             flush=True,
         )  # fmt: skip
         for move in moves(module)[: given.largest]:

@@ -195,7 +195,7 @@ def test_checkpoints_hold_the_factors_alone(files):
     named = [name.split("/")[-1] for name in about["checksums"] if "/" in name]
     assert {name for name in named if name not in ("count", "log_mean")} == {"lora_down", "lora_up"}
     numbers = sum(x.size for x in jax.tree.leaves(init_lora(config.lora, MODEL, jax.random.key(0))))
-    assert 4 * numbers < left.stat().st_size < 4 * numbers + 8_000
+    assert 4 * numbers < left.stat().st_size < 4 * numbers + 10_000  # names, shapes, checksums
 
 
 @pytest.mark.parametrize(("recipe", "megabytes"), [("wan_1_3b_rcm_lora", 875), ("wan_14b_finetune_lora", 2454)])
