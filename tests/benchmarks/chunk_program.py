@@ -96,7 +96,7 @@ def main(args: list[str]) -> None:
     given = parser.parse_args(args)
     no_gpus()
     depths = given.depths or [given.layers]
-    if given.unroll and given.depths or len(set(depths)) != len(depths):
+    if (given.unroll and given.depths) or len(set(depths)) != len(depths):
         parser.error("--depths are two numbers of layers, all of them written out")
     rows = []
     head = "chunks", "preset", "TFLOP", "copied MB", "own keys MB", "launches", "peak GiB", "compiled in s"
