@@ -65,6 +65,7 @@ class RandomWorld(WanWorld):
         files = WanFiles((one(config=config),), one(config=autoencoder), text=None, tokenizer=None, clip=None)
         super().__init__(files, dtype=config.dtype, vae_dtype=autoencoder.dtype)
         self._config, self._size, self._decodes = config, size, decodes
+        self.usual_frames = None  # as many as the network's latents are
         self._vae_params = shard(random_weights(autoencoder, "vae"), self.device) if decodes else {}
 
     def size(self, *_: object) -> Size:

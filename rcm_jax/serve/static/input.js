@@ -11,6 +11,7 @@ export class Input {
     video.srcObject = null;
     video.src = URL.createObjectURL(file);
     const input = new Input(video, on);
+    input.held = true; // until the first frames are wanted: a program may have to be compiled before
     video.onended = () => input.end();
     return input._begin();
   }
@@ -21,13 +22,16 @@ export class Input {
 
   async _begin() {
     this.video.hidden = false;
-    await this.video.play();
+    if (!this.held) await this.video.play();
     this.timer = setInterval(() => this._take(), 1000 / this.on.fps());
     return this;
   }
 
   want(frames) {
     this.wanted = frames;
+    if (!this.held) return;
+    this.held = false;
+    this.video.play().catch(() => this.end());
   }
 
   _take() {
