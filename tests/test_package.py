@@ -107,7 +107,7 @@ def built(tmp_path_factory):
         shutil.copy2(ROOT / name, folder / "source" / name, follow_symlinks=False)
     command = [sys.executable, "-m", "build", "--outdir", str(folder / "dist"), str(folder / "source")]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
-    kinds = "py|npz|safetensors|txtpb|typed|html|css|js"
+    kinds = "py|npz|json|safetensors|txtpb|typed|html|css|js"
     package = {name for name in names if re.match(rf"rcm_jax/.*\.({kinds})$", name)}
     package |= {f"rcm_jax/{name}" for name in names if re.match(r"(kernels|convert|configs)/.*\.(py|json)$", name)}
     return next(folder.glob("dist/*.tar.gz")), next(folder.glob("dist/*.whl")), package

@@ -8,6 +8,7 @@ It listens to this machine alone. With --host 0.0.0.0 readers need the token tha
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         listener.listen(128)  # who reads the address may come at once
         print(address(engine.limits, listener, token), flush=True)
         run(engine, listener, token)
+        if engine.compiling:  # Python would wait for a program that nobody needs any more
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,11 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.beat = time.monotonic()
 
+    @property
+    def compiling(self) -> bool:
+        """Whether a program is being compiled beside the streams."""
+        return self._programs.compiling
+
     # --- from other threads -------------------------------------------------------------------------------------------
 
     def start(self) -> None:
