@@ -3,10 +3,11 @@ stopped)."""
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from rcm_jax.compilation import keep_programs
@@ -48,6 +49,34 @@ def command_parser(module: str, description: str | None) -> argparse.ArgumentPar
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"rcm_jax {version()}")
     return parser
+
+
+@dataclasses.dataclass(frozen=True)
+class Subcommands:
+    """Of `python -m rcm_jax.MODULE`: each has its flags, what it does with what they say, and a line of help. What
+    it gives is printed."""
+
+    module: str
+    description: str | None
+    commands: Mapping[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[[dict[str, Any]], str], str]]
+
+    def parser(self, command: str | None = None) -> argparse.ArgumentParser:
+        """Of one command, or of those that there are."""
+        if command in self.commands:
+            p = command_parser(f"{self.module} {command}", self.description)
+            self.commands[command][0](p)
+            return p
+        p = command_parser(self.module, self.description)
+        told = "; ".join(f"{name}: {words}" for name, (_, _, words) in self.commands.items())
+        p.add_argument("command", choices=self.commands, help=told)
+        return p
+
+    def run(self, argv: Sequence[str] | None = None) -> None:
+        argv = sys.argv[1:] if argv is None else list(argv)
+        command = argv[0] if argv and argv[0] in self.commands else None
+        args = self.parser(command).parse_args(argv[command is not None :])
+        with one_line_errors():
+            print(self.commands[command][1](vars(args)))
 
 
 @contextlib.contextmanager

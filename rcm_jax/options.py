@@ -18,7 +18,7 @@ from numbers import Real
 from typing import Any
 
 from rcm_jax.errors import ArgumentError
-from rcm_jax.ranges import FINITE, Range
+from rcm_jax.ranges import FINITE, Range, at_least
 
 
 def option(
@@ -93,3 +93,20 @@ def times(value: str | Sequence[str | float], name: str) -> tuple[float, ...]:
         return tuple(float(Fraction(word)) for word in text.replace(",", " ").split())
     except (ValueError, ZeroDivisionError) as error:
         raise ArgumentError(f"{{{name}}} must be numbers or fractions, like 15/16,5/6", **{name: repr(text)}) from error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShareOptions:
+    """Which part of the work is this process's."""
+
+    process: int = option(
+        0, "number of this process, from 0: it makes parts I, I + N, I + 2N, …", metavar="I", range=at_least(0)
+    )
+    num_processes: int = option(
+        1, "how many processes share the work, on any machines that see OUT", metavar="N", range=at_least(1)
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.process >= self.num_processes:
+            raise ArgumentError(f"{{process}} must be 0 to {self.num_processes - 1}", process=self.process)

@@ -13,7 +13,7 @@ from rcm_jax.convert.sizes import dit_config
 from rcm_jax.media.images import open_image
 from tests.convert.tiny import save
 from tests.test_entry_points import fails
-from tests.wan.tiny import DIT, NAMES, TI2V, VAE, VAE22, arrays, write_wan
+from tests.wan.tiny import DIT, NAMES, TI2V, VAE, VAE22, arrays, write_picture, write_wan
 
 SIZE = {"size": "64x32", "num_frames": 9}
 SMALL = ["--size", "64x32", "--num_frames", "9", "--num_steps", "2", "--prompt", "a red fox"]
@@ -26,9 +26,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):
-    path = tmp_path_factory.mktemp("image") / "p.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8)).save(path)
-    return path
+    return write_picture(tmp_path_factory.mktemp("image"))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from rcm_jax.worlds.wan.world import WanWorld
 from tests.convert.tiny import save
 from tests.media.test_video import moving
 from tests.test_entry_points import fails, student  # noqa: F401
-from tests.wan.tiny import DIT, I2V, NAMES, arrays, write_tiny_vae, write_wan
+from tests.wan.tiny import DIT, I2V, NAMES, arrays, write_picture, write_tiny_vae, write_wan
 
 SMALL = ["--size", "32x48", "--num_frames", "5"]
 STUDENT = ["--kind", "student", "--num_steps", "2"]
@@ -33,9 +33,7 @@ def i2v(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):
-    path = tmp_path_factory.mktemp("image") / "p.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8)).save(path)
-    return path
+    return write_picture(tmp_path_factory.mktemp("image"))
 
 
 @pytest.fixture

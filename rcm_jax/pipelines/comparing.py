@@ -59,7 +59,7 @@ def sample(pipe: Pipeline, prompts: Sequence[str], samples: int, options: dict[s
 
 def psnr(one: np.ndarray, other: np.ndarray, peak: float) -> Float[np.ndarray, " V"]:
     """Peak signal-to-noise ratio of each video, dB; 120 where they are the same."""
-    square = np.mean((one.astype(np.float64) - other) ** 2, axis=tuple(range(1, one.ndim)))
+    square = np.array([np.mean((a.astype(np.float64) - b) ** 2) for a, b in zip(one, other, strict=True)])
     return 10 * np.log10(peak**2 / np.maximum(square, 1e-12 * peak**2))
 
 
@@ -67,17 +67,17 @@ def diversity(frames: Frames, samples: int) -> float | None:
     """Mean over prompts and pairs of their videos; None where a prompt has one."""
     if samples < 2:
         return None
-    videos = frames.reshape(-1, samples, *frames.shape[1:]).astype(np.float32)
-    pairs = itertools.combinations(range(samples), 2)
-    return float(np.mean([np.sqrt(((videos[:, i] - videos[:, j]) ** 2).mean((1, 2, 3, 4))) for i, j in pairs]))
+    pairs = itertools.chain.from_iterable(
+        itertools.combinations(frames[i : i + samples], 2) for i in range(0, len(frames), samples)
+    )
+    return float(np.mean([np.sqrt(np.mean((one.astype(np.float32) - other) ** 2)) for one, other in pairs]))
 
 
 def change(frames: Frames, order: int = 1) -> Float[np.ndarray, " V"]:
     """Mean absolute difference along time, of that order; 0 where there are too few frames."""
     if frames.shape[1] <= order:
         return np.zeros(len(frames))
-    moved = np.diff(frames.astype(np.float32), n=order, axis=1)
-    return np.abs(moved).mean(axis=tuple(range(1, moved.ndim)))
+    return np.array([np.abs(np.diff(video.astype(np.float32), n=order, axis=0)).mean() for video in frames])
 
 
 @dataclasses.dataclass(frozen=True)

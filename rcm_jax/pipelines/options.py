@@ -22,6 +22,11 @@ from rcm_jax.worlds.wan.files import SIZES
 SOLVERS = ("euler", "unipc", "dpm++", "wan_unipc", "wan_dpm++")
 PRECISIONS = ("bfloat16", "float32")
 DECODERS = ("full", "tiny")
+# of `SamplingOptions`, what commands that make many videos do not take
+OF_ONE_VIDEO = (
+    "num_samples", "indices", "image_path", "prompts_file", "video_path",
+    *(field.name for field in dataclasses.fields(StreamBatchOptions)),
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -139,12 +139,11 @@ class Pipeline:
         self, prompt: Prompts = None, *, progress: str = "sample", **options: Any
     ) -> tuple[Float[np.ndarray, "V T H W C"], UInt8[np.ndarray, "V F H W 3"]]:
         """The latents of a call, and the frames that are made of them. Arguments and errors as of a call."""
-        latents = self.latents(prompt, progress=progress, **options)
-        if not self.world.small:
-            self.opened.experts.release()
-        names = _names(read_request(self.opened, prompt, SamplingOptions(**options)))
-        painted = self._frames([latents], names, self.world.paint, progress and f"{progress}: decoding")
-        return latents, np.stack([np.concatenate(list(parts)) for parts in painted])
+        asked, watch = SamplingOptions(**options), Watch(progress)
+        request = read_request(self.opened, prompt, asked)
+        latents = list(self._sampled(request, asked, watch))
+        made = self._made(latents, request, watch, self.world.paint)
+        return np.concatenate(latents), np.stack([np.concatenate(list(parts)) for parts in made])
 
     def stream(self, prompt: Prompts = None, *, video: Source | None = None, **options: Any) -> Stream:
         """Frames of a causal network chunk by chunk, as soon as each is decoded.
@@ -200,7 +199,10 @@ class Pipeline:
     def _decoded(self, request: Request, asked: SamplingOptions, watch: Watch, make: Make) -> Iterator[Iterator[Part]]:
         """For every video what `make` makes of it, in parts. Latents are sampled here, frames made when asked for: so a
         large network has gone before the autoencoder comes."""
-        latents = list(self._sampled(request, asked, watch))
+        return self._made(list(self._sampled(request, asked, watch)), request, watch, make)
+
+    def _made(self, latents: list[Latents], request: Request, watch: Watch, make: Make) -> Iterator[Iterator[Part]]:
+        """Of latents that are there; the network goes first."""
         if not self.world.small:
             self.opened.experts.release()
         names = _names(request)

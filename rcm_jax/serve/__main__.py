@@ -21,19 +21,16 @@ if TYPE_CHECKING:
     from rcm_jax.serve.engine import Engine
     from rcm_jax.serve.options import ServeOptions
 
-OF_ONE_VIDEO = ("prompts_file", "image_path", "video_path", "num_samples", "indices", "num_frames", "stream_batch",
-                "one_by_one", "num_kv_cache", "num_sink_tokens", "adapt_sink_threshold")  # fmt: skip
-
 
 def parser() -> argparse.ArgumentParser:
     from rcm_jax.options import add_options
     from rcm_jax.pipelines.kinds import BIDIRECTIONAL
-    from rcm_jax.pipelines.options import FileOptions, SamplingOptions
+    from rcm_jax.pipelines.options import OF_ONE_VIDEO, FileOptions, SamplingOptions
     from rcm_jax.serve.options import ServeOptions
 
     p = command_parser("serve", __doc__)
     add_options(p, ServeOptions)
-    sampling = [f for f in SamplingOptions.__dataclass_fields__ if f not in OF_ONE_VIDEO]
+    sampling = [f for f in SamplingOptions.__dataclass_fields__ if f not in (*OF_ONE_VIDEO, "num_frames")]
     add_options(p.add_argument_group("how to sample"), SamplingOptions, names=sampling, without=[BIDIRECTIONAL])
     add_options(p.add_argument_group("files and devices"), FileOptions, without=[BIDIRECTIONAL])
     return p

@@ -20,7 +20,8 @@ class Programs:
         self._sizes: dict[Hashable, tuple[int, ...]] = {}  # of passes, largest first
         self._asked: set[tuple[Hashable, int]] = set()
         self._failed: dict[Hashable, Exception] = {}
-        self._compiler, self._busy = ThreadPoolExecutor(1, "compiles"), False
+        self._compiler = ThreadPoolExecutor(1, "compiles")
+        self.compiling = False  # whether a program is on its way, which cannot be stopped
 
     def key(self, options: dict[str, Any], video: bool) -> Hashable:
         """Equal for streams that may be made together."""
@@ -60,11 +61,6 @@ class Programs:
         key = self.key(options, video)
         self._sizes[key] = tuple(sorted({count, *self._sizes.get(key, (1,))}, reverse=True))
 
-    @property
-    def compiling(self) -> bool:
-        """Whether a program is on its way, which cannot be stopped."""
-        return self._busy
-
     def close(self) -> None:
         self._compiler.shutdown(wait=False, cancel_futures=True)
 
@@ -83,7 +79,7 @@ class Programs:
             self._compiler.submit(self._compile, key, options, video, count)
 
     def _compile(self, key: Hashable, options: dict[str, Any], video: bool, count: int) -> None:
-        self._busy = True
+        self.compiling = True
         try:
             self.compile(options, video=video, count=count)
         except Exception as error:
@@ -91,5 +87,5 @@ class Programs:
                 self._asked.discard((key, count))
                 self._failed[key] = error
         finally:
-            self._busy = False
+            self.compiling = False
         self._changed()

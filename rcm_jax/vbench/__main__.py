@@ -11,22 +11,21 @@ networks are streamed to their files. score adds the dimensions up as VBench doe
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rcm_jax.cli import command_parser, number, one_line_errors
+from rcm_jax.cli import Subcommands, number
 from rcm_jax.ranges import at_least
 
 
 def _sample_flags(p: argparse.ArgumentParser) -> None:
     from rcm_jax.options import add_options
     from rcm_jax.pipelines.options import FileOptions, SamplingOptions
-    from rcm_jax.vbench.sampling import OF_ONE_VIDEO, BenchOptions
+    from rcm_jax.vbench.sampling import NOT_HERE, BenchOptions
 
     add_options(p, BenchOptions)
-    sampling = [name for name in SamplingOptions.__dataclass_fields__ if name not in OF_ONE_VIDEO]
+    sampling = [name for name in SamplingOptions.__dataclass_fields__ if name not in NOT_HERE]
     add_options(p.add_argument_group("how to sample"), SamplingOptions, names=sampling)
     add_options(p.add_argument_group("files and devices"), FileOptions)
 
@@ -40,9 +39,9 @@ def _sample(given: dict[str, Any]) -> str:
 
     bench, options = BenchOptions(**taken(given, BenchOptions)), taken(given, SamplingOptions)
     SamplingOptions(**options)
-    read_jobs(bench)  # its errors, before a network is opened
+    entries, jobs = read_jobs(bench)  # its errors, before a network is opened
     check_encoder()
-    return sample_all(load(**taken(given, FileOptions)), bench, options)
+    return sample_all(load(**taken(given, FileOptions)), bench, entries, jobs, options)
 
 
 def _score_flags(p: argparse.ArgumentParser) -> None:
@@ -99,24 +98,9 @@ COMMANDS = {
 }
 
 
-def parser(command: str | None = None) -> argparse.ArgumentParser:
-    """Of one command, or of those that there are."""
-    if command in COMMANDS:
-        p = command_parser(f"vbench {command}", __doc__)
-        COMMANDS[command][0](p)
-        return p
-    p = command_parser("vbench", __doc__)
-    p.add_argument("command", choices=COMMANDS, help="; ".join(f"{name}: {told[2]}" for name, told in COMMANDS.items()))
-    return p
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; installed as rcm-vbench."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    command = argv[0] if argv and argv[0] in COMMANDS else None
-    args = parser(command).parse_args(argv[command is not None :])
-    with one_line_errors():
-        print(COMMANDS[command][1](vars(args)))
+    Subcommands("vbench", __doc__, COMMANDS).run(argv)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ from typing import Any
 from rcm_jax.errors import ArgumentError
 from rcm_jax.media.pictures import enlarge
 from rcm_jax.media.video import WrittenBehind
-from rcm_jax.options import check_options, option
+from rcm_jax.options import ShareOptions, option
 from rcm_jax.outputs import check_folder, unfinished
 from rcm_jax.pipelines.about import tags
+from rcm_jax.pipelines.options import OF_ONE_VIDEO
 from rcm_jax.pipelines.pipeline import Pipeline
 from rcm_jax.progress import Progress
 from rcm_jax.ranges import at_least
@@ -24,13 +25,11 @@ from rcm_jax.vbench.prompts import Entry, check_names, measured_list, read_promp
 
 SETTINGS, LIST = "sampling.json", "vbench_info.json"
 TEXTS = ("augmented", "original")
-OF_ONE_VIDEO = ("num_samples", "indices", "image_path", "prompts_file", "video_path", "noise_scale", "noise_rule",
-                "stream_batch", "one_by_one", "num_kv_cache", "num_sink_tokens", "adapt_sink_threshold",
-                "prompt_blend", "prompt_recache")  # fmt: skip
+NOT_HERE = (*OF_ONE_VIDEO, "noise_scale", "noise_rule", "prompt_blend", "prompt_recache")  # a prompt is one text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BenchOptions:
+class BenchOptions(ShareOptions):
     """Which videos, where, and who makes which of them."""
 
     prompts: Path = option(
@@ -48,17 +47,6 @@ class BenchOptions:
         48, "videos that are sampled before they are decoded; a large network is read once for them (48)",
         range=at_least(1),
     )  # fmt: skip
-    process: int = option(
-        0, "number of this process, from 0: it takes prompts I, I + N, …", metavar="I", range=at_least(0)
-    )
-    num_processes: int = option(
-        1, "how many processes make the videos, on any machines that see OUT", metavar="N", range=at_least(1)
-    )
-
-    def __post_init__(self) -> None:
-        check_options(self)
-        if self.process >= self.num_processes:
-            raise ArgumentError(f"{{process}} must be 0 to {self.num_processes - 1}", process=self.process)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,12 +84,14 @@ def read_jobs(bench: BenchOptions) -> tuple[list[Entry], list[Job]]:
     ]  # fmt: skip
 
 
-def sample_all(pipe: Pipeline, bench: BenchOptions, options: dict[str, Any]) -> str:
-    """Makes what is missing. options: of `Pipeline`'s calls; their seed is the first sample's. What there is to say.
+def sample_all(
+    pipe: Pipeline, bench: BenchOptions, entries: Sequence[Entry], jobs: Sequence[Job], options: dict[str, Any]
+) -> str:
+    """Makes what is missing of `read_jobs`. options: of `Pipeline`'s calls; their seed is the first
+    sample's. What there is to say.
 
-    Raises as a call of the pipeline, and ValueError for a list or a folder that does not do; no video is made then.
+    Raises as a call of the pipeline, and ValueError for a folder that does not do; no video is made then.
     """
-    entries, jobs = read_jobs(bench)
     folder = check_folder(bench.out, "out")
     todo = [job for job in jobs if not job.path.exists()]
     for job in todo[:1]:  # its errors, before anything is there

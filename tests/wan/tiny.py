@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from PIL import Image
 
 from rcm_jax.convert import clip, dit, tiny_vae, umt5, vae
 from rcm_jax.wan.config import WAN22_VAE, CLIPConfig, DiTConfig, TinyVAEConfig, UMT5Config, VAEConfig
@@ -104,3 +105,10 @@ def pieces(params, function, x, lengths):
         out, states, start = [*out, part], [*states, state], start + n
     assert start == x.shape[1]
     return np.concatenate(out, axis=1), states
+
+
+def write_picture(folder: Path) -> Path:
+    """Noise, wider than high."""
+    path = folder / "p.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8)).save(path)
+    return path

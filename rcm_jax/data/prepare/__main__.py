@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rcm_jax.cli import command_parser, number, one_line_errors
+from rcm_jax.cli import Subcommands, number
 from rcm_jax.data.prepare.options import ClipOptions, EncoderOptions, SetOptions
 from rcm_jax.options import add_options, taken
 from rcm_jax.ranges import at_least, between
@@ -164,24 +164,9 @@ COMMANDS: dict[str, tuple[Callable, Callable, str]] = {
 }
 
 
-def parser(command: str | None = None) -> argparse.ArgumentParser:
-    """Of one command, or of those that there are."""
-    if command in COMMANDS:
-        p = command_parser(f"data.prepare {command}", __doc__)
-        COMMANDS[command][0](p)
-        return p
-    p = command_parser("data.prepare", __doc__)
-    p.add_argument("command", choices=COMMANDS, help="; ".join(f"{name}: {told[2]}" for name, told in COMMANDS.items()))
-    return p
-
-
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The command; installed as rcm-prepare."""
-    argv = sys.argv[1:] if argv is None else argv
-    command = argv[0] if argv and argv[0] in COMMANDS else None
-    args = parser(command).parse_args(argv[command is not None :])
-    with one_line_errors():
-        print(COMMANDS[command][1](vars(args)))
+    Subcommands("data.prepare", __doc__, COMMANDS).run(argv)
 
 
 if __name__ == "__main__":

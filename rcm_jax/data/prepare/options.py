@@ -6,7 +6,7 @@ from pathlib import Path
 from rcm_jax.errors import ArgumentError
 from rcm_jax.media.clips import CUT
 from rcm_jax.media.sizes import parse_size, table_size
-from rcm_jax.options import check_options, option
+from rcm_jax.options import ShareOptions, check_options, option
 from rcm_jax.ranges import POSITIVE, Range, at_least
 
 FPS = 16  # of the published networks
@@ -14,22 +14,11 @@ NUM_FRAMES = 81  # of the published set
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SetOptions:
+class SetOptions(ShareOptions):
     """Where a set goes, and who makes which part of it."""
 
     out: Path = option(Path(), "folder of the set; the same command goes on where it was stopped", required=True)
     samples_per_shard: int = option(32, "samples of a file (default 32)", range=at_least(1))
-    process: int = option(
-        0, "number of this process, from 0: it makes files I, I + N, I + 2N, …", metavar="I", range=at_least(0)
-    )
-    num_processes: int = option(
-        1, "how many processes make the set, on any machines that see OUT", metavar="N", range=at_least(1)
-    )
-
-    def __post_init__(self) -> None:
-        check_options(self)
-        if self.process >= self.num_processes:
-            raise ArgumentError(f"{{process}} must be 0 to {self.num_processes - 1}", process=self.process)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
