@@ -78,12 +78,11 @@ class Block(nn.Module):
             return (x.astype(gate.dtype) + modulate(y.astype(gate.dtype), gate)).astype(x.dtype)
 
         h = modulate(layer_norm(x, c.eps), 1 + scale_a, shift_a).astype(x.dtype)
-        own = self.self_attn.own_keys(h)
         if context.past is None:
-            kept = own.turned(context.rope)
+            kept = self.self_attn.own_keys(h).turned(context.rope)
             o = self.self_attn(h, kept, context.rope, context.mask, past=beside, **static)
         else:
-            o, kept = self.self_attn.on(h, own, context.rope, context.past, context.layer)
+            o, kept = self.self_attn.on(h, context.rope, context.past, context.layer)
         x = gated(x, o, gate_a)
         x = x + self.cross_attn(self.norm3(x), context.text_keys, image=context.image, **static)
         h = modulate(layer_norm(x, c.eps), 1 + scale_f, shift_f).astype(x.dtype)

@@ -145,19 +145,26 @@ class Attention(nn.Module):
         return rearrange(tokens, "b s (n d) -> b s n d", n=self.config.num_heads)
 
     def keys(self, context: Tokens) -> KeyValues:
-        return KeyValues(self.heads(self.norm_k(self.k(context))), self.heads(self.v(context)))
+        return self._as_keys(self.k(context), self.v(context))
 
     def own_keys(self, x: Tokens) -> KeyValues:
         """Of the sequence itself, before RoPE."""
-        k, v = spread_tokens(self.k(x)), spread_tokens(self.v(x))  # or a cache cut by heads would have all gathered
+        return self._as_own(self.k(x), self.v(x))
+
+    def _as_own(self, k: Tokens, v: Tokens) -> KeyValues:
+        return self._as_keys(spread_tokens(k), spread_tokens(v))  # or a cache cut by heads would have all gathered
+
+    def _as_keys(self, k: Tokens, v: Tokens) -> KeyValues:
         return KeyValues(self.heads(self.norm_k(k)), self.heads(v))
 
-    def on(
-        self, x: Tokens, own: KeyValues, rope: tuple[Array, Array], past: ChunkPast, layer: Int[Array, ""]
-    ) -> tuple[Tokens, PyTree]:
-        """Attention of a chunk to its past and its own keys, which are before RoPE; and what the past keeps of them."""
+    def on(self, x: Tokens, rope: tuple[Array, Array], past: ChunkPast, layer: Int[Array, ""]) -> tuple[Tokens, PyTree]:
+        """Attention of a chunk to its past and to itself; and what the past keeps of its keys."""
         attend = functools.partial(self.attend, implementation=self.config.attention, name=self.name)
-        o, kept = past.attend(attend, self.heads(self.norm_q(self.q(x))), own, rope, layer)
+        # One by one: of three small products of one x XLA makes one, for which it first copies their weights out of the
+        # layers' stacks, and keeps the copies from a chunk's first pass to its last.
+        x, q = jax.lax.optimization_barrier((x, self.q(x)))
+        x, k = jax.lax.optimization_barrier((x, self.k(x)))
+        o, kept = past.attend(attend, self.heads(self.norm_q(q)), self._as_own(k, self.v(x)), rope, layer)
         return self.o(rearrange(o, "b s n d -> b s (n d)")), kept
 
     def __call__(
