@@ -113,11 +113,14 @@ def search(
     return plans
 
 
+SEARCHED = tuple(remat for remat in REMAT if remat != "dots")  # on GPUs it keeps nearly what "none" does
+
+
 def candidates(config: RunConfig, count: int) -> Iterator[RunConfig]:
     """The configs that `search` tries, the cheapest first: saving more comes before computing it again, few GPUs a
     video before many, weights shared within a host before all GPUs share them."""
     heads, batch = config.model.num_heads, config.data.batch_size
-    for remat in REMAT:
+    for remat in SEARCHED:
         for sequence in (n for n in (1, 2, 4, 8) if count % n == 0 and heads % n == 0 and batch % (count // n) == 0):
             rest = count // sequence
             for fsdp in dict.fromkeys((math.gcd(GPUS_A_HOST, rest), rest)):
@@ -142,8 +145,8 @@ def _tried(config: RunConfig, gpu: Gpu, count: int, step: str | None) -> Plan:
 
 def at_least_bytes(config: RunConfig, count: int) -> int:
     """Fewer bytes than a step takes on a GPU: the state, the networks that stand still, and of one backward pass what
-    `remat` keeps of every layer: its input; with "attention" what attention gave; with "none" at least six arrays more
-    and the feed-forward's."""
+    `remat` keeps of every layer: its input; with "attention" what attention gave; with "dots" or "none" at least six
+    arrays more and the feed-forward's."""
     mesh, model = config.mesh, config.model
     shape = mesh_shape(mesh.data, mesh.fsdp, mesh.sequence, count)
     state = abstract_state(config)
@@ -151,7 +154,7 @@ def at_least_bytes(config: RunConfig, count: int) -> int:
     held = sum(bytes_per_device(abstract, x) for x in (state, abstract_networks(config)))
     samples = config.data.batch_size // config.microbatches // (count // mesh.sequence)
     tokens = samples * math.prod(model.grid(config.data.latent_shape)) // mesh.sequence
-    widths = {"block": 1, "attention": 2, "none": 6 + model.ffn_dim / model.dim}[model.remat]
+    widths = {"block": 1, "attention": 2}.get(model.remat, 6 + model.ffn_dim / model.dim)
     itemsize = 2 if model.dtype == "bfloat16" else 4
     return held + round(widths * model.num_layers * tokens * model.dim * itemsize)
 

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-REMAT = ("none", "attention", "block")
+REMAT = ("none", "dots", "attention", "block")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +18,9 @@ class DiTConfig:
 
     `dtype` is what layers compute in; parameters, modulation, norms' statistics and softmax stay float32.
     `round_time_to` rounds the model time before its embedding: "bfloat16" for the released rCM checkpoints, which were
-    trained that way, else None. `remat` is what the backward pass computes again, to save memory: "none"; "attention"
-    all of a block but what self-attention gave; "block" that too. (True and False, of older files, are the first two.)
+    trained that way, else None. `remat` is what the backward pass computes again, to save memory: "none"; "dots" all of
+    a block but what self-attention and the products with weights gave; "attention" all but what self-attention gave;
+    "block" that too. (False and True, of older files, are "none" and "attention".)
     `unroll` blocks are compiled in a row: faster steps for a small network on a CPU, longer compilation.
     """
 

@@ -71,6 +71,18 @@ class Head(nn.Module):
         return dense(c, self.features, "out", **how)(h)
 
 
+def _kept(remat: str) -> Callable[..., bool]:
+    """What of a block is kept for its backward pass."""
+    policies = jax.checkpoint_policies
+    if remat == "block":
+        return policies.nothing_saveable
+    # not cross-attention's: with few keys it costs little to run again, and as much to keep
+    attention = policies.save_only_these_names("self_attn_o", "self_attn_lse")
+    if remat == "attention":
+        return attention
+    return policies.save_from_both_policies(attention, policies.dots_with_no_batch_dims_saveable)
+
+
 class DiT(nn.Module):
     """The network. See the module's docstring for shapes; the velocity comes back in float32 (or x's float64).
 
@@ -97,10 +109,7 @@ class DiT(nn.Module):
             self.image_norm_out = AffineNorm(IMAGE_EPS)
         block = Block
         if c.remat != "none":
-            # not cross-attention's: with few keys it costs little to run again, and as much to keep
-            kept = ("self_attn_o", "self_attn_lse") if c.remat == "attention" else ()
-            policy = jax.checkpoint_policies.save_only_these_names(*kept)
-            block = nn.remat(Block, policy=policy, prevent_cse=False)  # inside a scan CSE cannot undo it
+            block = nn.remat(Block, policy=_kept(c.remat), prevent_cse=False)  # inside a scan CSE cannot undo it
         self.blocks = nn.scan(
             block,
             variable_axes={"params": 0},

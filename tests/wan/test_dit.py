@@ -41,7 +41,9 @@ def forward(config, params, *inputs):
     return jax.jit(DiT(config).apply)({"params": params}, *inputs)
 
 
-@pytest.mark.parametrize("change", [{"remat": "none"}, {"remat": "block"}, {"unroll": 3}, {"attention": "reference"}])
+@pytest.mark.parametrize(
+    "change", [{"remat": "none"}, {"remat": "dots"}, {"remat": "block"}, {"unroll": 3}, {"attention": "reference"}]
+)
 def test_settings_that_must_not_change_numbers(change):
     params, *inputs = case()
 
@@ -293,17 +295,22 @@ def test_wrong_sizes_are_named(change, message):
 def test_remat_of_older_files_and_of_none():
     assert dataclasses.replace(SMALL, remat=True) == dataclasses.replace(SMALL, remat="attention")
     assert dataclasses.replace(SMALL, remat=False) == dataclasses.replace(SMALL, remat="none")
-    with pytest.raises(ValueError, match="remat='all' is unknown; use one of none, attention, block"):
+    with pytest.raises(ValueError, match="remat='all' is unknown; use one of none, dots, attention, block"):
         dataclasses.replace(SMALL, remat="all")
 
 
 def test_what_the_backward_pass_computes_again():
-    """Forward kernels of a block's two attentions in its backward pass: of neither, of the cheap one, of both."""
+    """Forward kernels of a block's two attentions in its backward pass: of neither, of the cheap one, of both; and
+    products: with "dots" none more than with "none"."""
     params, *inputs = case()
 
-    def forwards(remat):
-        config = dataclasses.replace(SMALL, remat=remat)
-        loss = lambda params: jnp.square(DiT(config).apply({"params": params}, *inputs)).sum()  # noqa: E731
-        return str(jax.make_jaxpr(jax.grad(loss))(params)).count("attention_forward[")
+    def more(remat, what):
+        def count(remat):
+            config = dataclasses.replace(SMALL, remat=remat)
+            loss = lambda params: jnp.square(DiT(config).apply({"params": params}, *inputs)).sum()  # noqa: E731
+            return str(jax.make_jaxpr(jax.grad(loss))(params)).count(what)
 
-    assert [forwards(remat) - forwards("none") for remat in ("attention", "block")] == [1, 2]
+        return count(remat) - count("none")
+
+    assert [more(remat, "attention_forward[") for remat in ("dots", "attention", "block")] == [1, 1, 2]
+    assert more("dots", "dot_general[") == 0 < more("attention", "dot_general[")
