@@ -14,6 +14,7 @@ from rcm_jax.compilation import keep_programs
 from rcm_jax.errors import ArgumentError, Interrupted
 from rcm_jax.ranges import Range
 from rcm_jax.version import version
+from rcm_jax.xla_flags import suit_cpus
 
 USAGE_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError)
 
@@ -82,9 +83,10 @@ class Subcommands:
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Around a command's work: the library's errors become `error: …` and exit code 1 (RCM_JAX_DEBUG=1 in the
-    environment keeps the trace), its warnings `warning: …`; and compiled programs are kept."""
+    environment keeps the trace), its warnings `warning: …`. Compiled programs are kept, XLA has what suits CPUs."""
     try:
         keep_programs()
+        suit_cpus()
         with warnings.catch_warnings():
             warnings.showwarning = _one_line_warning
             yield

@@ -1,14 +1,18 @@
-"""XLA's flags for training on many GPUs, given by name or in full; set before JAX starts its devices.
+"""XLA's flags, set before JAX starts its devices: for training on many GPUs by name or in full, and the one that
+commands set by themselves on CPUs.
 
 An unknown flag makes XLA end the process, so a child tries them first, and what it says becomes one line.
 """
 
 import argparse
+import contextlib
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 
+from rcm_jax.compilation import cache_folder
 from rcm_jax.errors import ArgumentError
 
 SETS = {
@@ -16,6 +20,8 @@ SETS = {
     # a layer's weights and gradients travel one by one, not in bundles that wait for their last part (docs/training.md)
     "overlap": "--xla_gpu_all_gather_combine_threshold_bytes=1 --xla_gpu_reduce_scatter_combine_threshold_bytes=1",
 }
+# products by themselves: fused with a gradient's sums over columns they take half as long again (docs/results.md)
+ON_CPUS = "--xla_cpu_experimental_ynn_fusion_type=individual_dot"
 TRY = "from jaxlib import xla_client; xla_client.make_cpu_client()"
 
 
@@ -42,14 +48,50 @@ def resolve(given: str) -> str:
 def apply(given: str) -> None:
     """Sets the flags for this process, before those of XLA_FLAGS, which win. Call it before JAX starts its devices."""
     if flags := resolve(given):
-        os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}".strip()
+        _set(flags)
 
 
-def _try(flags: str, given: str) -> None:
-    child = subprocess.run(
+def suit_cpus() -> None:
+    """Sets ON_CPUS for this process, if it will compute on CPUs: as JAX_PLATFORMS says, or because no other device's
+    plugin is installed. Not where the user has set that flag, nor where the installed XLA does not know it."""
+    name, there = ON_CPUS.split("=")[0], os.environ.get("XLA_FLAGS", "")
+    platforms = os.environ.get("JAX_PLATFORMS") or ("" if importlib.util.find_spec("jax_plugins") else "cpu")
+    if platforms == "cpu" and name not in there and _known(ON_CPUS):
+        _set(ON_CPUS)
+
+
+def _set(flags: str) -> None:
+    os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}".strip()
+
+
+def _known(flags: str) -> bool:
+    """Whether the installed XLA takes them. The answer is kept beside the compiled programs, a file for each jaxlib."""
+    import jaxlib
+
+    folder = cache_folder()
+    kept = folder and folder / f"flags_of_jaxlib_{jaxlib.__version__}"
+    if kept and kept.is_file():
+        answer, _, asked = kept.read_text().partition(" ")
+        if asked == flags:
+            return answer == "takes"
+    known = _child(flags).returncode == 0
+    if kept:
+        with contextlib.suppress(OSError):  # a cache that cannot be written is no error: the child is asked again
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(f"{'takes' if known else 'refuses'} {flags}")
+    return known
+
+
+def _child(flags: str) -> subprocess.CompletedProcess:
+    """A process that starts XLA with them."""
+    return subprocess.run(
         [sys.executable, "-c", TRY], env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True, text=True,
     )  # fmt: skip
+
+
+def _try(flags: str, given: str) -> None:
+    child = _child(flags)
     if child.returncode == 0:
         return
     unknown = re.findall(r"Unknown flags? in XLA_FLAGS: (.*)", child.stderr)

@@ -1,6 +1,7 @@
 """Flags that XLA takes, and what is said of those that it does not: it would end the process."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +22,67 @@ def test_sets_and_flags_in_full_reach_the_environment_before_what_is_there(monke
     monkeypatch.delenv("XLA_FLAGS")
     xla_flags.apply("overlap")
     assert os.environ["XLA_FLAGS"] == xla_flags.SETS["overlap"]
+
+
+@pytest.fixture
+def children(monkeypatch, tmp_path):
+    """A cache of its own, and what children are asked; they take no flag with "no_such" in it."""
+    asked = []
+
+    def child(flags):
+        asked.append(flags)
+        return SimpleNamespace(returncode=int("no_such" in flags))
+
+    monkeypatch.setattr(xla_flags, "_child", child)
+    monkeypatch.setenv("RCM_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_of_mine=1")
+    return asked
+
+
+def test_cpus_have_their_flag_and_xla_is_asked_once(children, monkeypatch):
+    for _ in range(2):
+        monkeypatch.setenv("XLA_FLAGS", "--xla_of_mine=1")
+        xla_flags.suit_cpus()
+        assert os.environ["XLA_FLAGS"] == f"{xla_flags.ON_CPUS} --xla_of_mine=1"
+    assert children == [xla_flags.ON_CPUS]
+    monkeypatch.setattr(xla_flags, "ON_CPUS", "--xla_cpu_no_such=1")  # another flag is another question
+    for _ in range(2):
+        monkeypatch.setenv("XLA_FLAGS", "")
+        xla_flags.suit_cpus()
+        assert os.environ["XLA_FLAGS"] == ""
+    assert children[1:] == ["--xla_cpu_no_such=1"]
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(children, monkeypatch, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    xla_flags.suit_cpus()
+    assert os.environ["XLA_FLAGS"].startswith(xla_flags.ON_CPUS)
+
+
+@pytest.mark.parametrize(
+    ("platforms", "flags"),
+    [("cpu", xla_flags.ON_CPUS.replace("individual_dot", "invalid")), ("cuda,cpu", ""), ("cuda", "")],
+)
+def test_what_the_user_has_set_and_other_devices_stay(children, monkeypatch, platforms, flags):
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    xla_flags.suit_cpus()
+    assert os.environ["XLA_FLAGS"] == flags
+    assert children == []
+
+
+@pytest.mark.parametrize("plugin", [None, "of a GPU"])
+def test_where_nothing_is_said_a_plugin_of_another_device_tells(children, monkeypatch, plugin):
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(xla_flags.importlib.util, "find_spec", lambda name: plugin)
+    xla_flags.suit_cpus()
+    assert (xla_flags.ON_CPUS in os.environ["XLA_FLAGS"]) == (plugin is None)
+
+
+def test_the_installed_xla_takes_what_suits_cpus():
+    """Where it does not, this says so: another flag is to be found, or none is needed."""
+    assert xla_flags._child(xla_flags.ON_CPUS).returncode == 0
 
 
 @pytest.mark.parametrize(
