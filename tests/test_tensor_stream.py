@@ -161,7 +161,7 @@ with jax.set_mesh(mesh):
 """
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_processes_write_one_file_and_one_preview(tmp_path):
     import socket
 

@@ -234,8 +234,11 @@ def test_where_a_cache_lies_on_a_mesh(policy):
         assert x.sharding.is_equivalent_to(NamedSharding(mesh, place), x.ndim) or x.ndim < 5
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("quant", [both(INT4), both(QVG)], ids=["int4", "qvg"])
+@pytest.mark.parametrize(
+    "quant",
+    [pytest.param(both(INT4), marks=pytest.mark.slow), pytest.param(both(QVG), marks=pytest.mark.long)],
+    ids=["int4", "qvg"],
+)
 def test_heads_stored_apart_on_a_mesh(quant):
     """Each device stores its own heads, shared clusters are means over those of all: the same video."""
     policy, params = quantised(Ring(3), quant), perturbed_params(MODEL)

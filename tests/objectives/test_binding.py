@@ -51,8 +51,9 @@ def test_teachers_are_guided_and_the_others_are_not(params, role):
     np.testing.assert_allclose(at(binder, params, role), want, atol=1e-5)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("image_dim", [pytest.param(None, marks=pytest.mark.long), 6])
+@pytest.mark.parametrize(
+    "image_dim", [pytest.param(None, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.long)]
+)
 def test_every_role_sees_the_condition(image_dim):
     """Image-to-video: mask and image behind the noise, and CLIP's tokens where the network takes them."""
     model = dataclasses.replace(MODEL, in_channels=MODEL.out_channels + 4, image_dim=image_dim)

@@ -50,7 +50,9 @@ def test_a_whole_simulation_is_the_sampler(params, schedule):
 
 
 @pytest.mark.parametrize(
-    "schedule", [pytest.param(CLEAN, marks=pytest.mark.long), NOISY], ids=["clean", "noisy context"]
+    "schedule",
+    [pytest.param(CLEAN, marks=pytest.mark.slow), pytest.param(NOISY, marks=pytest.mark.long)],
+    ids=["clean", "noisy context"],
 )
 def test_replayed_is_plain(params, schedule):
     """Video, last inputs and the gradient of a DMD loss, with a number of steps that the program does not know."""

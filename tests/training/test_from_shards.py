@@ -44,7 +44,7 @@ def run(config, workdir=None, source=None):
     "changes",
     [
         {"method": {"name": "diffusion"}, "steps": 3},
-        pytest.param({"steps": 4, "microbatches": 2}, marks=pytest.mark.long),
+        pytest.param({"steps": 4, "microbatches": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_from_shards_as_from_their_source_bit_for_bit(tmp_path, changes):

@@ -111,7 +111,11 @@ def one_step(config, name, teacher, state=None):
 
 
 @pytest.mark.parametrize(
-    ("step", "field"), [pytest.param("student_dmd", "student", marks=pytest.mark.slow), ("critic", "fake_score")]
+    ("step", "field"),
+    [
+        pytest.param("student_dmd", "student", marks=pytest.mark.slow),
+        pytest.param("critic", "fake_score", marks=pytest.mark.long),
+    ],
 )
 def test_full_rank_learns_in_the_direction_of_the_full_gradient(teacher, step, field):
     """With up zero, d(up) is downᵀ dW and d(down) is zero. So where downs have orthonormal rows, as wide as the layer's

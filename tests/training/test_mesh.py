@@ -54,10 +54,9 @@ STEPS = [
     ("tf_dcm", "student"), ("lora", "student_dmd"), ("lora", "critic"), ("sf_dmd", "student_dmd"), ("sf_dmd", "critic"),
     ("i2v", "student"), ("i2v_low", "student_dmd"), ("i2v_low", "critic"), ("i2v_diffusion", "diffusion"),
 ]  # fmt: skip
-QUICK = {("diffusion", "diffusion", "all three", 2), ("tf_scm", "student", "sequence 4", 1)}
+QUICK = {("diffusion", "diffusion", "all three", 2)}
 LONG = {
-    ("rcm", "critic", "fsdp 8", 1), ("sf_dmd", "student_dmd", "all three", 1), ("lora", "student_dmd", "all three", 1),
-    ("i2v_low", "student_dmd", "all three", 2),
+    ("rcm", "critic", "fsdp 8", 1), ("tf_scm", "student", "sequence 4", 1), ("sf_dmd", "student_dmd", "all three", 1)
 }  # fmt: skip
 
 

@@ -74,8 +74,9 @@ def test_consistency_losses_train(teacher, consistency):
     assert all(jnp.isfinite(v).all() for v in metrics.values())
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("image_dim", [None, 6])
+@pytest.mark.parametrize(
+    "image_dim", [pytest.param(None, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.long)]
+)
 def test_image_to_video_networks_train(image_dim):
     """Mask and image behind the noise, CLIP's tokens where the network takes them: through every loss of both steps."""
     model = dataclasses.replace(MODEL, in_channels=MODEL.out_channels + 4, image_dim=image_dim, num_layers=1)
