@@ -29,6 +29,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--prompts_file", type=Path, help="a prompt a line")
     p.add_argument("--samples", type=number(int, at_least(1)), default=4, help="videos of a prompt (4)")
     p.add_argument("--seed", type=number(int, between(0, 2**32 - 1)), default=0, help="of their noises (0)")
+    p.add_argument(
+        "--students", nargs="+", default=[], metavar="NAME",
+        help="networks that are students, in files that do not say so, as published ones (else: teachers, guided)",
+    )  # fmt: skip
+    p.add_argument("--image_path", type=Path, help="first frame of all videos, for image-to-video networks")
     p.add_argument("--num_frames", type=number(int, at_least(1)), help="frames (default: the networks')")
     p.add_argument("--size", metavar="WxH", help="of Wan's videos")
     p.add_argument("--out", type=Path, default=Path("compare"), help="folder of what is made (compare)")
@@ -58,6 +63,8 @@ def checked(args: argparse.Namespace) -> list[tuple[str, str, int | None]]:
         raise ValueError(f"two networks are called {max(names, key=names.count)!r}: name each, NAME=PATH@STEPS")
     if args.reference not in (None, *names):
         raise ValueError(f"--reference {args.reference!r} is none of {', '.join(names)}")
+    if strange := sorted(set(args.students) - set(names)):
+        raise ValueError(f"--students {strange[0]!r} is none of {', '.join(names)}")
     for name in NAMES:
         check_output(args.out / name, "out")
     check_encoder()
@@ -73,12 +80,13 @@ def run(args: argparse.Namespace) -> str:
 
     given = checked(args)
     prompts = given_prompts(args.prompt, args.prompts_file)
-    pipes = {name: load(path) for name, path, _ in given}
+    pipes = {name: load(path, kind="student" if name in args.students else None) for name, path, _ in given}
     worlds, world = {pipe.info.world for pipe in pipes.values()}, pipes[given[0][0]].world
     if len(worlds) > 1:
         raise ValueError(f"networks of one world can be compared, not of {' and '.join(sorted(worlds))}")
     prompts = list(prompts or (evaluation_prompts(1)[::9] if worlds == {"toy"} else [world.prompt]))
-    more = {name: getattr(args, name) for name in ("num_frames", "size") if getattr(args, name) is not None}
+    shared = ("image_path", "num_frames", "size")
+    more = {name: getattr(args, name) for name in shared if getattr(args, name) is not None}
     options: dict[str, dict[str, Any]] = {}
     for name, _, steps in given:  # all that can be wrong, before the first is sampled
         options[name] = {"seed": args.seed, "num_steps": steps or STEPS[pipes[name].info.kind], **more}
@@ -90,7 +98,7 @@ def run(args: argparse.Namespace) -> str:
     made.draw(sheet, film)
     rows, with_truth = made.rows(), made.goes_with_truth()
     told = {"reference": made.reference, "prompts": prompts, "options": options, "rows": rows, "goes_with": with_truth}
-    numbers.write_text(json.dumps(told, indent=1))
+    numbers.write_text(json.dumps(told, indent=1, default=str))
     lines = [table(rows), ""]
     if with_truth:
         ranks = ", ".join(f"{name.replace('_', ' ')} {value:+.2f}" for name, value in with_truth.items())

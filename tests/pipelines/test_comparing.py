@@ -13,6 +13,7 @@ from rcm_jax.wan.networks import init_params
 from rcm_jax.worlds import toy
 from rcm_jax.worlds.toy.world import ToyWorld
 from tests.tiny import MODEL
+from tests.wan.tiny import I2V, write_picture, write_wan
 
 PROMPTS = ["a red circle moving left", "a blue square moving up"]
 
@@ -95,10 +96,35 @@ def test_the_command(network, tmp_path, capsys):
         assert (out / name).stat().st_size > 500
 
 
+@pytest.mark.long
+def test_networks_of_wans(tmp_path):
+    """Files that do not say what they are: as a teacher and as a student; image to video."""
+    folder, picture = str(write_wan(tmp_path / "wan", I2V)), write_picture(tmp_path)
+    asked = [
+        "--image_path",
+        str(picture),
+        "--size",
+        "32x48",
+        "--num_frames",
+        "5",
+        "--samples",
+        "1",
+        "--prompt",
+        "a fox",
+    ]
+    compare.main([f"a={folder}@2", f"b={folder}@2", "--students", "b", *asked, "--out", str(tmp_path / "out")])
+    rows = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
+    assert (rows["a"]["passes"], rows["b"]["passes"]) == (4, 2)  # the teacher is guided
+    assert 0 < rows["b"]["psnr"] < 60
+    assert "right" not in rows["b"]
+
+
 REFUSED = [
     (["toy@4"], "there is nothing to compare"),
     (["toy@4", "toy@4"], "two networks are called 'toy 4'"),
     (["a=toy@4", "b=toy@2", "--reference", "c"], "--reference 'c' is none of a, b"),
+    (["a=toy@4", "b=toy@2", "--students", "b", "c"], "--students 'c' is none of a, b"),
+    (["a=toy@4", "b=toy@2", "--image_path", "nothing.png"], "there is no image at nothing.png"),
     (["a=toy@0", "b=toy"], "'a=toy@0' must be NAME=PATH@STEPS"),
     (["=toy", "b=toy"], "'=toy' must be NAME=PATH@STEPS"),
     (["a=nothing.safetensors", "b=toy"], "nothing.safetensors"),

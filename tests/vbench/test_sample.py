@@ -5,12 +5,15 @@ import json
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from rcm_jax.media.tags import read_tags
 from rcm_jax.vbench import prompts as lists
 from rcm_jax.vbench.__main__ import main
 from rcm_jax.vbench.prompts import Entry, check_names, read_prompts
+from tests.wan.tiny import I2V, write_wan
 
+COLOURS = "red", "blue"
 RED, BLUE = "a red circle moving left", "a blue square moving up"
 LIST = [
     {"prompt_en": RED, "dimension": ["scene", "background_consistency"], "auxiliary_info": {"scene": {"scene": "x"}}},
@@ -106,6 +109,28 @@ def test_causal_networks_are_streamed(listed, tmp_path, capsys, monkeypatch):
     assert set(files(out)) == {f"{RED}-0.mp4", f"{BLUE}-0.mp4"}
     assert frames_of(out / f"{RED}-0.mp4").shape[0] == 13
     assert not list(out.glob(".*"))
+
+
+@pytest.mark.long
+def test_image_to_video_of_wans(tmp_path, capsys):
+    """Every prompt from its own image, with Wan's files."""
+    pictures, out, path = tmp_path / "pictures", tmp_path / "videos", tmp_path / "i2v.json"
+    pictures.mkdir()
+    for colour in COLOURS:
+        Image.new("RGB", (48, 32), colour).save(pictures / f"{colour}.png")
+    entries = [
+        {"prompt_en": f"a {c} fox", "dimension": ["i2v_subject"], "image_name": f"{c}.png"} for c in ("red", "blue")
+    ]
+    path.write_text(json.dumps(entries))
+    folder = write_wan(tmp_path / "wan", I2V)
+    asked = ["--dit_path", str(folder), "--kind", "student", "--images", str(pictures), "--num_frames", "5", "--size"]
+    told = sampled(capsys, path, out, *asked, "32x48")
+    assert told.startswith("4 videos made, 4 there")
+    of_red, of_blue = (frames_of(out / f"a {c} fox-0.mp4").astype(int) for c in COLOURS)
+    assert of_red.shape == of_blue.shape == (5, 48, 32, 3)
+    assert np.abs(of_red - of_blue).mean() > 1
+    told = json.loads((out / "vbench_info.json").read_text())
+    assert [entry["prompt_en"] for entry in told] == ["a red fox", "a blue fox"]
 
 
 REFUSED = [
