@@ -20,7 +20,7 @@ SETS = {
     # a layer's weights and gradients travel one by one, not in bundles that wait for their last part (docs/training.md)
     "overlap": "--xla_gpu_all_gather_combine_threshold_bytes=1 --xla_gpu_reduce_scatter_combine_threshold_bytes=1",
 }
-# products by themselves: fused with a gradient's sums over columns they take half as long again (docs/results.md)
+# products by a library of its own: a gradient takes 4 to 20% less (docs/results.md, section 6)
 ON_CPUS = "--xla_cpu_experimental_ynn_fusion_type=individual_dot"
 TRY = "from jaxlib import xla_client; xla_client.make_cpu_client()"
 
