@@ -14,12 +14,12 @@ SHORTER = {  # notebook -> what a test makes smaller, and how many pictures ther
     "04_causal_streaming": ("CHUNKS = 8", "CHUNKS = 5", 4),
 }
 
-FIRST = ("01_quickstart", "02_attention_jvp")  # what CI runs; all of them: make test-full
+IN_CI = "02_attention_jvp"  # all of them: make test-full
 
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(p, marks=pytest.mark.long if p.stem in FIRST else pytest.mark.slow) for p in NOTEBOOKS],
+    [pytest.param(p, marks=pytest.mark.long if p.stem == IN_CI else pytest.mark.slow) for p in NOTEBOOKS],
     ids=lambda p: p.stem,
 )
 def test_notebook_runs(path, tmp_path):

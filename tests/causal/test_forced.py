@@ -62,8 +62,10 @@ def assert_equal(got, want):
 @pytest.mark.parametrize(
     ("causal", "with_times"),
     [
-        pytest.param(network("c1-1", 4, window=2, sink=1), True, id="window, sink, noisy context"),
-        pytest.param(network("c3-1", 5), False, id="a long first chunk", marks=pytest.mark.long),
+        pytest.param(
+            network("c1-1", 4, window=2, sink=1), True, id="window, sink, noisy context", marks=pytest.mark.long
+        ),
+        pytest.param(network("c3-1", 5), False, id="a long first chunk", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_it_is_the_packed_sequence(params, causal, with_times):

@@ -71,8 +71,8 @@ def peak(*argv, code: str = CHILD) -> int:
     ("words", "out"),
     [
         ([], ["out.safetensors", "--dtype", "float32"]),
-        ([], ["out", "--format", "orbax"]),
-        (["export"], ["out.pt"]),
+        pytest.param([], ["out", "--format", "orbax"], marks=pytest.mark.slow),
+        pytest.param(["export"], ["out.pt"], marks=pytest.mark.long),
     ],
 )
 def test_memory_stays_far_below_the_file(tmp_path, words, out):

@@ -86,6 +86,7 @@ def own(weights):
     return of_own(*weights, BATCH)
 
 
+@pytest.mark.long
 def test_losses_are_those_of_networks_that_close_over_the_picture(weights, own):
     want, want_grads = of_by_heart(*weights, Batch(BATCH.latents, TEXT))
     got, grads = own

@@ -72,6 +72,7 @@ def folder(tmp_path_factory):
     return write_wan(tmp_path_factory.mktemp("wan"))
 
 
+@pytest.mark.long
 def test_a_run_of_wans_is_shown_in_wans_world(tmp_path, folder, sampled):
     """With files beside its teacher, at the size of its own latents."""
     config = wan_run(folder, previews=PreviewConfig(prompts=("a cat on a boat",), num_steps=1), mesh={"sequence": 2})

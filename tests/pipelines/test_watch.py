@@ -38,6 +38,7 @@ def test_an_error_ends_the_call_and_not_the_pipeline(teacher):
     assert len(teacher(num_steps=3, num_samples=2, batch_size=2, progress="")) == 2
 
 
+@pytest.mark.long
 def test_a_causal_networks_steps_are_chunks():
     pipe, seen = rcm_jax.load("toy_causal"), []
     asked = {"num_steps": 1, "num_samples": 2, "progress": ""}

@@ -57,11 +57,11 @@ SCHEDULES = {
 @pytest.mark.parametrize(
     ("name", "window"),
     [
-        ("ode", None),
-        pytest.param("2 steps", 2, marks=pytest.mark.long),
+        pytest.param("ode", None, marks=pytest.mark.long),
+        pytest.param("2 steps", 2, marks=pytest.mark.slow),
         pytest.param("4 then 2, noisy context", None, marks=pytest.mark.long),
-        pytest.param("1 step", None, marks=pytest.mark.long),
-        pytest.param("2 steps", None, marks=pytest.mark.long),
+        ("1 step", None),
+        pytest.param("2 steps", None, marks=pytest.mark.slow),
     ],
 )
 def test_the_scan_is_the_loop(params, name, window):
@@ -73,6 +73,7 @@ def test_the_scan_is_the_loop(params, name, window):
     np.testing.assert_allclose(video, loop, atol=2e-5)
 
 
+@pytest.mark.long
 def test_every_video_has_its_own_negative_prompt(params):
     """As if it were sampled alone; and one for all is one for each."""
     causal, schedule, each = network(frames=3), ode_schedule(1, guidance=2.0), jnp.stack([NULL, -NULL, NULL + 1])

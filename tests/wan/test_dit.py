@@ -184,6 +184,7 @@ def test_a_missing_condition_is_named():
         velocity(DiT(I2V), params, text, image=IMAGE)(x[..., :4], t)
 
 
+@pytest.mark.long
 def test_jvp_in_a_scan_matches_the_reference():
     """With the default flags of a user's process: XLA:CPU once fused the zero tangents of the text's keys into garbage
     (inf) at widths of 128 and more, only inside the scan's loop. Absent tangents are not computed now.
