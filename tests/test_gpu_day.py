@@ -14,10 +14,10 @@ def results(out, stage):
     return [json.loads(line) for line in (out / f"stage{stage}.jsonl").read_text().splitlines()]
 
 
-LONG = {1: pytest.mark.long, 4: pytest.mark.slow, 5: pytest.mark.slow, 6: pytest.mark.long}
+MARKS = {1: pytest.mark.long, 4: pytest.mark.slow, 5: pytest.mark.slow, 6: pytest.mark.long}
 
 
-@pytest.mark.parametrize("stage", [pytest.param(n, marks=LONG.get(n, ())) for n in STAGES])
+@pytest.mark.parametrize("stage", [pytest.param(n, marks=MARKS.get(n, ())) for n in STAGES])
 def test_a_stage_runs(stage, tmp_path, capsys):
     assert main(["--stage", str(stage), "--tiny", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
     assert all("result" in row and row["device"] == "cpu" for row in results(tmp_path, stage))

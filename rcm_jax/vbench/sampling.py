@@ -87,8 +87,8 @@ def read_jobs(bench: BenchOptions) -> tuple[list[Entry], list[Job]]:
 def sample_all(
     pipe: Pipeline, bench: BenchOptions, entries: Sequence[Entry], jobs: Sequence[Job], options: dict[str, Any]
 ) -> str:
-    """Makes what is missing of `read_jobs`. options: of `Pipeline`'s calls; their seed is the first
-    sample's. What there is to say.
+    """Makes what is missing of `read_jobs`. options: of `Pipeline`'s calls; their seed is the first sample's.
+    Returns what there is to say.
 
     Raises as a call of the pipeline, and ValueError for a folder that does not do; no video is made then.
     """

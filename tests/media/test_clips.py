@@ -18,7 +18,8 @@ from rcm_jax.media.clips import (
     thumbnail,
 )
 from rcm_jax.media.video import write_video
-from tests.media.test_video import COLOURS, moving, patches
+from tests.media.test_video import COLOURS, patches
+from tests.media.videos import moving
 
 SIDE = (32, 32)
 

@@ -118,9 +118,7 @@ def test_image_to_video_of_wans(tmp_path, capsys):
     pictures.mkdir()
     for colour in COLOURS:
         Image.new("RGB", (48, 32), colour).save(pictures / f"{colour}.png")
-    entries = [
-        {"prompt_en": f"a {c} fox", "dimension": ["i2v_subject"], "image_name": f"{c}.png"} for c in ("red", "blue")
-    ]
+    entries = [{"prompt_en": f"a {c} fox", "dimension": ["i2v_subject"], "image_name": f"{c}.png"} for c in COLOURS]
     path.write_text(json.dumps(entries))
     folder = write_wan(tmp_path / "wan", I2V)
     asked = ["--dit_path", str(folder), "--kind", "student", "--images", str(pictures), "--num_frames", "5", "--size"]
