@@ -25,7 +25,9 @@ def parser() -> argparse.ArgumentParser:
     count, seed = number(int, at_least(1)), number(int, between(0, 2**32 - 1))
     p.add_argument("--num_steps", type=count, nargs="+", default=[4, 2, 1], help="sampler steps (default 4 2 1)")
     p.add_argument("--teacher_steps", type=count, nargs="+", default=[50, 4, 2], help="Euler steps (default 50 4 2)")
-    p.add_argument("--mid_t", nargs="+", help="times between, of causal students (15/16 5/6 5/8, as far as steps go)")
+    p.add_argument(
+        "--mid_t", nargs="+", help="times between students' steps, as far as steps go (causal: 15/16 5/6 5/8)"
+    )
     p.add_argument("--per_caption", type=count, default=8, help="videos for each of the 48 captions (default 8)")
     p.add_argument("--seeds", type=seed, nargs="+", default=[0], help="sampling seeds, scored together")
     p.add_argument("--json", type=Path, help="also write the table here")

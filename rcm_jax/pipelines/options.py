@@ -154,6 +154,10 @@ class SamplingOptions(PolicyOptions, QuantOptions, StreamBatchOptions):
         "first noise level (default: the file's, 80 for rCM, 1600 for causal)",
         range=Range(0, open=True, infinite=True),
     )
+    mid_t: Sequence[float] | str | None = option(
+        None, "times between a student's first step and the data (causal: 15/16 5/6 5/8; else 0.934 0.853 0.609)",
+        nargs="*", type=str,
+    )  # fmt: skip
     sampler: str | None = option(None, "of a teacher (unipc)", choices=SOLVERS, only=[BIDIRECTIONAL])
     guidance_scale: float | None = option(
         None, "classifier-free guidance of a teacher (default: the file's)", range=at_least(0)
@@ -164,9 +168,6 @@ class SamplingOptions(PolicyOptions, QuantOptions, StreamBatchOptions):
 
     window: int | None = causal(None, "chunks that stay visible, the current one included; 0: all", range=at_least(0))
     sink: int | None = causal(None, "first chunks that always stay visible", range=at_least(0))
-    mid_t: Sequence[float] | str | None = causal(
-        None, "times between the first step and the data (15/16 5/6 5/8)", nargs="*", type=str
-    )
     steps_per_chunk: Sequence[int] | None = causal(
         None, "steps of each chunk; the last repeats", nargs="+", type=int, range=at_least(1)
     )

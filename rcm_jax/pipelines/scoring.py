@@ -65,12 +65,11 @@ class Table:
 
 
 def asked_of(pipe: Pipeline, num_steps: int, middle: tuple[float, ...] | None = None) -> dict[str, Any]:
-    """How a network is sampled for scores: a student's few-step sampler, or Euler for a teacher; by rollout if it is
-    causal, with `middle` between a student's steps."""
-    if pipe.causal:
-        between = middle is not None and pipe.info.kind == "student"
-        return {"num_steps": num_steps} | ({"mid_t": middle} if between else {})
-    return {"num_steps": num_steps} | ({"sampler": "euler"} if pipe.info.kind == "teacher" else {})
+    """How a network is sampled for scores: a student's few-step sampler, with `middle` between its steps, or Euler for
+    a teacher; by rollout if it is causal."""
+    if pipe.info.kind == "student":
+        return {"num_steps": num_steps} | ({} if middle is None else {"mid_t": middle})
+    return {"num_steps": num_steps} | ({} if pipe.causal else {"sampler": "euler"})
 
 
 def row_passes(pipe: Pipeline, *, num_steps: int, middle: tuple[float, ...] | None = None) -> float:

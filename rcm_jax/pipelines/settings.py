@@ -22,7 +22,7 @@ def _given(**values: Any) -> dict[str, Any]:
 def sampler_from(options: SamplingOptions, info: ModelInfo) -> SamplerConfig:
     """Of a bidirectional network: a student in 4 steps, a teacher by UniPC in 50 with guidance, or as told."""
     student = info.kind == "student"
-    others = ("sampler", "guidance_scale", "negative_prompt", "shift") if student else ("sigma_max",)
+    others = ("sampler", "guidance_scale", "negative_prompt", "shift") if student else ("sigma_max", "mid_t")
     for name in others:
         if getattr(options, name) is not None:
             raise ArgumentError(
@@ -36,6 +36,9 @@ def sampler_from(options: SamplingOptions, info: ModelInfo) -> SamplerConfig:
         name=options.sampler, num_steps=options.num_steps, sigma_max=options.sigma_max,
         guidance=options.guidance_scale, shift=options.shift,
     )  # fmt: skip
+    if options.mid_t is not None:
+        asked["middle"] = times(options.mid_t, "mid_t")
+        asked.setdefault("num_steps", len(asked["middle"]) + 1)
     return dataclasses.replace(own, **asked)
 
 

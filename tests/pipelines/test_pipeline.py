@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 import re
 
 import imageio.v3 as iio
@@ -17,12 +18,13 @@ from rcm_jax.model_file import ModelInfo, save_model
 from rcm_jax.pipelines import bidirectional
 from rcm_jax.pipelines.options import FileOptions, OutputOptions, SamplingOptions
 from rcm_jax.pipelines.video import Video, side_by_side
+from rcm_jax.sampling.few_step import few_step_times
 from rcm_jax.sampling.noise import draw_noise
 from rcm_jax.sampling.sampler import SamplerConfig, run_sampler
 from rcm_jax.wan.dit import DiT, guided_velocity, velocity
 from rcm_jax.wan.networks import init_params
 from rcm_jax.worlds import toy
-from tests.media.test_video import moving
+from tests.media.videos import moving
 from tests.tiny import MODEL
 from tests.wan.tiny import write_wan
 
@@ -127,6 +129,20 @@ def test_wan_goes_the_same_way(wan):
     assert np.abs(difference).max() <= 1
 
 
+def test_a_students_times_are_those_that_are_asked(pipe):
+    """As `sample_few_step` has them; in the other form they are angles."""
+    how = pipe.sampling(mid_t="15/16 5/6 5/8", sigma_max=1600.0)
+    assert how.num_steps == 4
+    times = few_step_times(4, how.sigma_max, how.angles)
+    np.testing.assert_allclose(times, [1600 / 1601, 15 / 16, 5 / 6, 5 / 8, 0], rtol=1e-15)
+    asked, published = {"num_steps": 2, "seed": 1}, (math.sin(1.5) / (math.cos(1.5) + math.sin(1.5)),)
+    (plain,), (same,), (other,) = (
+        pipe.arrays(PROMPTS[:1], **asked, **more) for more in ({}, {"mid_t": published}, {"mid_t": "5/8"})
+    )
+    np.testing.assert_allclose(same, plain, atol=1e-5)
+    assert np.abs(other - plain).max() > 1e-2
+
+
 def test_every_flag_is_a_keyword_with_the_same_default():
     shown = sample.parser().format_help() + sample_causal.parser().format_help()
     flags = set(re.findall(r"^  (?:-h, )?--(\w+)", shown, re.MULTILINE))
@@ -144,6 +160,9 @@ def test_every_flag_is_a_keyword_with_the_same_default():
     ("call", "words"),
     [
         (lambda p: p(num_steps=5), "num_steps=5 must be 1..4"),
+        (lambda p: p(mid_t=[15 / 16, 5 / 6], num_steps=4), "num_steps=4 must be 1..3"),
+        (lambda p: p(mid_t=[5 / 8, 5 / 6]), r"times \(0.9877, 0.625, 0.8333, 0.0\) must fall from at most 1 to 0"),
+        (lambda p: rcm_jax.load("toy")(mid_t=[0.5]), "mid_t does not apply: the network is a teacher"),
         (lambda p: p(num_samples=0), "num_samples=0 must be at least 1"),
         (lambda p: p(seed=-1), "seed=-1 must be at least 0"),
         (lambda p: p(sigma_max=0.0), "sigma_max=0.0 must be above 0"),
