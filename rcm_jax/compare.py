@@ -42,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
 
 def network(text: str) -> tuple[str, str, int | None]:
     """(name, path, steps) of NAME=PATH@STEPS. Raises ValueError."""
-    name, equals, rest = text.rpartition("=")
+    name, equals, rest = text.partition("=")
+    if not equals or "/" in name:  # there is no name: an equals sign is the path's
+        name, equals, rest = "", "", text
     path, at, steps = rest.rpartition("@")
     path, steps = (path, steps) if at and steps.isdigit() else (rest, "")
     if (steps and int(steps) < 1) or not path or (equals and not name):
@@ -88,10 +90,15 @@ def run(args: argparse.Namespace) -> str:
     shared = ("image_path", "num_frames", "size")
     more = {name: getattr(args, name) for name in shared if getattr(args, name) is not None}
     options: dict[str, dict[str, Any]] = {}
+    shapes: dict[str, str] = {}
     for name, _, steps in given:  # all that can be wrong, before the first is sampled
         options[name] = {"seed": args.seed, "num_steps": steps or STEPS[pipes[name].info.kind], **more}
-        pipes[name].request(prompts, **options[name])
+        asked = pipes[name].request(prompts, **options[name])
+        shapes[name] = f"{asked.num_frames} frames of {asked.size[0]}x{asked.size[1]}"
         pipes[name].sampling(**asked_of(pipes[name], options[name]["num_steps"]))
+    if len(set(shapes.values())) > 1:
+        told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"videos of one shape can be compared, not {told}: say --num_frames or --size")
     found = {name: sample(pipe, prompts, args.samples, options[name], name) for name, pipe in pipes.items()}
     made = Comparison(found, args.reference or given[0][0], prompts, args.samples, world)
     sheet, film, numbers = (args.out / name for name in NAMES)

@@ -125,6 +125,8 @@ REFUSED = [
     (["a=toy@4", "b=toy@2", "--reference", "c"], "--reference 'c' is none of a, b"),
     (["a=toy@4", "b=toy@2", "--students", "b", "c"], "--students 'c' is none of a, b"),
     (["a=toy@4", "b=toy@2", "--image_path", "nothing.png"], "there is no image at nothing.png"),
+    (["a=toy@4", "b=toy_causal@2", "--num_frames", "5"], "--num_frames"),
+    (["runs/lr=1e-4/a.safetensors@4", "b=runs/lr=1e-4/b.safetensors"], "runs/lr=1e-4/a.safetensors"),
     (["a=toy@0", "b=toy"], "'a=toy@0' must be NAME=PATH@STEPS"),
     (["=toy", "b=toy"], "'=toy' must be NAME=PATH@STEPS"),
     (["a=nothing.safetensors", "b=toy"], "nothing.safetensors"),
