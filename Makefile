@@ -32,6 +32,8 @@ $(VENV)/.docs: $(VENV)/.base
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[docs]'
 	touch $@
 
+# glibc asks for large pages: a step on CPUs touches new memory of over 100 MB (docs/results.md, section 6)
+demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: $(VENV)/.base
 	$(PY) -m rcm_jax.demo --out $(OUT) $(ARGS)
 

@@ -32,6 +32,7 @@ from rcm_jax.options import add_options, check_options, option, taken
 from rcm_jax.outputs import check_folder, unfinished
 from rcm_jax.ranges import at_least, between
 from rcm_jax.version import version
+from rcm_jax.xla_flags import share_cpus
 
 if TYPE_CHECKING:
     from rcm_jax.pipelines.scoring import Table
@@ -249,6 +250,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command; installed as rcm-demo."""
     args = parser().parse_args(argv)
     with one_line_errors():
+        share_cpus()
         run(args.out, Demo(**taken(vars(args), Demo)))
 
 

@@ -22,6 +22,7 @@ SETS = {
 }
 # products by a library of its own: a gradient takes 4 to 20% less (docs/results.md, section 6)
 ON_CPUS = "--xla_cpu_experimental_ynn_fusion_type=individual_dot"
+COUNT = "--xla_force_host_platform_device_count"
 TRY = "from jaxlib import xla_client; xla_client.make_cpu_client()"
 
 
@@ -52,12 +53,28 @@ def apply(given: str) -> None:
 
 
 def suit_cpus() -> None:
-    """Sets ON_CPUS for this process, if it will compute on CPUs: as JAX_PLATFORMS says, or because no other device's
-    plugin is installed. Not where the user has set that flag, nor where the installed XLA does not know it."""
+    """Sets ON_CPUS for this process, if it will compute on CPUs. Not where the user has set that flag, nor where the
+    installed XLA does not know it."""
     name, there = ON_CPUS.split("=")[0], os.environ.get("XLA_FLAGS", "")
-    platforms = os.environ.get("JAX_PLATFORMS") or ("" if importlib.util.find_spec("jax_plugins") else "cpu")
-    if platforms == "cpu" and name not in there and _known(ON_CPUS):
+    if on_cpus() and name not in there and _known(ON_CPUS):
         _set(ON_CPUS)
+
+
+def share_cpus() -> None:
+    """Makes two devices of the CPUs, each with half of the cores, over which a run divides its batch: small networks do
+    not keep all cores busy with one product after the other. Not where the user has said how many there are."""
+    if not on_cpus() or (os.cpu_count() or 1) == 1 or COUNT in os.environ.get("XLA_FLAGS", ""):
+        return
+    import jax
+
+    if jax.config.jax_num_cpu_devices == -1:  # so it is without JAX_NUM_CPU_DEVICES
+        jax.config.update("jax_num_cpu_devices", 2)
+
+
+def on_cpus() -> bool:
+    """Whether this process will compute on CPUs: as JAX_PLATFORMS says, or because no other device's plugin is
+    installed. Asked before JAX starts its devices."""
+    return (os.environ.get("JAX_PLATFORMS") or ("" if importlib.util.find_spec("jax_plugins") else "cpu")) == "cpu"
 
 
 def _set(flags: str) -> None:

@@ -1,6 +1,8 @@
 """Flags that XLA takes, and what is said of those that it does not: it would end the process."""
 
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -113,3 +115,14 @@ def test_the_command_refuses_before_it_makes_a_workdir(tmp_path):
         train.main, [*argv, "--profile_steps=899:901"], "--profile_steps=899:901 is beyond the run, which has steps=900"
     )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "devices"),
+    [({}, 2), ({"JAX_NUM_CPU_DEVICES": "3"}, 3), ({"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, 4)],
+)
+def test_cpus_are_shared_by_two_devices_unless_the_user_says_how_many(said, devices):
+    script = "from rcm_jax.xla_flags import share_cpus; share_cpus(); import jax; print(jax.device_count())"
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | said
+    told = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert int(told.stdout) == (devices if os.cpu_count() > 1 or said else 1)
