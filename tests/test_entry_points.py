@@ -18,7 +18,7 @@ from rcm_jax.media.video import write_video
 from rcm_jax.model_file import ModelInfo, load_model, read_info, save_model
 from rcm_jax.pipelines.preview import read_previews
 from rcm_jax.wan.networks import init_params
-from tests.media.test_video import moving
+from tests.media.videos import moving
 from tests.tiny import MODEL
 
 train = importlib.import_module("rcm_jax.train")  # `from rcm_jax import train` is the loop's function

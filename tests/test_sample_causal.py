@@ -17,7 +17,7 @@ from rcm_jax.pipelines.options import FileOptions, SamplingOptions
 from rcm_jax.pipelines.pipeline import load
 from rcm_jax.wan.networks import init_params
 from rcm_jax.worlds.builtin import BUILTIN
-from tests.media.test_video import moving
+from tests.media.videos import moving
 from tests.test_entry_points import fails
 from tests.tiny import MODEL
 from tests.wan.tiny import I2V, write_tiny_vae, write_wan

@@ -13,7 +13,7 @@ from rcm_jax.convert import commands
 from rcm_jax.media.video import write_video
 from rcm_jax.worlds.wan.world import WanWorld
 from tests.convert.tiny import save
-from tests.media.test_video import moving
+from tests.media.videos import moving
 from tests.test_entry_points import fails, student  # noqa: F401
 from tests.wan.tiny import DIT, I2V, NAMES, arrays, write_picture, write_tiny_vae, write_wan
 

@@ -18,7 +18,7 @@ from rcm_jax.pipelines.about import fill_in, join, tags
 from rcm_jax.pipelines.pipeline import Pipeline
 from rcm_jax.pipelines.video import Video, side_by_side
 from rcm_jax.wan.networks import init_params
-from tests.media.test_video import moving
+from tests.media.videos import moving
 from tests.test_entry_points import fails
 from tests.tiny import MODEL
 

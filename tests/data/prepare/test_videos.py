@@ -19,7 +19,7 @@ from rcm_jax.wan.vae import VAE
 from rcm_jax.worlds.wan.files import open_encoders
 from rcm_jax.worlds.wan.world import WanWorld
 from tests.data.test_null_text import SHARDS
-from tests.media.test_video import moving
+from tests.media.videos import moving
 from tests.test_entry_points import fails
 from tests.wan.tiny import DIT, I2V, write_wan
 
