@@ -5,8 +5,9 @@
   python -m rcm_jax.vbench score results/*_eval_results.json --radar radar.png
 
 sample makes every prompt's videos under the names that VBench looks for, as far as they are not there: the same command
-goes on where it was stopped, and any number of processes share the work (--process I --num_processes N). Causal
-networks are streamed to their files. score adds the dimensions up as VBench does and shows published rows beside them.
+goes on where it was stopped, and any number of processes share the work (--process I --num_processes N). What no flag
+says is as published. Causal networks are streamed to their files. score adds the dimensions up as VBench does and shows
+published rows beside them.
 """
 
 import argparse
@@ -35,13 +36,15 @@ def _sample(given: dict[str, Any]) -> str:
     from rcm_jax.options import taken
     from rcm_jax.pipelines.options import FileOptions, SamplingOptions
     from rcm_jax.pipelines.pipeline import load
-    from rcm_jax.vbench.sampling import BenchOptions, read_jobs, sample_all
+    from rcm_jax.vbench.protocol import with_protocol
+    from rcm_jax.vbench.sampling import BenchOptions, check_seeds, read_jobs, sample_all
 
     bench, options = BenchOptions(**taken(given, BenchOptions)), taken(given, SamplingOptions)
-    SamplingOptions(**options)
+    check_seeds(bench, SamplingOptions(**options))
     entries, jobs = read_jobs(bench)  # its errors, before a network is opened
     check_encoder()
-    return sample_all(load(**taken(given, FileOptions)), bench, entries, jobs, options)
+    pipe = load(**taken(given, FileOptions))
+    return sample_all(pipe, bench, entries, jobs, with_protocol(pipe, options))
 
 
 def _score_flags(p: argparse.ArgumentParser) -> None:
