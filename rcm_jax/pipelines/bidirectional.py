@@ -136,10 +136,8 @@ def read_conditions(
 ) -> Conditions:  # fmt: skip
     """Text and image of a request, each network in memory alone. features: those of its prompts where they are known.
     Raises ArgumentError for what does not fit the device before anything is computed."""
-    world, experts, fsdp, batch_size = opened.world, opened.experts, opened.options.fsdp, request.batch_size
-    if batch_size % fsdp:
-        raise ArgumentError("{batch_size} must be a multiple of {fsdp}", batch_size=batch_size, fsdp=fsdp)
-    experts.keep_all = world.small or _both_fit(opened, request, batch_size)
+    world = opened.world
+    opened.experts.keep_all = both_fit(opened, request)
     text, null_text = features or request.features(world, guided=sampler.guided)
     condition, image, first = None, None, None
     if request.image is not None and opened.info.model.image_first:
@@ -161,9 +159,14 @@ def sample_request(
         )  # fmt: skip
 
 
-def _both_fit(opened: Opened, request: Request, batch_size: int) -> bool:
-    """Whether Wan2.2's two experts may stay in memory. Raises ArgumentError where the request does not fit at all."""
-    options, limit = opened.options, device_limit()
+def both_fit(opened: Opened, request: Request) -> bool:
+    """Whether Wan2.2's two experts may stay in memory. Raises ArgumentError where the request does not fit at all, or
+    its batches cannot be shared by the devices."""
+    options, limit, batch_size = opened.options, device_limit(), request.batch_size
+    if batch_size % options.fsdp:
+        raise ArgumentError("{batch_size} must be a multiple of {fsdp}", batch_size=batch_size, fsdp=options.fsdp)
+    if opened.world.small:
+        return True
     job = Job(
         opened.files, request.size, request.num_frames, opened.experts.dtype, batch_size=batch_size, fsdp=options.fsdp,
         sequence=options.sequence, tiled=options.vae_tiling, decoder_dtype=opened.world.painter.config.dtype,

@@ -25,8 +25,8 @@ from rcm_jax.media.pictures import to_uint8
 from rcm_jax.model_file import ModelInfo
 from rcm_jax.parallel import SEQUENCE_AXIS, make_mesh, shard
 from rcm_jax.pipelines.about import describe, join
-from rcm_jax.pipelines.bidirectional import read_conditions, sample_request
-from rcm_jax.pipelines.causal import Start, Stream, roll_out_request, start_from
+from rcm_jax.pipelines.bidirectional import both_fit, read_conditions, sample_request
+from rcm_jax.pipelines.causal import Start, Stream, causal_network, roll_out_request, start_from
 from rcm_jax.pipelines.colours import apply_colours, fit_colours
 from rcm_jax.pipelines.networks import Experts, mesh_of
 from rcm_jax.pipelines.opening import Opened, Surroundings, open_pipeline, unknown_chunks
@@ -217,6 +217,18 @@ class Pipeline:
     def request(self, prompt: Prompts = None, **options: Any) -> Request:
         """What a call asks for, a row a video, and the videos' size. Arguments and errors as of a call."""
         return read_request(self.opened, prompt, SamplingOptions(**options))
+
+    def check(self, prompt: Prompts = None, **options: Any) -> Request:
+        """`request`, with the errors that a call has when it is worked out how the network is sampled and whether it
+        fits: all that is refused before text is read."""
+        asked = SamplingOptions(**options)
+        request = read_request(self.opened, prompt, asked)
+        if self.causal:
+            causal_network(self.opened, request, asked, schedule_from(asked, self.info))
+        else:
+            sampler_from(asked, self.info)
+            both_fit(self.opened, request)
+        return request
 
     def preview(self, latents: Latents) -> UInt8[np.ndarray, "B T H W 3"]:
         """Pictures of latents [B, T, H, W, C], finished or half-made, a pixel for each: for `on_step`. The colours come

@@ -154,7 +154,7 @@ def _request(pipe: Pipeline, bench: BenchOptions, source: Source, options: dict[
     """Of one of its videos. Raises as a call does, and names the prompt."""
     told = options if source.image is None else options | {"image_path": source.image}
     try:
-        return pipe.request(source.text, **told)
+        return pipe.check(source.text, **told)
     except ArgumentError as error:
         raise ArgumentError(
             f"{{prompts}}, {source.stem[:60]!r}: {error.message}", **error.arguments | {"prompts": bench.prompts}

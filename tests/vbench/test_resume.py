@@ -188,6 +188,8 @@ def test_a_folder_in_the_way(here):
 def test_nothing_is_written_of_what_is_refused(here):
     refused(*NETWORK, "--num_steps", 9)
     refused(*NETWORK, "--num_frames", 5)
+    assert "times for 7 chunks" in refused(*STREAMED, "--steps_per_chunk", *"1111111")
+    assert "must be a multiple of --fsdp=2" in refused(*NETWORK, "--fsdp", 2, "--batch_size", 3)
     refused(*NETWORK, "--seed", 2**32 - 1, "--samples", 2)
     assert not (here / "out").exists()
 
