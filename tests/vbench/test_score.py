@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rcm_jax.vbench import report
 from rcm_jax.vbench.__main__ import main
 from rcm_jax.vbench.report import draw_radar, nearest, own_row, published
 from rcm_jax.vbench.results import read_results
@@ -126,6 +127,16 @@ def test_the_radar_shows_what_is_beyond_the_ranges():
     assert clamped.axes[0].get_ylim() == (0, 100)
     heights = lines_of(clamped)["mine"].get_ydata()
     assert (min(heights), max(heights)) == (0, 100)
+
+
+def test_the_command_draws_what_its_table_says(tmp_path, monkeypatch):
+    """One's own row first, clamped where the table is."""
+    drawn = []
+    monkeypatch.setattr(report, "radar", lambda suite, rows, path, **how: drawn.append((list(rows), how)))
+    results = write(tmp_path / "r.json", {name: [value, []] for name, value in INSIDE.items()})
+    for flags, clamp in (([], False), (["--clamp"], True)):
+        main(["score", str(results), "--beside", "Luma", "--radar", str(tmp_path / "r.png"), *flags])
+        assert drawn.pop() == (["this", "Luma"], {"clamp": clamp})
 
 
 def test_the_last_line_says_what_is_beyond_the_ranges(tmp_path, capsys):
