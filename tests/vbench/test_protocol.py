@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 import rcm_jax
+from rcm_jax.sampling.few_step import few_step_times
 from rcm_jax.sampling.sampler import SamplerConfig
 from rcm_jax.vbench.protocol import with_protocol
 from rcm_jax.worlds.wan.negative import PROMPT
@@ -74,9 +76,11 @@ def test_a_student(load, steps):
     assert "num_steps" not in with_protocol(load(kind="student"), {"mid_t": "0.9,0.5"})
 
 
-def test_a_student_s_sampler(load):
+@pytest.mark.parametrize("steps", [4, 2])
+def test_a_student_s_sampler(load, steps):
     pipe = load(kind="student")
-    options = with_protocol(pipe, {"size": "48x32"})
+    options = with_protocol(pipe, {"size": "48x32", "num_steps": steps})
     sampler = pipe.sampling(**options)
-    assert (sampler.name, sampler.num_steps, sampler.sigma_max) == ("few_step", 4, 1600.0)
+    times = few_step_times(sampler.num_steps, sampler.sigma_max, sampler.angles)
+    np.testing.assert_allclose(times, (*PUBLISHED[:steps], 0.0))
     assert pipe.request("a fox", **options).num_frames == 81

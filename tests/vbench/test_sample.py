@@ -128,7 +128,7 @@ def test_image_to_video_of_wans(tmp_path, capsys, monkeypatch):
     ]
     path.write_text(json.dumps(entries))
     folder = write_wan(tmp_path / "wan", I2V)
-    asked = ["--dit_path", str(folder), "--kind", "teacher", "--images", str(pictures), "--num_frames", "5", "--size"]
+    asked = ["--dit_path", str(folder), "--kind", "student", "--images", str(pictures), "--num_frames", "5", "--size"]
     told = sampled(capsys, path, out, *asked, "32x48")
     assert told.startswith("4 videos made, 4 there")
     assert len(read) == 1
