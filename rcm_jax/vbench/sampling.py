@@ -34,6 +34,7 @@ from rcm_jax.vbench.prompts import (
 from rcm_jax.vbench.record import Source, keep_record, settings_of
 
 LIST = "vbench_info.json"
+REMEMBERED = 48  # texts that a world keeps, and some more
 SEEDS = SamplingOptions.__dataclass_fields__["seed"].metadata["range"]
 TEXTS = ("augmented", "original")
 NOT_HERE = (*OF_ONE_VIDEO, "noise_scale", "noise_rule", "prompt_blend", "prompt_recache")  # a prompt is one text
@@ -132,7 +133,7 @@ def sample_all(
     settings = settings_of(pipe, options, request, sources, augmented=augmented)
     keep_record(folder, settings, begun=bool(there))
     with Progress("sample", len(todo), "video") as progress:
-        for group in _groups(todo, bench.together):
+        for group in _groups(todo, min(bench.together, REMEMBERED) if pipe.causal else bench.together):
             for _ in (_streamed if pipe.causal else _sampled)(pipe, group, options):
                 progress.update()
     missing = [name for name in names if not _whole(folder / name)]
@@ -186,7 +187,8 @@ def _streamed(pipe: Pipeline, group: Sequence[Job], options: dict[str, Any]) -> 
     """One after the other, written while it is made: memory does not grow with the video."""
     scale, calls = pipe.world.scale, list(_calls(group, options))
     if len(calls) > 1:  # so that a large encoder is read once: the world remembers them
-        pipe.world.encode_text([job.text for job in group])
+        null = [options.get("negative_prompt") or ""] if pipe.sampling(**options).guidance > 1 else []
+        pipe.world.encode_text([*(job.text for job in group), *null])
     for jobs, told in calls:
         for job, stream in zip(jobs, pipe.streams([job.text for job in jobs], **told), strict=True):
             says = tags(job.text, stream.about, stream.fps, scale)

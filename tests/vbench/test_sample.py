@@ -1,6 +1,8 @@
 """A list of prompts made into the videos that VBench looks for."""
 
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -11,6 +13,7 @@ from rcm_jax.convert.load import load_params
 from rcm_jax.media.tags import read_tags
 from rcm_jax.pipelines import networks
 from rcm_jax.vbench import prompts as lists
+from rcm_jax.vbench import sampling
 from rcm_jax.vbench.__main__ import main
 from rcm_jax.vbench.prompts import Entry, check_case, read_prompts
 from tests.wan.tiny import I2V, write_wan
@@ -220,6 +223,28 @@ def test_every_image_is_opened_before_the_first_video(tmp_path, monkeypatch):
                   "--images", pictures, "--num_frames", 5, "--size", "48x32")  # fmt: skip
     assert "'a fox of no image': " in why
     assert not (tmp_path / "videos").exists()
+
+
+def test_streams_from_several_images_read_their_texts_together(tmp_path, monkeypatch):
+    """And the negative one under guidance: a large encoder is read once for all of them."""
+
+    class Made(list):
+        about, fps = {}, 16
+
+    read, asked = [], []
+    pipe = SimpleNamespace(
+        world=SimpleNamespace(scale=1, encode_text=read.append),
+        sampling=lambda **options: SimpleNamespace(guidance=3.0),
+        streams=lambda texts, **options: asked.append(options) or (Made() for _ in texts),
+    )
+    monkeypatch.setattr(sampling, "WrittenBehind", lambda path, *_, **__: nullcontext(path.write_text("a video")))
+    jobs = [sampling.Job(Entry(c, ()), i, tmp_path / f"{c}-{i}.mp4", c, tmp_path / c) for i in (0, 1) for c in COLOURS]
+    list(sampling._streamed(pipe, jobs, {"seed": 5}))
+    assert read == [["red", "blue", "red", "blue", ""]]
+    assert [(one["seed"], one["image_path"].name) for one in asked] == [
+        (seed, colour) for seed in (5, 6) for colour in COLOURS
+    ]
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_words_that_the_built_in_world_lacks(tmp_path):
