@@ -3,6 +3,7 @@ whole or not at all."""
 
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -53,16 +54,53 @@ def check_room(path: str | Path, size: int) -> None:
 
 
 @contextlib.contextmanager
-def unfinished(path: str | Path) -> Iterator[Path]:
-    """A name beside `path` that becomes `path` if the block ends well, else it goes. Makes the folder."""
+def unfinished(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
+    """A name beside `path` that becomes `path` if the block ends well, else it goes. Makes the folder.
+
+    shared: others may write the same file at the same time; each has a name of its own then, and the last one's stays.
+    What is killed leaves such names behind, where without it the next one takes the same name: so not for large files.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.stem}.part{path.suffix}")
+    new = _own_name(path) if shared else path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         yield new
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def write_first(path: str | Path, text: str) -> bool:
+    """Whether there was no file and now is one with this text: of several who write at the same time, one does. Nobody
+    sees it half written. Makes the folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = _own_name(path)
+    try:
+        new.write_text(text)
+        try:
+            os.link(new, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            return _write_new(path, text)
+        return True
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _write_new(path: Path, text: str) -> bool:
+    try:
+        with open(path, "x") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _own_name(path: Path) -> Path:
+    """Nobody else's, and short whatever the file is called: names have 255 bytes at most."""
+    return path.with_name(f".rcm_jax_{secrets.token_hex(6)}.part{path.suffix}")
 
 
 def _try(folder: Path, path: Path, name: str) -> None:

@@ -4,11 +4,12 @@ import errno
 import os
 import re
 import tempfile
+import threading
 
 import pytest
 
 from rcm_jax.errors import ArgumentError
-from rcm_jax.outputs import check_folder, check_output
+from rcm_jax.outputs import check_folder, check_output, unfinished, write_first
 
 
 def names(folder):
@@ -92,3 +93,38 @@ def test_a_file_that_may_not_be_replaced(tmp_path, monkeypatch):
 def test_a_path_without_a_flag(tmp_path):
     with pytest.raises(ArgumentError, match=f"^cannot write {tmp_path}: it is a folder"):
         check_output(tmp_path, "")
+
+
+def test_the_first_of_several_writes(tmp_path, monkeypatch):
+    """With and without links, which not every file system has."""
+
+    def no_links(*_):
+        raise OSError(errno.EPERM, "no links")
+
+    for name in ("linked", "plain"):
+        first, barrier, texts = [], threading.Barrier(8), [letter * 10_000 for letter in "abcdefgh"]
+
+        def write(text, path=tmp_path / name, first=first, barrier=barrier):
+            barrier.wait()
+            if write_first(path, text):
+                first.append(text)
+
+        threads = [threading.Thread(target=write, args=[text]) for text in texts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [(tmp_path / name).read_text()] == first
+        monkeypatch.setattr(os, "link", no_links)
+    assert names(tmp_path) == ["linked", "plain"]
+
+
+def test_names_of_files_that_several_write(tmp_path):
+    """Short, whatever the file is called, and none is left of what fails."""
+    path = tmp_path / f"{250 * 'x'}.mp4"
+    with unfinished(path, shared=True) as new:
+        new.write_text("whole")
+    assert path.read_text() == "whole"
+    with pytest.raises(FileNotFoundError), unfinished(path, shared=True) as new:
+        new.write_text((tmp_path / "not there").read_text())
+    assert (names(tmp_path), path.read_text()) == ([path.name], "whole")

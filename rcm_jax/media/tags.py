@@ -18,7 +18,7 @@ def read_tags(path: str | Path) -> dict[str, str]:
 def _of_container(path: Path) -> dict[str, str]:
     import av
 
-    with av.open(path) as file:
+    with av.open(path.absolute()) as file:  # FFmpeg takes what stands before a colon for a protocol
         return dict(file.metadata)
 
 

@@ -70,7 +70,7 @@ def write_video(path: str | Path, frames: Frames, fps: float, tags: Mapping[str,
     OSError that says where the frames are if they cannot be encoded.
     """
     path = video_path(path, suffixes=(".mp4",))
-    with _frames_kept(path, frames), unfinished(path) as new:
+    with _frames_kept(path, frames), unfinished(path, shared=True) as new:
         _encode(new, frames, fps, tags, WHOLE)
     return path
 
@@ -114,6 +114,8 @@ class Mp4:
         import av
 
         self._count = 0
+        # absolute: FFmpeg takes what stands before a colon for a protocol
+        out = out.absolute() if isinstance(out, Path) else out
         self._file = av.open(out, "w", format="mp4", options=options)
         self._file.metadata.update(tags or {})
         rate = Fraction(fps).limit_denominator(1001)

@@ -64,10 +64,10 @@ def describe(opened: Opened, request: Request, asked: SamplingOptions) -> list[d
         options["prompts_file"] = request.timed
     paths = [value for name, value in options.items() if name.endswith("_path")]
     paths += [str(given_lora(text, name).path) for name in LORAS for text in options.get(name, ())]
-    files = {path: _state(path) for path in paths}
+    files = {path: state_of(path) for path in paths}
     if opened.files is not None:  # those that were found beside the network too
         own = (*opened.files.dit, opened.files.vae, opened.files.text, opened.files.clip, opened.files.tiny)
-        files |= {_place(network.path): _state(str(network.path)) for network in own if network is not None}
+        files |= {_place(network.path): state_of(str(network.path)) for network in own if network is not None}
     whole = {
         "command": "sample_causal" if opened.info.causal else "sample",
         "files": {path: state for path, state in files.items() if state}, **made_by,
@@ -99,7 +99,7 @@ def _place(path: str | Place) -> str:
     return str(Path(named).absolute()) if named not in BUILTIN and Path(named).exists() else named
 
 
-def _state(path: str) -> dict[str, int] | None:
+def state_of(path: str) -> dict[str, int] | None:
     """Size and time of a file, or of all in a folder: to tell whether it has changed, without reading it."""
     if path in BUILTIN or not Path(path).exists():
         return None
@@ -195,7 +195,7 @@ def fill_in(given: dict[str, Any], path: str | Path, command: str) -> None:
 
 def _changes(about: dict[str, Any]) -> list[str]:
     files = dict(about.get("files", {}))
-    lines = [f"{file} has changed or gone" for file, state in files.items() if _state(file) != state]
+    lines = [f"{file} has changed or gone" for file, state in files.items() if state_of(file) != state]
     now = {"rcm_jax": version(), "jax": jax.__version__, "device": jax.devices()[0].device_kind}
     lines += [f"{name} was {about[name]} and is {new}" for name, new in now.items() if about.get(name, new) != new]
     return lines

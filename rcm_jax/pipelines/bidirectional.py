@@ -131,17 +131,13 @@ def sample_batches(
             yield latents[: count - rows[0]]
 
 
-def sample_request(
-    opened: Opened, request: Request, sampler: SamplerConfig, watch: Watch, features: Features | None = None
-) -> Iterator[Float[np.ndarray, "b T H W C"]]:
-    """`sample_batches` of a request; text and image are read before, each network in memory alone. features: those of
-    the request's prompts where they are known. Raises ArgumentError for what does not fit the device before anything is
-    computed."""
-    world, experts, fsdp = opened.world, opened.experts, opened.options.fsdp
-    batch_size = request.batch_size
-    if batch_size % fsdp:
-        raise ArgumentError("{batch_size} must be a multiple of {fsdp}", batch_size=batch_size, fsdp=fsdp)
-    experts.keep_all = world.small or _both_fit(opened, request, batch_size)
+def read_conditions(
+    opened: Opened, request: Request, sampler: SamplerConfig, features: Features | None = None
+) -> Conditions:  # fmt: skip
+    """Text and image of a request, each network in memory alone. features: those of its prompts where they are known.
+    Raises ArgumentError for what does not fit the device before anything is computed."""
+    world = opened.world
+    opened.experts.keep_all = both_fit(opened, request)
     text, null_text = features or request.features(world, guided=sampler.guided)
     condition, image, first = None, None, None
     if request.image is not None and opened.info.model.image_first:
@@ -149,17 +145,28 @@ def sample_request(
         world.release()
     elif request.image is not None:
         condition, image = world.condition(request.image, request.size, request.num_frames)
-    with jax.set_mesh(experts.mesh):
+    return Conditions(text, null_text, condition, image, first)
+
+
+def sample_request(
+    opened: Opened, request: Request, sampler: SamplerConfig, given: Conditions, watch: Watch
+) -> Iterator[Float[np.ndarray, "b T H W C"]]:  # fmt: skip
+    """`sample_batches` of a request whose conditions are read."""
+    with jax.set_mesh(opened.experts.mesh):
         yield from sample_batches(
-            experts, Conditions(text, null_text, condition, image, first), request.indices,
-            latent_shape=request.latent_shape, sampler=sampler, seed=request.seed, batch_size=batch_size,
-            small=world.small, watch=watch,
+            opened.experts, given, request.indices, latent_shape=request.latent_shape, sampler=sampler,
+            seed=request.seed, batch_size=request.batch_size, small=opened.world.small, watch=watch,
         )  # fmt: skip
 
 
-def _both_fit(opened: Opened, request: Request, batch_size: int) -> bool:
-    """Whether Wan2.2's two experts may stay in memory. Raises ArgumentError where the request does not fit at all."""
-    options, limit = opened.options, device_limit()
+def both_fit(opened: Opened, request: Request) -> bool:
+    """Whether Wan2.2's two experts may stay in memory. Raises ArgumentError where the request does not fit at all, or
+    its batches cannot be shared by the devices."""
+    options, limit, batch_size = opened.options, device_limit(), request.batch_size
+    if batch_size % options.fsdp:
+        raise ArgumentError("{batch_size} must be a multiple of {fsdp}", batch_size=batch_size, fsdp=options.fsdp)
+    if opened.world.small:
+        return True
     job = Job(
         opened.files, request.size, request.num_frames, opened.experts.dtype, batch_size=batch_size, fsdp=options.fsdp,
         sequence=options.sequence, tiled=options.vae_tiling, decoder_dtype=opened.world.painter.config.dtype,

@@ -10,7 +10,7 @@ options (`options.py`, `request.py`), settles how the network is sampled (`setti
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from rcm_jax.media.pictures import to_uint8
 from rcm_jax.model_file import ModelInfo
 from rcm_jax.parallel import SEQUENCE_AXIS, make_mesh, shard
 from rcm_jax.pipelines.about import describe, join
-from rcm_jax.pipelines.bidirectional import sample_request
-from rcm_jax.pipelines.causal import Start, Stream, roll_out_request, start_from
+from rcm_jax.pipelines.bidirectional import both_fit, read_conditions, sample_request
+from rcm_jax.pipelines.causal import Start, Stream, causal_network, roll_out_request, start_from
 from rcm_jax.pipelines.colours import apply_colours, fit_colours
 from rcm_jax.pipelines.networks import Experts, mesh_of
 from rcm_jax.pipelines.opening import Opened, Surroundings, open_pipeline, unknown_chunks
@@ -107,15 +107,49 @@ class Pipeline:
         time_limit: float | None = None, **options: Any,
     ) -> Iterator[Video]:  # fmt: skip
         """The same, but each video is decoded when it is asked for: one at a time need be in memory."""
-        asked, world, watch = SamplingOptions(**options), self.world, Watch(progress, on_step, time_limit)
-        request = read_request(self.opened, prompt, asked)
-        abouts = describe(self.opened, request, asked)  # of the files as they are now
-        painted = self._decoded(request, asked, watch, world.paint)
-        rows = zip(request.prompts, request.indices, abouts, painted, strict=True)
-        return (
-            Video(np.concatenate(list(parts)), world.fps, request.seed, words, index, world.scale, about)
-            for words, index, about, parts in rows
+        return self._videos([(prompt, options)], Watch(progress, on_step, time_limit))
+
+    def several(
+        self, calls: Sequence[tuple[Prompts, Mapping[str, Any]]], *, progress: str = "sample"
+    ) -> Iterator[Video]:  # fmt: skip
+        """`videos` of several calls, each its prompt and its options, as from different images: a large network is read
+        once for all of them. Errors as of a call, for each of them before anything is computed."""
+        return self._videos(calls, Watch(progress))
+
+    def _videos(self, calls: Sequence[tuple[Prompts, Mapping[str, Any]]], watch: Watch) -> Iterator[Video]:
+        world, asked = self.world, [SamplingOptions(**options) for _, options in calls]
+        requests = [read_request(self.opened, prompt, one) for (prompt, _), one in zip(calls, asked, strict=True)]
+        # of the files as they are now
+        abouts = [describe(self.opened, request, one) for request, one in zip(requests, asked, strict=True)]
+        # every call's text and image are read before the network comes
+        sampled = [
+            self._sampled(request, one, watch, features)
+            for request, one, features in zip(requests, asked, self._features(requests, asked), strict=True)
+        ]
+        painted = self._made(list(itertools.chain.from_iterable(sampled)), requests, watch, world.paint)
+        rows = (
+            (words, index, about, request.seed)
+            for request, of_request in zip(requests, abouts, strict=True)
+            for words, index, about in zip(request.prompts, request.indices, of_request, strict=True)
         )
+        return (
+            Video(np.concatenate(list(parts)), world.fps, seed, words, index, world.scale, about)
+            for (words, index, about, seed), parts in zip(rows, painted, strict=True)
+        )
+
+    def _features(self, requests: Sequence[Request], asked: Sequence[SamplingOptions]) -> list[Features | None]:
+        """Of each request, where several are encoded together: a large encoder is read once. None: not yet read."""
+        if self.causal or len(requests) == 1:
+            return [None] * len(requests)
+        guided = [sampler_from(one, self.info).guided for one in asked]
+        texts = [[text for (text,) in request.texts] for request in requests]
+        nulls = [request.negative_prompts if of else [] for request, of in zip(requests, guided, strict=True)]
+        numbers = {text: i for i, text in enumerate(dict.fromkeys(itertools.chain(*texts, *nulls)))}
+        rows = self.world.encode_text(list(numbers))
+        return [
+            (rows[[numbers[text] for text in own]], rows[[numbers[text] for text in null]] if null else None)
+            for own, null in zip(texts, nulls, strict=True)
+        ]
 
     def arrays(
         self, prompt: Prompts = None, *, progress: str = "sample", **options: Any
@@ -142,7 +176,7 @@ class Pipeline:
         asked, watch = SamplingOptions(**options), Watch(progress)
         request = read_request(self.opened, prompt, asked)
         latents = list(self._sampled(request, asked, watch))
-        made = self._made(latents, request, watch, self.world.paint)
+        made = self._made(latents, [request], watch, self.world.paint)
         return np.concatenate(latents), np.stack([np.concatenate(list(parts)) for parts in made])
 
     def stream(self, prompt: Prompts = None, *, video: Source | None = None, **options: Any) -> Stream:
@@ -184,6 +218,18 @@ class Pipeline:
         """What a call asks for, a row a video, and the videos' size. Arguments and errors as of a call."""
         return read_request(self.opened, prompt, SamplingOptions(**options))
 
+    def check(self, prompt: Prompts = None, **options: Any) -> Request:
+        """`request`, with the errors that a call has when it is worked out how the network is sampled and whether it
+        fits: all that is refused before text is read."""
+        asked = SamplingOptions(**options)
+        request = read_request(self.opened, prompt, asked)
+        if self.causal:
+            causal_network(self.opened, request, asked, schedule_from(asked, self.info))
+        else:
+            sampler_from(asked, self.info)
+            both_fit(self.opened, request)
+        return request
+
     def preview(self, latents: Latents) -> UInt8[np.ndarray, "B T H W 3"]:
         """Pictures of latents [B, T, H, W, C], finished or half-made, a pixel for each: for `on_step`. The colours come
         through the linear map that fits this world's decoder best, found at the first call."""
@@ -199,28 +245,27 @@ class Pipeline:
     def _decoded(self, request: Request, asked: SamplingOptions, watch: Watch, make: Make) -> Iterator[Iterator[Part]]:
         """For every video what `make` makes of it, in parts. Latents are sampled here, frames made when asked for: so a
         large network has gone before the autoencoder comes."""
-        return self._made(list(self._sampled(request, asked, watch)), request, watch, make)
+        return self._made(list(self._sampled(request, asked, watch)), [request], watch, make)
 
-    def _made(self, latents: list[Latents], request: Request, watch: Watch, make: Make) -> Iterator[Iterator[Part]]:
+    def _made(
+        self, latents: list[Latents], requests: Sequence[Request], watch: Watch, make: Make
+    ) -> Iterator[Iterator[Part]]:  # fmt: skip
         """Of latents that are there; the network goes first."""
         if not self.world.small:
             self.opened.experts.release()
-        names = _names(request)
+        names = [name for request in requests for name in _names(request)]
         return self._frames(latents, names, make, watch.progress and f"{watch.progress}: decoding")
 
     def _sampled(
         self, request: Request, asked: SamplingOptions, watch: Watch, features: Features | None = None
     ) -> Iterator[Latents]:
+        """Text and image are read here, the network when the first batch is asked for."""
         if self.causal:
             start = start_from(self.opened, request, asked, schedule_from(asked, self.info))
-            batches = roll_out_request(self.opened, start, watch)
-        else:
-            batches = sample_request(self.opened, request, sampler_from(asked, self.info), watch, features)
-        names = iter(_names(request))
-        for batch in batches:
-            for video in batch:
-                check_finite(video, f"latents of {next(names)}")
-            yield batch
+            return _finite_batches(roll_out_request(self.opened, start, watch), request)
+        sampler = sampler_from(asked, self.info)
+        given = read_conditions(self.opened, request, sampler, features)
+        return _finite_batches(sample_request(self.opened, request, sampler, given, watch), request)
 
     def _frames(
         self, latents: list[Latents], names: list[str], make: Make, words: str
@@ -230,6 +275,14 @@ class Pipeline:
         for name, parts in zip(names, decoded, strict=True):
             yield _finite_parts(parts, name, words)
         self.world.release()
+
+
+def _finite_batches(batches: Iterator[Latents], request: Request) -> Iterator[Latents]:
+    names = iter(_names(request))
+    for batch in batches:
+        for video in batch:
+            check_finite(video, f"latents of {next(names)}")
+        yield batch
 
 
 def _finite_parts(parts: Iterator[Pixels | Painted], name: str, words: str) -> Iterator[Part]:

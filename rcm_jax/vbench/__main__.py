@@ -5,8 +5,9 @@
   python -m rcm_jax.vbench score results/*_eval_results.json --radar radar.png
 
 sample makes every prompt's videos under the names that VBench looks for, as far as they are not there: the same command
-goes on where it was stopped, and any number of processes share the work (--process I --num_processes N). Causal
-networks are streamed to their files. score adds the dimensions up as VBench does and shows published rows beside them.
+goes on where it was stopped, and any number of processes share the work (--process I --num_processes N). What no flag
+says is as published. Causal networks are streamed to their files. score adds the dimensions up as VBench does and shows
+published rows beside them.
 """
 
 import argparse
@@ -35,13 +36,15 @@ def _sample(given: dict[str, Any]) -> str:
     from rcm_jax.options import taken
     from rcm_jax.pipelines.options import FileOptions, SamplingOptions
     from rcm_jax.pipelines.pipeline import load
-    from rcm_jax.vbench.sampling import BenchOptions, read_jobs, sample_all
+    from rcm_jax.vbench.protocol import with_protocol
+    from rcm_jax.vbench.sampling import BenchOptions, check_seeds, read_jobs, sample_all
 
     bench, options = BenchOptions(**taken(given, BenchOptions)), taken(given, SamplingOptions)
-    SamplingOptions(**options)
+    check_seeds(bench, SamplingOptions(**options))
     entries, jobs = read_jobs(bench)  # its errors, before a network is opened
     check_encoder()
-    return sample_all(load(**taken(given, FileOptions)), bench, entries, jobs, options)
+    pipe = load(**taken(given, FileOptions))
+    return sample_all(pipe, bench, entries, jobs, with_protocol(pipe, options))
 
 
 def _score_flags(p: argparse.ArgumentParser) -> None:
@@ -52,7 +55,8 @@ def _score_flags(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--suite", choices=SUITES, help="text or image to video (default: what the dimensions say)")
     p.add_argument("--name", default="this", help="of the row in the table")
-    p.add_argument("--beside", nargs="+", metavar="MODEL", help="published rows to show (default: the nearest totals)")
+    p.add_argument("--beside", nargs="+", metavar="MODEL", help="published rows to show (default: the nearest totals; "
+                   "beside a partial score none)")  # fmt: skip
     p.add_argument("--prompts", type=Path, help="list that was sampled: every sample must have been measured, and once")
     p.add_argument("--samples", type=number(int, at_least(1)), default=5, help="videos of a prompt, with --prompts (5)")
     p.add_argument(
@@ -64,15 +68,15 @@ def _score_flags(p: argparse.ArgumentParser) -> None:
 
 
 def _score(given: dict[str, Any]) -> str:
-    from rcm_jax.outputs import PICTURES, check_output
+    from rcm_jax.outputs import PICTURES, check_output, unfinished
     from rcm_jax.vbench.prompts import read_prompts
-    from rcm_jax.vbench.report import as_json, nearest, own_row, published, radar, table
+    from rcm_jax.vbench.report import as_json, nearest, notes, own_row, published, radar, table
     from rcm_jax.vbench.results import read_results
 
     for name, suffixes in (("json", (".json",)), ("radar", PICTURES)):
         if given[name] is not None:
             check_output(given[name], name, suffixes)
-    found = read_results(given["results"], given["suite"])
+    found = read_results(given["results"], given["suite"], partial=given["partial"])
     if not given["partial"]:
         found.complete()
     if given["prompts"] is not None:
@@ -82,14 +86,20 @@ def _score(given: dict[str, Any]) -> str:
     strange = [name for name in given["beside"] or () if name not in others]
     if strange:
         raise ValueError(f"--beside {strange[0]!r} is no published row; there are {', '.join(others)}")
-    rows = {given["name"]: own}
-    rows |= {name: others[name] for name in given["beside"] or nearest(others, own.get("total"), 4)}
+    partial = bool(found.missing)
+    if partial and given["radar"] is not None:
+        raise ValueError(f"--radar draws every dimension, and of {', '.join(found.missing)} there is no result")
+    shown = given["beside"] or ([] if partial else nearest(others, own["total"], 4))
+    if given["name"] in shown:
+        raise ValueError(f"--name {given['name']!r} is also the published row shown beside it: give another name")
+    rows = {given["name"]: own} | {name: others[name] for name in shown}
     if given["json"] is not None:
         told = as_json(suite, found.raw, clamp=clamp, sources=[str(path) for path in given["results"]])
-        given["json"].write_text(json.dumps(told, indent=1))
+        with unfinished(given["json"]) as new:
+            new.write_text(json.dumps(told, indent=1))
     if given["radar"] is not None:
-        radar(suite, rows, given["radar"])
-    return table(suite, rows)
+        radar(suite, rows, given["radar"], clamp=clamp)
+    return "\n\n".join([table(suite, rows, partial=partial), *notes(suite, found.raw, clamp=clamp)])
 
 
 COMMANDS = {

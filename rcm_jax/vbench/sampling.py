@@ -17,13 +17,25 @@ from rcm_jax.media.video import WrittenBehind
 from rcm_jax.options import ShareOptions, option
 from rcm_jax.outputs import check_folder, unfinished
 from rcm_jax.pipelines.about import tags
-from rcm_jax.pipelines.options import OF_ONE_VIDEO
+from rcm_jax.pipelines.options import OF_ONE_VIDEO, SamplingOptions
 from rcm_jax.pipelines.pipeline import Pipeline
+from rcm_jax.pipelines.request import Request
 from rcm_jax.progress import Progress
 from rcm_jax.ranges import at_least
-from rcm_jax.vbench.prompts import Entry, check_names, measured_list, read_prompts, video_names
+from rcm_jax.vbench.prompts import (
+    Entry,
+    check_case,
+    check_names,
+    file_stem,
+    measured_list,
+    read_prompts,
+    video_names,
+)
+from rcm_jax.vbench.record import Source, keep_record, settings_of
 
-SETTINGS, LIST = "sampling.json", "vbench_info.json"
+LIST = "vbench_info.json"
+REMEMBERED = 48  # texts that a world keeps, and some more
+SEEDS = SamplingOptions.__dataclass_fields__["seed"].metadata["range"]
 TEXTS = ("augmented", "original")
 NOT_HERE = (*OF_ONE_VIDEO, "noise_scale", "noise_rule", "prompt_blend", "prompt_recache")  # a prompt is one text
 
@@ -60,9 +72,19 @@ class Job:
     image: Path | None
 
 
+def check_seeds(bench: BenchOptions, asked: SamplingOptions) -> None:
+    """Raises ArgumentError where the last sample's seed is none."""
+    if asked.seed + bench.samples - 1 not in SEEDS:
+        raise ArgumentError(
+            f"{{seed}} must be at most {SEEDS.high + 1 - bench.samples} with {{samples}}: sample i is made from the "
+            "noise of seed + i", seed=asked.seed, samples=bench.samples,
+        )  # fmt: skip
+
+
 def read_jobs(bench: BenchOptions) -> tuple[list[Entry], list[Job]]:
     """The list, and all videos of this process. Raises ValueError, or OSError for an image that is not there."""
     entries = read_prompts(bench.prompts)
+    check_names(entries, bench.samples)
     of_images = [entry for entry in entries if entry.image is not None]
     if of_images and bench.images is None:
         raise ArgumentError(
@@ -72,16 +94,20 @@ def read_jobs(bench: BenchOptions) -> tuple[list[Entry], list[Job]]:
     if bench.images is not None and not of_images:
         raise ArgumentError("{images} does not apply: no prompt of {prompts} names an image", images=bench.images,
                             prompts=bench.prompts)  # fmt: skip
-    missing = [e.image for e in of_images if not (bench.images / e.image).is_file()]
+    missing = [e.image for e in of_images if "\0" in e.image or not (bench.images / e.image).is_file()]
     if missing:
         raise FileNotFoundError(f"{bench.images} has no {missing[0]!r} ({len(missing)} images are missing)")
     return entries, [
-        Job(entry, i, bench.out / name, (entry.augmented if bench.text == "augmented" else None) or entry.prompt,
-            entry.image and bench.images / entry.image)
+        Job(entry, i, bench.out / name, source.text, source.image)
         for i in range(bench.samples)
         for entry in entries[bench.process :: bench.num_processes]
-        for name in [video_names(entry, bench.samples)[i]]
-    ]  # fmt: skip
+        for name, source in [(video_names(entry, bench.samples)[i], _source(bench, entry))]
+    ]
+
+
+def _source(bench: BenchOptions, entry: Entry) -> Source:
+    text = (entry.augmented if bench.text == "augmented" else None) or entry.prompt
+    return Source(file_stem(entry), text, None if entry.image is None else bench.images / entry.image)
 
 
 def sample_all(
@@ -93,69 +119,84 @@ def sample_all(
     Raises as a call of the pipeline, and ValueError for a folder that does not do; no video is made then.
     """
     folder = check_folder(bench.out, "out")
-    todo = [job for job in jobs if not job.path.exists()]
-    for job in todo[:1]:  # its errors, before anything is there
-        pipe.request(job.text, **_options(pipe, [job], options))
-        pipe.sampling(**options)
-    folder.mkdir(parents=True, exist_ok=True)
-    check_names(entries, folder)
-    _same_settings(pipe, bench, options)
+    check_case(entries, folder)
+    names = [name for entry in entries for name in video_names(entry, bench.samples)]
+    there = {name for name in names if _whole(folder / name)}  # before the record is looked for, which comes first
+    todo = [job for job in jobs if job.path.name not in there]
+    sources = [_source(bench, entry) for entry in entries]
+    request = _request(pipe, bench, sources[0], options)
+    for source in sources[1:] if todo else ():  # every prompt's errors, and every image's, before the first video
+        _request(pipe, bench, source, options)
+    if pipe.world.small:  # which knows few words
+        pipe.world.encode_text([source.text for source in sources])
+    augmented = any(source.text != entry.prompt for source, entry in zip(sources, entries, strict=True))
+    settings = settings_of(pipe, options, request, sources, augmented=augmented)
+    keep_record(folder, settings, begun=bool(there))
     with Progress("sample", len(todo), "video") as progress:
-        for group in _groups(todo, bench.together):
+        for group in _groups(todo, min(bench.together, REMEMBERED) if pipe.causal else bench.together):
             for _ in (_streamed if pipe.causal else _sampled)(pipe, group, options):
                 progress.update()
-    missing = [name for entry in entries for name in video_names(entry, bench.samples) if not (folder / name).exists()]
+    missing = [name for name in names if not _whole(folder / name)]
     if missing:
         return f"{len(todo)} videos made; {len(missing)} of other processes are missing, the first {missing[0]!r}"
-    with unfinished(folder / LIST) as path:
+    with unfinished(folder / LIST, shared=True) as path:
         path.write_text(json.dumps(measured_list(entries, folder, bench.samples), indent=1))
-    return f"{len(todo)} videos made, {len(entries) * bench.samples} there; what to run VBench on: {folder / LIST}"
+    return f"{len(todo)} videos made, {len(names)} there; what to run VBench on: {folder / LIST}"
+
+
+def _whole(path: Path) -> bool:
+    """Whether the video is there. An empty file is none: ours appear when they are whole."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder where a video is to be: give another folder")
+    return path.exists() and path.stat().st_size > 0
+
+
+def _request(pipe: Pipeline, bench: BenchOptions, source: Source, options: dict[str, Any]) -> Request:
+    """Of one of its videos. Raises as a call does, and names the prompt."""
+    told = options if source.image is None else options | {"image_path": source.image}
+    try:
+        return pipe.check(source.text, **told)
+    except ArgumentError as error:
+        raise ArgumentError(
+            f"{{prompts}}, {source.stem[:60]!r}: {error.message}", **error.arguments | {"prompts": bench.prompts}
+        ) from None
 
 
 def _groups(jobs: Sequence[Job], together: int) -> Iterator[list[Job]]:
-    """Of one sample number and one image each, that one call makes."""
-    for _, same in itertools.groupby(jobs, key=lambda job: (job.number, job.image)):
+    """That are sampled before they are decoded: of one sample number, or of images, each of which is a call."""
+    for _, same in itertools.groupby(jobs, key=lambda job: job.number if job.image is None else None):
         while group := list(itertools.islice(same, together)):
             yield group
 
 
-def _options(pipe: Pipeline, group: Sequence[Job], options: dict[str, Any]) -> dict[str, Any]:
-    """Of a group's call: a noise for all."""
-    told = options | {"seed": options.get("seed", 0) + group[0].number, "indices": [0] * len(group)}
-    return told if group[0].image is None else told | {"image_path": group[0].image}
+def _calls(group: Sequence[Job], options: dict[str, Any]) -> Iterator[tuple[list[Job], dict[str, Any]]]:
+    """Of one sample number and one image each, with the call's options: a noise for all."""
+    for (number, image), same in itertools.groupby(group, key=lambda job: (job.number, job.image)):
+        jobs = list(same)
+        told = options | {"seed": options.get("seed", 0) + number, "indices": [0] * len(jobs)}
+        yield jobs, told if image is None else told | {"image_path": image}
 
 
 def _sampled(pipe: Pipeline, group: Sequence[Job], options: dict[str, Any]) -> Iterator[None]:
-    videos = pipe.videos([job.text for job in group], progress="", **_options(pipe, group, options))
-    for job, video in zip(group, videos, strict=True):
+    calls = [([job.text for job in jobs], told) for jobs, told in _calls(group, options)]
+    for job, video in zip(group, pipe.several(calls, progress=""), strict=True):
         yield video.save(job.path)
 
 
 def _streamed(pipe: Pipeline, group: Sequence[Job], options: dict[str, Any]) -> Iterator[None]:
     """One after the other, written while it is made: memory does not grow with the video."""
-    scale = pipe.world.scale
-    streams = pipe.streams([job.text for job in group], **_options(pipe, group, options))
-    for job, stream in zip(group, streams, strict=True):
-        says = tags(job.text, stream.about, stream.fps, scale)
-        picture = functools.partial(enlarge, scale=scale)
-        with unfinished(job.path) as path, WrittenBehind(path, stream.fps, says, picture=picture) as growing:
-            for part in stream:
-                growing.append(part[0])
-        yield
-
-
-def _same_settings(pipe: Pipeline, bench: BenchOptions, options: dict[str, Any]) -> None:
-    """Writes how the folder's videos are made. Raises ValueError where there are others, made in another way."""
-    told = {"network": str(pipe.opened.options.dit_path), "samples_of": bench.text, "options": options}
-    told = json.loads(json.dumps(told, default=str))
-    path = bench.out / SETTINGS
-    if not path.exists():
-        with unfinished(path) as new:
-            new.write_text(json.dumps(told, indent=1))
-        return
-    before = json.loads(path.read_text())
-    if before != told:
-        name = next(name for name in told if told[name] != before.get(name))
-        raise ValueError(
-            f"{bench.out} has videos made with {name}={before.get(name)}, not {told[name]}: give another folder"
-        )
+    scale, calls = pipe.world.scale, list(_calls(group, options))
+    if len(calls) > 1:  # so that a large encoder is read once: the world remembers them
+        null = [options.get("negative_prompt") or ""] if pipe.sampling(**options).guidance > 1 else []
+        pipe.world.encode_text([*(job.text for job in group), *null])
+    for jobs, told in calls:
+        for job, stream in zip(jobs, pipe.streams([job.text for job in jobs], **told), strict=True):
+            says = tags(job.text, stream.about, stream.fps, scale)
+            picture = functools.partial(enlarge, scale=scale)
+            with (
+                unfinished(job.path, shared=True) as path,
+                WrittenBehind(path, stream.fps, says, picture=picture) as growing,
+            ):
+                for part in stream:
+                    growing.append(part[0])
+            yield

@@ -21,6 +21,15 @@ def test_mp4_holds_the_frames(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["v.mp4"]
 
 
+def test_a_name_that_begins_like_a_protocol(tmp_path, monkeypatch):
+    """`Surreal:` is none, though FFmpeg would take it for one."""
+    monkeypatch.chdir(tmp_path)
+    with GrowingVideo("Surreal: a cat.mp4", fps=8, tags={"title": "a cat"}) as video:
+        video.append(moving())
+    write_video("Surreal: a dog.mp4", moving(), 8, {"title": "a dog"})
+    assert [read_tags(f"Surreal: a {animal}.mp4")["title"] for animal in ("cat", "dog")] == ["a cat", "a dog"]
+
+
 def test_odd_sizes_are_cut_to_even(tmp_path):
     path = write_video(tmp_path / "v.mp4", moving(size=33), fps=8)
     assert iio.imread(path, plugin="pyav").shape == (6, 32, 32, 3)

@@ -82,6 +82,19 @@ def test_videos_do_not_depend_on_the_batch(pipe):
     assert np.abs(own[0] - whole[0]).max() > 0.1
 
 
+def test_several_calls_are_the_calls(pipe):
+    """In order, each with its own options."""
+    calls = [(PROMPTS[0], dict(seed=1, num_steps=2)), (PROMPTS[1:], dict(seed=2, num_steps=1))]
+    together = list(pipe.several(calls))
+    alone = [video for prompt, options in calls for video in pipe(prompt, **options)]
+    assert [(v.prompt, v.seed, v.index, v.about) for v in together] == [
+        (v.prompt, v.seed, v.index, v.about) for v in alone
+    ]
+    np.testing.assert_array_equal(frames(together), frames(alone))
+    with pytest.raises(ArgumentError, match="num_frames"):
+        pipe.several([calls[0], (PROMPTS[1], dict(num_frames=1))])
+
+
 def test_a_mesh_gives_the_same(student, pipe):
     spread = rcm_jax.load(student, fsdp=2, sequence=2)
     got = spread.arrays(PROMPTS, num_steps=2, seed=5)
