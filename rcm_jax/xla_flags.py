@@ -1,5 +1,5 @@
-"""XLA's flags, set before JAX starts its devices: for training on many GPUs by name or in full, and the one that
-commands set by themselves on CPUs.
+"""What is settled before JAX starts its devices: XLA's flags, for training on many GPUs by name or in full, and what
+commands do by themselves on CPUs, a flag and a number of devices.
 
 An unknown flag makes XLA end the process, so a child tries them first, and what it says becomes one line.
 """

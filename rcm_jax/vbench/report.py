@@ -40,7 +40,7 @@ def outside(suite: Suite, raw: Mapping[str, float]) -> dict[str, float]:
 
 def notes(suite: Suite, raw: Mapping[str, float], *, clamp: bool = False) -> list[str]:
     """Of one's own scores, what a table does not show."""
-    missing = [_words(name) for name in suite.names if name not in raw]
+    missing = [_words(name) for name in suite.missing(raw)]
     lines = [f"partial: means of what there is, without {', '.join(missing)}"] if missing else []
     beyond = [f"{_words(name)} ({100 * value:.2f})" for name, value in outside(suite, raw).items()]
     if beyond:
@@ -106,10 +106,10 @@ def draw_radar(suite: Suite, rows: Mapping[str, Row], *, clamp: bool = False) ->
 
 def as_json(suite: Suite, raw: Mapping[str, float], *, clamp: bool, sources: Sequence[str]) -> dict[str, Any]:
     """Fractions, unrounded."""
-    scores, missing = suite.scores(raw, clamp=clamp), [name for name in suite.names if name not in raw]
+    scores, missing = suite.scores(raw, clamp=clamp), suite.missing(raw)
     return {
-        "suite": suite.name, "partial": bool(missing), "missing": missing, "clamped": clamp, "files": list(sources),
-        "raw": dict(raw),
+        "suite": suite.name, "partial": bool(missing), "missing": list(missing), "clamped": clamp,
+        "files": list(sources), "raw": dict(raw),
         "normalised": {name: scores[name] for name in suite.names if name in scores},
         **{name: scores[name] for name in (*suite.groups, "total") if name in scores},
     }  # fmt: skip

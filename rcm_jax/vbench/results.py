@@ -27,7 +27,7 @@ class Results:
     @property
     def missing(self) -> tuple[str, ...]:
         """Dimensions without a score."""
-        return tuple(name for name in self.suite.names if name not in self.raw)
+        return self.suite.missing(self.raw)
 
     def complete(self) -> None:
         """Raises ValueError that names the dimensions that are missing."""

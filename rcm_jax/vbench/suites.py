@@ -37,6 +37,10 @@ class Suite:
     def names(self) -> tuple[str, ...]:
         return tuple(d.name for d in self.dimensions)
 
+    def missing(self, raw: Mapping[str, float]) -> tuple[str, ...]:
+        """Dimensions without a score."""
+        return tuple(name for name in self.names if name not in raw)
+
     def scores(self, raw: Mapping[str, float], *, clamp: bool = False) -> dict[str, float]:
         """Fractions: normalised dimensions, the weighted mean of each group, and `total`, that of the groups.
 
