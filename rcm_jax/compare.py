@@ -93,9 +93,9 @@ def run(args: argparse.Namespace) -> str:
     shapes: dict[str, str] = {}
     for name, _, steps in given:  # all that can be wrong, before the first is sampled
         options[name] = {"seed": args.seed, "num_steps": steps or STEPS[pipes[name].info.kind], **more}
-        asked = pipes[name].request(prompts, **options[name])
+        how = asked_of(pipes[name], options[name]["num_steps"]) | options[name]
+        asked = pipes[name].check(prompts, **how)
         shapes[name] = f"{asked.num_frames} frames of {asked.size[0]}x{asked.size[1]}"
-        pipes[name].sampling(**asked_of(pipes[name], options[name]["num_steps"]))
     if len(set(shapes.values())) > 1:
         told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"videos of one shape can be compared, not {told}: say --num_frames or --size")
