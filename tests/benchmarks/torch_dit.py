@@ -32,12 +32,9 @@ from rcm_jax.wan.config import DiTConfig
 from rcm_jax.wan.dit import DiT
 from rcm_jax.wan.rope import rope_table
 from tests import benchmarks
+from tests.benchmarks.cpu_profile import LATENT, MODEL
 from tests.tiny import perturbed_params
 
-MODEL = DiTConfig(
-    dim=256, ffn_dim=1024, num_heads=4, num_layers=30, text_dim=256, text_len=32, remat="none", unroll=1
-)  # fmt: skip
-LATENT = (4, 16, 16)  # 256 tokens of (1, 2, 2)
 TIME, TIME_TANGENT = 700.0, 100.0  # model time, and its tangent
 OPERATIONS = ("forward", "jvp", "gradient")
 TOLERANCE = 1e-4
