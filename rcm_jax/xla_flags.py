@@ -1,5 +1,5 @@
 """What is settled before JAX starts its devices: XLA's flags, for training on many GPUs by name or in full, and what
-commands do by themselves on CPUs, a flag and a number of devices.
+commands do by themselves on CPUs, flags and a number of devices.
 
 An unknown flag makes XLA end the process, so a child tries them first, and what it says becomes one line.
 """
@@ -20,8 +20,9 @@ SETS = {
     # a layer's weights and gradients travel one by one, not in bundles that wait for their last part (docs/training.md)
     "overlap": "--xla_gpu_all_gather_combine_threshold_bytes=1 --xla_gpu_reduce_scatter_combine_threshold_bytes=1",
 }
-# products by a library of its own: a gradient takes 4 to 20% less (docs/results.md, section 6)
-ON_CPUS = "--xla_cpu_experimental_ynn_fusion_type=individual_dot"
+# products by a library of its own: a gradient takes 4 to 20% less; and what LLVM does beyond its first level costs a
+# quarter of the compiling and makes nothing faster (docs/results.md, sections 6 and 15)
+ON_CPUS = ("--xla_cpu_experimental_ynn_fusion_type=individual_dot", "--xla_backend_optimization_level=1")
 COUNT = "--xla_force_host_platform_device_count"
 TRY = "from jaxlib import xla_client; xla_client.make_cpu_client()"
 
@@ -53,11 +54,12 @@ def apply(given: str) -> None:
 
 
 def suit_cpus() -> None:
-    """Sets ON_CPUS for this process, if it will compute on CPUs. Not where the user has set that flag, nor where the
-    installed XLA does not know it."""
-    name, there = ON_CPUS.split("=")[0], os.environ.get("XLA_FLAGS", "")
-    if on_cpus() and name not in there and _known(ON_CPUS):
-        _set(ON_CPUS)
+    """Sets ON_CPUS for this process, if it will compute on CPUs. Not those that the user has set, and none where the
+    installed XLA does not know all."""
+    there = os.environ.get("XLA_FLAGS", "")
+    flags = " ".join(flag for flag in ON_CPUS if flag.split("=")[0] not in there)
+    if flags and on_cpus() and _known(" ".join(ON_CPUS)):
+        _set(flags)
 
 
 def share_cpus() -> None:

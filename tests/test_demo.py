@@ -55,7 +55,7 @@ def test_another_request_is_refused_with_what_differs(tmp_path, capsys, untraine
     claim_folder(tmp_path, Demo(steps=30))
     before = (tmp_path / "demo.json").read_text()
     told = refused(capsys, "--out", str(tmp_path), "--steps", "60", "--seed", "1", "--per_caption", "9")
-    want = "has a demo with steps 30, per_caption 4, seed 0; this one is with steps 60, per_caption 9, seed 1."
+    want = "has a demo with steps 30, per_caption 2, seed 0; this one is with steps 60, per_caption 9, seed 1."
     assert want in told
     assert "--out" in told
     assert "steps 30; this one is with steps as the recipe has it" in refused(capsys, "--out", str(tmp_path))
@@ -89,7 +89,7 @@ def test_a_folder_of_other_things_is_refused(tmp_path, capsys, untrained, name, 
 
 
 def test_previews_are_spread_over_the_run(tmp_path, monkeypatch):
-    """The teacher's weights before the first step, not again where a run goes on; then the student's, eight times."""
+    """The teacher's weights before the first step, not again where a run goes on; then the student's, four times."""
     seen, configs = [], []
 
     def score(step, params, info, workdir, *, seed):
@@ -103,9 +103,9 @@ def test_previews_are_spread_over_the_run(tmp_path, monkeypatch):
     for _ in range(2):
         demo.distil(demo.recipe(toy_rcm, 100, seed=5), tmp_path)
     assert seen == [(0, "student", 5)]
-    assert [config.sample_every for config, _ in configs] == [13, 13]
-    configs[0][1]["open_samples"](None)(13, None, demo_info(), tmp_path)
-    assert seen[-1] == (13, "student", 5)
+    assert [config.sample_every for config, _ in configs] == [25, 25]
+    configs[0][1]["open_samples"](None)(25, {}, demo_info(), tmp_path)
+    assert seen[-1] == (25, "student", 5)
 
 
 def demo_info():

@@ -42,13 +42,16 @@ def children(monkeypatch, tmp_path):
     return asked
 
 
-def test_cpus_have_their_flag_and_xla_is_asked_once(children, monkeypatch):
+ALL = " ".join(xla_flags.ON_CPUS)
+
+
+def test_cpus_have_their_flags_and_xla_is_asked_once(children, monkeypatch):
     for _ in range(2):
         monkeypatch.setenv("XLA_FLAGS", "--xla_of_mine=1")
         xla_flags.suit_cpus()
-        assert os.environ["XLA_FLAGS"] == f"{xla_flags.ON_CPUS} --xla_of_mine=1"
-    assert children == [xla_flags.ON_CPUS]
-    monkeypatch.setattr(xla_flags, "ON_CPUS", "--xla_cpu_no_such=1")  # another flag is another question
+        assert os.environ["XLA_FLAGS"] == f"{ALL} --xla_of_mine=1"
+    assert children == [ALL]
+    monkeypatch.setattr(xla_flags, "ON_CPUS", ("--xla_cpu_no_such=1",))  # another flag is another question
     for _ in range(2):
         monkeypatch.setenv("XLA_FLAGS", "")
         xla_flags.suit_cpus()
@@ -59,12 +62,12 @@ def test_cpus_have_their_flag_and_xla_is_asked_once(children, monkeypatch):
 def test_a_cache_that_cannot_be_written_is_no_error(children, monkeypatch, tmp_path):
     (tmp_path / "cache").write_text("a file")
     xla_flags.suit_cpus()
-    assert os.environ["XLA_FLAGS"].startswith(xla_flags.ON_CPUS)
+    assert os.environ["XLA_FLAGS"].startswith(ALL)
 
 
 @pytest.mark.parametrize(
     ("platforms", "flags"),
-    [("cpu", xla_flags.ON_CPUS.replace("individual_dot", "invalid")), ("cuda,cpu", ""), ("cuda", "")],
+    [("cpu", ALL.replace("individual_dot", "invalid")), ("cuda,cpu", ""), ("cuda", "")],
 )
 def test_what_the_user_has_set_and_other_devices_stay(children, monkeypatch, platforms, flags):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
@@ -74,17 +77,23 @@ def test_what_the_user_has_set_and_other_devices_stay(children, monkeypatch, pla
     assert children == []
 
 
+def test_what_the_user_has_not_set_is_added(children, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
+    xla_flags.suit_cpus()
+    assert os.environ["XLA_FLAGS"] == f"{xla_flags.ON_CPUS[0]} --xla_backend_optimization_level=3"
+
+
 @pytest.mark.parametrize("plugin", [None, "of a GPU"])
 def test_where_nothing_is_said_a_plugin_of_another_device_tells(children, monkeypatch, plugin):
     monkeypatch.delenv("JAX_PLATFORMS")
     monkeypatch.setattr(xla_flags.importlib.util, "find_spec", lambda name: plugin)
     xla_flags.suit_cpus()
-    assert (xla_flags.ON_CPUS in os.environ["XLA_FLAGS"]) == (plugin is None)
+    assert (ALL in os.environ["XLA_FLAGS"]) == (plugin is None)
 
 
 def test_the_installed_xla_takes_what_suits_cpus():
     """Where it does not, this says so: another flag is to be found, or none is needed."""
-    assert xla_flags._child(xla_flags.ON_CPUS).returncode == 0
+    assert xla_flags._child(ALL).returncode == 0
 
 
 @pytest.mark.parametrize(
