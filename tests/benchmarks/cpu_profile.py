@@ -3,7 +3,8 @@
 The network of torch_dit. Milliseconds of a call (median of five), the pages that a call touches for the first time
 (ru_minflt: what GLIBC_TUNABLES=glibc.malloc.hugetlb=1 saves), the program's temporaries, and by XLA's own profile which
 share of the operations' time is what. Kinds are told from the compiled program: a fusion is what the first of KINDS in
-it is. XLA_FLAGS count, and no command's own flag is set. Needs nothing beside rcm_jax.
+it is. XLA_FLAGS count, and no command's own flags are set. --apart gives the program every layer's weights in arrays of
+their own and writes the layers out, where the network has a stack and a scan. Needs nothing beside rcm_jax.
 """
 
 import argparse
@@ -15,12 +16,14 @@ import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rcm_jax.types import Params
 from rcm_jax.wan.config import REMAT, DiTConfig
 from rcm_jax.wan.dit import DiT
 from tests import benchmarks
@@ -38,18 +41,32 @@ KINDS = {  # what an operation holds, in HLO; the first that it holds names it
 }
 
 
-def gradient(remat: str):
-    """The compiled gradient of all parameters, and its arguments."""
-    config = dataclasses.replace(MODEL, remat=remat)
+def apart(params: Params) -> tuple[Params, list[Params]]:
+    """The weights outside the blocks, and those of each block."""
+    count = len(jax.tree.leaves(params["blocks"])[0])
+    layers = [jax.tree.map(lambda w, i=i: w[i], params["blocks"]) for i in range(count)]
+    return {name: value for name, value in params.items() if name != "blocks"}, layers
+
+
+def together(rest: Params, layers: list[Params]) -> Params:
+    """The network's parameters again. In a program that writes all layers out XLA sees that no stack is needed."""
+    return rest | {"blocks": jax.tree.map(lambda *w: jnp.stack(w), *layers)}
+
+
+def gradient(remat: str, written_out: bool) -> tuple[Callable, tuple]:
+    """The compiled gradient of all parameters, and its arguments. written_out: with the layers' weights `apart`."""
+    config = dataclasses.replace(MODEL, remat=remat, unroll=MODEL.num_layers if written_out else 1)
     rng = np.random.default_rng(0)
     x, dv = (jnp.asarray(rng.normal(size=(1, *LATENT, 16)), jnp.float32) for _ in range(2))
     text = jnp.asarray(rng.normal(size=(1, config.text_len, config.text_dim)), jnp.float32)
 
-    def loss(params):
+    def loss(weights):
+        params = together(*weights) if written_out else weights
         return (DiT(config).apply({"params": params}, x, jnp.array([700.0]), text) * dv).sum()
 
     params = jax.tree.map(jnp.asarray, perturbed_params(config, scale=0.02))
-    return jax.jit(jax.grad(loss)).lower(params).compile(), params
+    weights = apart(params) if written_out else params
+    return jax.jit(jax.grad(loss)).lower(weights).compile(), weights
 
 
 def bodies(program: str) -> dict[str, str]:
@@ -84,12 +101,13 @@ def profile(call, program: str) -> dict[str, float]:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--remat", choices=REMAT, default="dots")
+    p.add_argument("--apart", action="store_true", help="layers written out, their weights in arrays of their own")
     p.add_argument("--json", type=Path, metavar="OUT", help="write every number here")
     args = p.parse_args()
-    compiled, params = gradient(args.remat)
+    compiled, weights = gradient(args.remat, args.apart)
 
     def call():
-        jax.block_until_ready(compiled(params))
+        jax.block_until_ready(compiled(weights))
 
     call()
     times, faults = [], []
@@ -100,7 +118,8 @@ def main() -> None:
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     seconds = profile(call, compiled.as_text())
     result = benchmarks.machine("jax") | {
-        "remat": args.remat, "ms": round(1e3 * statistics.median(times)), "pages": int(statistics.median(faults)),
+        "remat": args.remat, "apart": args.apart, "ms": round(1e3 * statistics.median(times)),
+        "pages": int(statistics.median(faults)),
         "temporaries_mib": compiled.memory_analysis().temp_size_in_bytes >> 20, "seconds": seconds,
     }  # fmt: skip
     print(json.dumps({name: value for name, value in result.items() if name != "seconds"}))

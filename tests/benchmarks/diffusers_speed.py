@@ -16,7 +16,6 @@ from pathlib import Path
 
 import diffusers
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 
@@ -25,6 +24,7 @@ from rcm_jax.convert.load import load_params
 from rcm_jax.wan.dit import DiT
 from rcm_jax.wan.vae import VAE
 from tests import benchmarks
+from tests.benchmarks.cpu_profile import apart, together
 
 LAYERS = 4
 TOLERANCE = 1e-3  # sums in another order, through tens of layers
@@ -67,16 +67,14 @@ def dit(latent: tuple[int, int, int]) -> dict[str, Callable]:
     text = rng.normal(size=(1, 512, 4096)).astype(np.float32)
     config = dataclasses.replace(config, dtype="float32", remat="none")
     network, in_a_row = (DiT(dataclasses.replace(config, unroll=n)) for n in (1, LAYERS))
-    layers = [jax.tree.map(lambda w, i=i: w[i], params["blocks"]) for i in range(LAYERS)]
+    layers_apart = apart(params)
 
     stacked = jax.jit(network.apply)
 
     @jax.jit
-    def apart(rest, layers, *given):  # the stack of these is cut up again, and XLA sees that neither is needed
-        blocks = jax.tree.map(lambda *w: jnp.stack(w), *layers)
-        return in_a_row.apply({"params": rest | {"blocks": blocks}}, *given)
+    def written_out(weights, *given):
+        return in_a_row.apply({"params": together(*weights)}, *given)
 
-    rest = {name: value for name, value in params.items() if name != "blocks"}
     there = torch_like(x), torch.from_numpy(t), torch.from_numpy(text)
 
     def theirs() -> np.ndarray:
@@ -85,7 +83,7 @@ def dit(latent: tuple[int, int, int]) -> dict[str, Callable]:
 
     return {
         "diffusers": theirs, "rcm_jax": lambda: np.asarray(stacked({"params": params}, x, t, text)),
-        "layers apart": lambda: np.asarray(apart(rest, layers, x, t, text)),
+        "layers apart": lambda: np.asarray(written_out(layers_apart, x, t, text)),
     }  # fmt: skip
 
 
