@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, Sharding
+from jax.sharding import Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from rcm_jax.types import Params
@@ -204,8 +204,12 @@ def on_host(array: Any, layer: int | None = None) -> np.ndarray:
         array = array.addressable_data(0)
     if array.is_fully_addressable:
         # A JAX array keeps what was fetched of it for as long as it lives: all but small ones are fetched from a copy.
-        small = layer is None and array.nbytes <= KEPT_BYTES
-        return np.asarray(array if small else _part(None)(array, layer))
+        if layer is None and array.nbytes <= KEPT_BYTES:
+            return np.asarray(array)
+        if len(array.devices()) > 1:
+            return np.asarray(_part(None)(array, layer))
+        with jax.set_mesh(Mesh(list(array.devices()), "device")):  # a run's mesh, set around us, may have more devices
+            return np.asarray(_part(None)(array, layer))
     return np.asarray(_part(NamedSharding(array.sharding.mesh, P()))(array, layer).addressable_data(0))
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from rcm_jax import tensor_stream
 from rcm_jax.model_file import ModelInfo, load_model, save_model
@@ -123,6 +125,15 @@ def test_what_is_no_jax_array_is_taken_as_it_is():
     array = np.arange(6.0).reshape(2, 3)
     assert on_host(array) is array
     np.testing.assert_array_equal(on_host(array, 1), array[1])
+
+
+@pytest.mark.parametrize("layer", [None, 1])
+def test_a_large_array_that_every_device_has_is_fetched_under_its_mesh(layer):
+    """As a run's weights are while it trains, when they are left on the way."""
+    array, mesh = np.arange(2 * 512 * 512, dtype=np.float32).reshape(2, 512, 512), make_mesh()
+    with jax.set_mesh(mesh):
+        fetched = on_host(jax.device_put(array, NamedSharding(mesh, P())), layer)
+    np.testing.assert_array_equal(fetched, array if layer is None else array[layer])
 
 
 # --- several processes ---
