@@ -64,6 +64,7 @@ def test_latents_and_frames(monkeypatch):
         pipe.arrays(num_steps=1, num_samples=2, progress="")
 
 
+@pytest.mark.slow
 def test_a_stream(monkeypatch):
     decode = ToyCodec.decode
     monkeypatch.setattr(ToyCodec, "decode", lambda self, x: decode(self, x).at[1, 0, 0, 0].set(jnp.inf))

@@ -97,6 +97,7 @@ def test_devices_share_the_network(tmp_path, student, shown):
         assert np.abs(part.astype(int) - want).max() <= 1  # of 255: rounding
 
 
+@pytest.mark.slow
 def test_it_starts_from_an_image(tmp_path, student):
     picture = write_png(tmp_path / "p.png", moving(size=48)[3])
     args = ["--dit_path", str(student), "--image_path", str(picture), "--save_path", str(tmp_path / "v.mp4")]

@@ -84,6 +84,7 @@ def test_an_image_of_other_proportions_is_cut(pipe, picture):
     np.testing.assert_array_equal(latents[0], latents[2])
 
 
+@pytest.mark.long
 def test_frames_chunk_by_chunk_are_the_whole_video(pipe, from_image):
     latents, _ = from_image
     (whole,) = [np.concatenate([part.frames for part in parts]) for parts in pipe.world.paint(latents[:1])]

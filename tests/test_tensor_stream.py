@@ -68,6 +68,7 @@ def peak(what, out):
     return grown, size
 
 
+@pytest.mark.long
 @needs_proc
 @pytest.mark.parametrize("what", ["memory", "sharded"])
 def test_memory_holds_a_layer(tmp_path, what):

@@ -85,14 +85,15 @@ def scm_gradient(causal, params):
     return jax.jit(jax.grad(loss, has_aux=True))(params)
 
 
-@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.long), True])
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.slow
 def test_fused_attention_gives_the_same(params, remat):
     """The context then has attention that may be differentiated without a jvp."""
     dit = DiT(dataclasses.replace(MODEL, remat=remat))
     assert_equal(scm_gradient(network(dit=fused_under_jvp(dit)), params), scm_gradient(network(dit=dit), params))
 
 
-@pytest.mark.parametrize("sequence", [2, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("sequence", [pytest.param(2, marks=pytest.mark.long), pytest.param(1, marks=pytest.mark.slow)])
 def test_a_mesh_gives_the_numbers_of_one_device(params, sequence):
     """15 tokens a video over two devices, and the context's as many: each is padded at its own end."""
     mesh = make_mesh(1, 2, sequence, devices=jax.devices()[: 2 * sequence])

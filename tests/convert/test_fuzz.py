@@ -86,6 +86,7 @@ OTHERS = {kind: arrays(kind, config, 0) for kind, config in (("vae", VAE), ("umt
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(**FUZZ | {"max_examples": 500})
 @given(kind=st.sampled_from(sorted(OTHERS)), data=st.data())
 def test_reshaped(folder, kind, data):
@@ -110,6 +111,7 @@ def test_reshaped(folder, kind, data):
         assert all(t.size for t in ours.values())
 
 
+@pytest.mark.slow
 @settings(**FUZZ)
 @given(suffix=SUFFIX, name=NAME, kind=st.sampled_from(KINDS))
 def test_retyped(folder, suffix, name, kind):

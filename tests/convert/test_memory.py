@@ -70,9 +70,9 @@ def peak(*argv, code: str = CHILD) -> int:
 @pytest.mark.parametrize(
     ("words", "out"),
     [
-        ([], ["out.safetensors", "--dtype", "float32"]),
+        pytest.param([], ["out.safetensors", "--dtype", "float32"], marks=pytest.mark.long),
         pytest.param([], ["out", "--format", "orbax"], marks=pytest.mark.slow),
-        pytest.param(["export"], ["out.pt"], marks=pytest.mark.long),
+        pytest.param(["export"], ["out.pt"], marks=pytest.mark.slow),
     ],
 )
 def test_memory_stays_far_below_the_file(tmp_path, words, out):
@@ -85,6 +85,7 @@ def test_memory_stays_far_below_the_file(tmp_path, words, out):
     shutil.rmtree(written) if written.is_dir() else written.unlink()  # pytest keeps its folders for a while
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
 def test_of_one_large_tensor_no_more_is_held_than_of_many(tmp_path):
     """umT5's embedding is 4 GB of its file: what is mapped of it goes back to the system piece by piece."""

@@ -145,7 +145,12 @@ def test_in_another_order(keys):
     [
         (by("head", "int4", 24), 16, "keys: bytes lie in the order of a head's groups, not by token"),
         (QuantConfig("int4", "balance", granularity="channel"), 16, "keys: balance has to be undone"),
-        (QuantConfig("int4", "hadamard", granularity="token"), 16, "keys: hadamard has to be undone"),
+        pytest.param(
+            QuantConfig("int4", "hadamard", granularity="token"),
+            16,
+            "keys: hadamard has to be undone",
+            marks=pytest.mark.slow,
+        ),
         (by_token("int8"), 24, "keys: heads 24 wide: a power of two from 16 is read"),
     ],
 )

@@ -100,7 +100,7 @@ def test_a_stopped_benchmark_goes_on(tmp_path, monkeypatch):
     assert [json.loads(line)["pass"] for line in lines[3:]] == ["tangent"]
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-dense", "bounded"])
+@pytest.mark.parametrize("name", ["tiny", pytest.param("tiny-dense", marks=pytest.mark.slow), "bounded"])
 def test_exact_results_are_those_of_the_reference(name, monkeypatch):
     """With chunks that do not divide the queries."""
     monkeypatch.setattr(bench_errors, "ROWS", 20)

@@ -49,7 +49,7 @@ def test_the_bell_weighs_frames_by_their_time():
         time_weight(t, "bell")
 
 
-@pytest.mark.parametrize("sampler", [LogNormal(-0.8, 1.6), UniformShift(5.0)])
+@pytest.mark.parametrize("sampler", [pytest.param(LogNormal(-0.8, 1.6), marks=pytest.mark.slow), UniformShift(5.0)])
 def test_fopp_keeps_its_anchor_and_fills_in_order_statistics(sampler):
     batch, chunks, anchor = 4000, 5, 3
     keys = jax.random.split(jax.random.key(0), 3)

@@ -73,7 +73,9 @@ def test_every_role_sees_the_condition(image_dim):
         binder.bind(params, BATCH, Role.STUDENT, None)(X, T)
 
 
-@pytest.mark.parametrize("fixed", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "fixed", [pytest.param(False, marks=pytest.mark.slow), pytest.param(True, marks=pytest.mark.long)]
+)
 def test_the_own_video_is_the_samplers(params, fixed):
     """By hand: `num_steps` denoisings at falling times, and a gradient through the last one alone."""
     binder, noises = Bidirectional(Sizes.all(DiT(MODEL)), NULL, 3.0), normal(7, 3, *SHAPE)
@@ -183,7 +185,7 @@ def test_diffusion_forcing_has_no_context(params):
     np.testing.assert_allclose(at(causal(forced=False), params, Role.STUDENT), want, atol=1e-6)
 
 
-@pytest.mark.parametrize("replay", [False, True])
+@pytest.mark.parametrize("replay", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_own_causal_video_is_the_rollout(params, replay):
     binder, noises = causal(dataclasses.replace(NOISY, replay=replay)), normal(7, 4, *SHAPE)
     video, own = jax.jit(lambda p: binder.own_video(p, BATCH, Draws(simulation_noises=noises), 3))(params)

@@ -117,6 +117,7 @@ def test_a_video_from_python(tmp_path, student, saved):
         np.testing.assert_array_equal(saved[again].frames, saved[name].frames)
 
 
+@pytest.mark.slow
 def test_sample_causal_makes_a_video_anew(tmp_path, causal, saved):
     path, grown = tmp_path / "v.png", tmp_path / "grown.mp4"
     flags = ["--dit_path", causal, "--num_samples", "2", "--window", "2", "--num_frames", "9", "--seed", "2"]

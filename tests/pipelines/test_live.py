@@ -94,6 +94,7 @@ def test_what_is_said_holds_from_the_next_chunk_on(pipe):
     assert live.prompt == PROMPTS[1]
 
 
+@pytest.mark.long
 def test_settings_change_on_the_way(pipe):
     live = Live(pipe, PROMPTS[0], seed=1, **WINDOW)
     made(live, 2)
@@ -119,6 +120,7 @@ def made_after(pipe, before):
     return made(live, 1)
 
 
+@pytest.mark.long
 def test_input_is_waited_for(pipe):
     pushed, rng = Pushed(), np.random.default_rng(0)
     video = rng.integers(0, 256, (5, 24, 24, 3), dtype=np.uint8)
@@ -138,6 +140,7 @@ def test_input_is_waited_for(pipe):
     assert advance([live]) == [None]  # not enough for another chunk
 
 
+@pytest.mark.slow
 def test_a_video_that_keeps_all_of_its_past_ends(pipe):
     live = Live(pipe, PROMPTS[0], num_steps=1)
     made(live, 5)

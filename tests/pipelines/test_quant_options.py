@@ -62,6 +62,7 @@ def test_errors_name_the_flag(asked, error):
     assert raised.value.as_flags().startswith(error)
 
 
+@pytest.mark.long
 def test_a_video_from_a_quantised_cache(tmp_path):
     """Another video than from the exact one, though not by much; streamed the same; and the file says so."""
     path = save_model(tmp_path / "causal.safetensors", perturbed_params(MODEL, 3), INFO)

@@ -42,6 +42,7 @@ def test_its_settings_are_the_published_ones(pipe):
     assert ring(**BATCH, num_kv_cache=9, num_sink_tokens=0, adapt_sink_threshold=-1) == SlotRing(9, 0, -1)
 
 
+@pytest.mark.slow
 def test_all_of_the_input_comes_out_in_both_forms(pipe, tmp_path):
     file = write_video(tmp_path / "in.mp4", INPUT, 8)
     batch = made(pipe, file, **BATCH)
@@ -108,6 +109,7 @@ def test_a_dry_run_says_that_it_knows_none(pipe):
         dry_run(pipe, "h100", video_path="v.mp4", **BATCH)
 
 
+@pytest.mark.slow
 def test_the_command(path, tmp_path):
     file, out = write_video(tmp_path / "in.mp4", INPUT, 8), tmp_path / "out.mp4"
     flags = ["--dit_path", str(path), "--prompt", PROMPT, "--video_path", str(file), "--save_path", str(out)]

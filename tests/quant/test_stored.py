@@ -146,6 +146,7 @@ def test_clusters_start_at_evenly_spaced_tokens():
     assert clusters.spaced(9, 1).tolist() == [0]
 
 
+@pytest.mark.slow
 def test_the_last_chunk_warms_the_next():
     """Where it may, and where its number of clusters is the same: one round twice is then two rounds."""
     given = config(smoothing="qvg", qvg_iters=1, qvg_stages=2)

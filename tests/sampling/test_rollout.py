@@ -97,12 +97,14 @@ def sample(causal, params, indices=(0, 1, 2), *, frames, image=None):
     return jax.jit(run)(params, TEXT[jnp.array(indices)], image)
 
 
+@pytest.mark.slow
 def test_a_video_is_the_same_in_every_batch(params):
     whole, alone = sample(network(), params, frames=5), sample(network(), params, (2,), frames=5)
     np.testing.assert_allclose(whole[2:], alone, atol=2e-5)
     assert jnp.abs(whole[0] - whole[1]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_longer_video_begins_with_the_shorter(params):
     causal = network(window=2, sink=1)
     short, long = sample(causal, params, frames=5), sample(causal, params, frames=9)

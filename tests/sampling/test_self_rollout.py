@@ -41,7 +41,9 @@ def roll(params, schedule, steps, replay=False, frames=7, pattern="c1-2"):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("schedule", [CLEAN, NOISY], ids=["clean", "noisy context"])
+@pytest.mark.parametrize(
+    "schedule", [pytest.param(CLEAN, marks=pytest.mark.slow), NOISY], ids=["clean", "noisy context"]
+)
 def test_a_whole_simulation_is_the_sampler(params, schedule):
     video, last = jax.jit(lambda p: roll(p, schedule, 3))(params)
     sampled = jax.jit(lambda p: rollout(network(), p, TEXT, NOISES, schedule, frames=7))(params)

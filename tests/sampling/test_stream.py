@@ -59,11 +59,17 @@ def streamed(causal, params, schedule=SCHEDULE, decode=running_sum, **kwargs):
 @pytest.mark.parametrize(
     ("causal", "schedule", "frames", "image"),
     [
-        (network("c1-2"), few_step_schedule([3, 2], middle=(0.9, 0.6), noisy_context_from=1), 5, None),
+        pytest.param(
+            network("c1-2"),
+            few_step_schedule([3, 2], middle=(0.9, 0.6), noisy_context_from=1),
+            5,
+            None,
+            marks=pytest.mark.slow,
+        ),
         (network("c1-2", window=2), SCHEDULE, 11, None),
         pytest.param(network("c1-1", 3, window=2, sink=1), SCHEDULE, 8, None, marks=pytest.mark.long),
-        pytest.param(network("c2-2", 4), ode_schedule(2, guidance=2.0), 4, None, marks=pytest.mark.long),
-        (network("c1-2"), few_step_schedule([2], noisy_context_from=0), 5, IMAGE),
+        pytest.param(network("c2-2", 4), ode_schedule(2, guidance=2.0), 4, None, marks=pytest.mark.slow),
+        pytest.param(network("c1-2"), few_step_schedule([2], noisy_context_from=0), 5, IMAGE, marks=pytest.mark.slow),
     ],
     ids=["another first chunk", "past the horizon", "with a sink", "guided ODE", "image first"],
 )
@@ -128,6 +134,7 @@ def test_a_prompt_changes_the_chunks_not_yet_begun(params):
     assert np.abs(parts[3] - same[3]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_a_cut_that_is_sent_is_one_that_was_planned(params):
     rope = functools.partial(InfinityRope, cache_blocks=2, f_limit=5, rope_cut_delta=3)
     text = Script((TEXT, OTHER), PromptSchedule((0, 3), cuts=(3,), blend=2))
@@ -219,6 +226,7 @@ def test_a_reader_that_goes_away_frees_the_cache(params):
     assert not caches(causal)
 
 
+@pytest.mark.slow
 def test_what_the_caller_gave_is_left_alone(params):
     whole = jax.tree.leaves((params, TEXT, NULL, IMAGE))
     list(streamed(network(), params, ode_schedule(2, guidance=2.0), null_text=NULL, image=IMAGE))

@@ -54,6 +54,7 @@ def streamed(params, ring=FIXED, schedule=THREE, count=None, pattern="c2-1", dec
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_one_step_is_the_same_in_rows_and_in_turn(params):
     """Nothing is in a row before it then; the sink adapts in both."""
     ring, schedule = SlotRing(4, 2, 0.9), RolloutSchedule(((0.8, 0.0),))
@@ -126,6 +127,7 @@ def test_a_video_is_the_same_in_every_batch(params):
     np.testing.assert_allclose(made(TEXT[1:], [1]), both[1:], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_sink_adapts(params):
     def made(threshold, pattern="c2-1"):
         ring = SlotRing(6, 3, threshold)

@@ -51,8 +51,11 @@ def one_step(config, step, weights, **kwargs):
     return before, after, metrics
 
 
+QUICK = ("tf_scm", "sf_dmd")
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "tf_scm_sf_dmd")) for name in METHODS]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in METHODS]
 )
 def test_every_method_trains(name, weights):
     config = run_config(name)

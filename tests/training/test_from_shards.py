@@ -58,6 +58,7 @@ def test_from_shards_as_from_their_source_bit_for_bit(tmp_path, changes):
     assert len(records[0]) == config.steps
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_its_own_set_alone(tmp_path):
     config = tiny_run(method={"name": "diffusion"}, steps=1, checkpoint_every=1)
     folder = toy_set(tmp_path / "set", config, 2)
@@ -73,6 +74,7 @@ def test_a_run_goes_on_with_its_own_set_alone(tmp_path):
     assert run(there, tmp_path / "run").step == 2
 
 
+@pytest.mark.slow
 def test_sets_of_bfloat16_train(tmp_path):
     """The step makes float32 of what was sent in half the bytes."""
     config = tiny_run(method={"name": "diffusion"}, steps=1)

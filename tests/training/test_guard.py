@@ -73,7 +73,9 @@ def test_a_sample_whose_tangent_is_not_finite_is_left_out(tmp_path):
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (state.student, student)), strict=True))
 
 
-@pytest.mark.parametrize("samples", [pytest.param([3], marks=pytest.mark.slow), ALL])
+@pytest.mark.parametrize(
+    "samples", [pytest.param([3], marks=pytest.mark.slow), pytest.param(ALL, marks=pytest.mark.long)]
+)
 def test_latents_that_are_not_finite_change_nothing(tmp_path, samples):
     config = scm()
     stayed = run(config, {2: (samples, np.nan)}, tmp_path)
@@ -82,6 +84,7 @@ def test_latents_that_are_not_finite_change_nothing(tmp_path, samples):
     assert [r["skipped_updates"] for r in read_metrics(tmp_path)] == [0, 0, 1]
 
 
+@pytest.mark.long
 def test_as_many_in_a_row_as_are_allowed_end_the_run(tmp_path):
     config = scm(steps=9, stop_after=3, log_every=4)
     with pytest.raises(StoppedLearningError, match=r"3 updates in a row were left out, steps 4 to 6: loss consistency "

@@ -59,6 +59,7 @@ def trained(made):
     return train(video), train(other)
 
 
+@pytest.mark.slow
 def test_a_fixed_batch_with_conditions_is_learnt(losses):
     own, _ = losses
     assert own[-3:].mean() < 0.5 * own[:3].mean()

@@ -238,6 +238,7 @@ def test_a_checkpoint_gives_its_lora(files, tmp_path):
     )
 
 
+@pytest.mark.long
 def test_a_resumed_run_is_the_run(files, tmp_path):
     _, config, left, _ = files
     for steps in (2, 4):

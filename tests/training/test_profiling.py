@@ -27,7 +27,9 @@ def loop(profile, start=0, stop=6):
 
 
 @pytest.mark.parametrize(
-    ("start", "stop", "want"), [(0, 6, {2, 3}), (3, 6, {3}), (0, 3, {2})], ids=["whole", "resumed within", "stopped"]
+    ("start", "stop", "want"),
+    [(0, 6, {2, 3}), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((3, 6, {3}), (0, 3, {2})))],
+    ids=["whole", "resumed within", "stopped"],
 )
 def test_a_trace_has_the_steps_that_were_asked_for(tmp_path, start, stop, want):
     loop(Profile(parse_steps("2:4", 6), tmp_path / "profile"), start, stop)

@@ -42,7 +42,14 @@ def forward(config, params, *inputs):
 
 
 @pytest.mark.parametrize(
-    "change", [{"remat": "none"}, {"remat": "dots"}, {"remat": "block"}, {"unroll": 3}, {"attention": "reference"}]
+    "change",
+    [
+        {"remat": "none"},
+        {"remat": "dots"},
+        {"remat": "block"},
+        {"attention": "reference"},
+        pytest.param({"unroll": 3}, marks=pytest.mark.slow),
+    ],
 )
 def test_settings_that_must_not_change_numbers(change):
     params, *inputs = case()
@@ -133,6 +140,7 @@ def test_jvp_with_an_image_is_the_directional_derivative():
     np.testing.assert_allclose(along, np.vdot(difference, x[..., :4]), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_image_adds_to_the_text_and_both_count():
     params, x, t, text = case(I2V)
     v = forward(I2V, params, x, t, text, IMAGE)
@@ -300,6 +308,7 @@ def test_remat_of_older_files_and_of_none():
         dataclasses.replace(SMALL, remat="all")
 
 
+@pytest.mark.slow
 def test_what_the_backward_pass_computes_again():
     """Forward kernels of a block's two attentions in its backward pass: of neither, of the cheap one, of both; and
     products: with "dots" none more than with "none"."""

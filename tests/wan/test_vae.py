@@ -75,7 +75,7 @@ def test_the_stream_gives_one_frame_then_four():
     assert [p.shape[1] for p in parts] == [1, 4, 4]
 
 
-@pytest.mark.parametrize("length", [1, 2])
+@pytest.mark.parametrize("length", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_wan22_s_in_chunks_is_whole(length):
     """What goes past a level keeps nothing: a video's first frame is averaged with zeros, and copied once."""
     vae, movie, z = VAE(RESIDUAL), VIDEO[:, :5, :, :16], LATENTS[:, :, :2, :2]
@@ -156,6 +156,7 @@ def test_a_video_that_does_not_fit_is_named(shape):
         VAE(SMALL).encode(params(), jnp.zeros(shape))
 
 
+@pytest.mark.slow
 def test_a_chunk_that_does_not_fit_is_named():
     _, state = VAE(SMALL).encode_chunk(params(), VIDEO[:, :1])
     with pytest.raises(ValueError, match=r"video has shape \(2, 3, .* give \[B, 4k, 4H, 4W, 3\]"):

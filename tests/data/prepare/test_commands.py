@@ -63,6 +63,7 @@ def test_the_worlds_shards_are_its_source(world, optimised, tmp_path):
     np.testing.assert_array_equal(encode_text([one.prompt for one in found]), [one.text for one in found])
 
 
+@pytest.mark.long
 def test_a_teachers_latents_are_those_that_sampling_decodes(tmp_path, capsys):
     (tmp_path / "p.txt").write_text(PROMPTS)
     flags = ("teacher", "--prompts", tmp_path / "p.txt", "--teacher", "toy", "--num_steps", 2, "--seed", 5)

@@ -114,6 +114,7 @@ def test_frames_are_the_autoencoders(files, world):
     assert not world._vae_params
 
 
+@pytest.mark.slow
 def test_frames_of_the_tiny_decoder(folder, tmp_path):
     """Whole, streamed, and a chunk at a time; in [-1, 1]; and the full one is not read for them."""
     files = open_files([open_checkpoint(folder)], tiny=str(write_tiny_vae(tmp_path)), decoder="tiny")
