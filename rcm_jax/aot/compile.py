@@ -29,7 +29,10 @@ from rcm_jax.aot.gpus import Gpu, find_gpu
 
 HOW = "pip install 'rcm_jax[aot]'"
 GPUS_A_HOST = 8
-PTX_TOO = {"xla_dump_emitter_re": "ptx"} if jax.__version_info__ >= (0, 11) else {}  # which dumps none without
+# XLA's own level, whatever this process has set for its CPUs; and that PTX is dumped too has to be said since 0.11
+OPTIONS = {"xla_backend_optimization_level": 3}
+if jax.__version_info__ >= (0, 11):
+    OPTIONS["xla_dump_emitter_re"] = "ptx"
 
 
 def no_gpus() -> None:
@@ -98,7 +101,7 @@ def compile_for(function: Callable, *arguments: Any, **named: Any) -> Program:
         began = time.perf_counter()
         with warnings.catch_warnings():  # donation is not in use where programs are only compiled
             warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
-            compiled = jitted.lower(*arguments, **named).compile(compiler_options={"xla_dump_to": folder} | PTX_TOO)
+            compiled = jitted.lower(*arguments, **named).compile(compiler_options={"xla_dump_to": folder} | OPTIONS)
         seconds, stats = time.perf_counter() - began, compiled.memory_analysis()
         return Program(
             hlo=compiled.as_text(),
