@@ -246,7 +246,7 @@ def run(out: Path, demo: Demo) -> None:
     print(*(f"  {out / name}" for name in names), sep="\n")
     print(
         f"\nSample from the student:\n  {sys.executable} -m rcm_jax.sample --dit_path {student} "
-        f'--prompt "a green diamond moving up" --num_steps 2 --num_samples 4 --save_path {out / "mine.mp4"}'
+        f'--prompt "a green diamond moving up" --num_steps 2 --mid_t 5/6 --num_samples 4 --save_path {out / "mine.mp4"}'
     )
 
 
