@@ -206,9 +206,8 @@ def on_host(array: Any, layer: int | None = None) -> np.ndarray:
         # A JAX array keeps what was fetched of it for as long as it lives: all but small ones are fetched from a copy.
         if layer is None and array.nbytes <= KEPT_BYTES:
             return np.asarray(array)
-        if len(array.devices()) > 1:
-            return np.asarray(_part(None)(array, layer))
-        with jax.set_mesh(Mesh(list(array.devices()), "device")):  # a run's mesh, set around us, may have more devices
+        alone = len(array.devices()) == 1  # where a run's mesh, set around us, may have more
+        with jax.set_mesh(Mesh(list(array.devices()), "device")) if alone else contextlib.nullcontext():
             return np.asarray(_part(None)(array, layer))
     return np.asarray(_part(NamedSharding(array.sharding.mesh, P()))(array, layer).addressable_data(0))
 
