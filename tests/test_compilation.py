@@ -36,6 +36,7 @@ def test_the_second_run_takes_what_the_first_compiled(tmp_path):
         assert min(found, 1) == hits
 
 
+@pytest.mark.long
 def test_jaxs_own_setting_comes_first_and_a_bad_folder_is_said(tmp_path):
     assert run(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "jax"), HOME=str(tmp_path))[1] == str(tmp_path / "jax")
     (tmp_path / "file").write_text("in the way")

@@ -79,6 +79,7 @@ def test_a_published_folder_is_sampled_like_a_local_one_and_then_offline(server,
     assert not server.asked
 
 
+@pytest.mark.long
 def test_the_environment_of_huggingface_hub_is_obeyed(server, tmp_path):
     """HF_ENDPOINT and HF_HOME, which it reads when it is imported; a file, at a revision; nothing else is fetched."""
     code = f"from rcm_jax import hub; print(hub.find('hf://tiny/wan@v1/{NAMES['vae']}').fetch())"

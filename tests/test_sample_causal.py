@@ -218,6 +218,7 @@ def test_wans_seconds_are_those_of_its_frames(folder):
     assert (scenes.changes.starts, scenes.num_frames, scenes.latent_shape[0]) == ((0, 1), 9, 3)
 
 
+@pytest.mark.long
 def test_wan_streams_through_its_autoencoder(tmp_path, folder, shown):
     path = tmp_path / "v.mp4"
     run_wan(folder, path, "--prompt", "a red fox", "--seed", "3")

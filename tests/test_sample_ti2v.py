@@ -98,6 +98,7 @@ def test_frames_chunk_by_chunk_are_the_whole_video(pipe, from_image):
     assert pipe.preview(latents).shape == (2, 3, 2, 4, 3)
 
 
+@pytest.mark.long
 def test_prompt_and_image_to_mp4(tmp_path, folder, picture, capsys):
     path = tmp_path / "v.mp4"
     sample.main(["--dit_path", str(folder), *SMALL, "--image_path", str(picture), "--save_path", str(path)])

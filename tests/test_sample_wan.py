@@ -58,6 +58,7 @@ def run(folder, path, *flags):
     sample.main(["--dit_path", str(folder), *SMALL, "--save_path", str(path), *flags])
 
 
+@pytest.mark.long
 def test_prompt_to_mp4(tmp_path, folder, videos, capsys):
     path = tmp_path / "new" / "v.mp4"
     run(folder, path, *STUDENT, "--prompt", "a red fox", "--num_samples", "2")

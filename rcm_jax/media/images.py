@@ -57,15 +57,20 @@ def _opaque(image: Image.Image, path: Path) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
 
 
-def pixels(
-    image: Image.Image, size: tuple[int, int] | None = None, *, cut: bool = False
-) -> Float[np.ndarray, "H W 3"]:  # fmt: skip
-    """In [-1, 1], resized to `size` (width, height) if given: bilinear and antialiased, as in rCM; with `cut` by
-    Lanczos and in its own proportions, cut on both sides, as in Wan2.2's code for TI2V-5B."""
+def pixels(image: Image.Image, size: tuple[int, int] | None = None) -> Float[np.ndarray, "H W 3"]:
+    """In [-1, 1], stretched to `size` (width, height) if given: bilinear and antialiased, as in rCM's script."""
+    from PIL import Image
+
+    return _scaled(image if size is None else image.resize(size, Image.Resampling.BILINEAR))
+
+
+def first_frame(image: Image.Image, size: tuple[int, int], *, cut: bool) -> Float[np.ndarray, "H W 3"]:
+    """In [-1, 1], what a video of `size` (width, height) begins with, by Lanczos' kernel: stretched, as in Causal-rCM,
+    or with `cut` in its own proportions and cut on both sides, as in Wan2.2's code for TI2V-5B."""
     from PIL import Image, ImageOps
 
-    if size is not None and cut:
-        image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
-    elif size is not None:
-        image = image.resize(size, Image.Resampling.BILINEAR)
+    return _scaled((ImageOps.fit if cut else Image.Image.resize)(image, size, Image.Resampling.LANCZOS))
+
+
+def _scaled(image: Image.Image) -> Float[np.ndarray, "H W 3"]:
     return np.asarray(image, np.float32) / 127.5 - 1

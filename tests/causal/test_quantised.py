@@ -95,7 +95,7 @@ def test_where_chunks_lie_is_the_rings_affair(pattern, window, sink):
             marks=pytest.mark.slow,
         ),
         pytest.param("c3-2", "infinity_rope", dict(cache_blocks=2, sink_blocks=0, f_limit=6), marks=pytest.mark.slow),
-        ("c3-3", "infinity_rope", dict(cache_blocks=3, sink_blocks=2, f_limit=9)),
+        pytest.param("c3-3", "infinity_rope", dict(cache_blocks=3, sink_blocks=2, f_limit=9), marks=pytest.mark.long),
         pytest.param(
             "c1-2", "rolling_sink", dict(total_blocks=3, sink_blocks=1, recent_blocks=2), marks=pytest.mark.slow
         ),

@@ -159,6 +159,7 @@ def test_bits_of_the_header_flipped(folder, suffix, data):
     assert same >= len(NAMES) - 3
 
 
+@pytest.mark.long
 @settings(**FUZZ)
 @given(data=st.data(), kind=st.sampled_from(sorted(OTHERS)), ours=st.booleans())
 def test_bits_of_the_numbers_flipped(folder, data, kind, ours):

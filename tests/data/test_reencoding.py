@@ -29,6 +29,7 @@ def file(tmp_path_factory):
     return str(path)
 
 
+@pytest.mark.long
 def test_latents_are_decoded_and_encoded(tmp_path, file):
     rng = np.random.default_rng(0)
     samples = [

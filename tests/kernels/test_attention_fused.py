@@ -76,6 +76,7 @@ def test_one_pass_runs_each_kernel_once():
     assert count(None) == [0, 0, 2, 1, 0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("remat", [pytest.param("none", marks=pytest.mark.slow), "attention"])
 def test_a_network_takes_no_more_work_than_with_split_kernels(remat):
     """On a CPU both are the same products. A reversed tangent path would be 1.4 to 1.6 times as many."""

@@ -54,6 +54,7 @@ def test_pairs_are_counted_as_the_mask_has_them():
 TINY = ["--shapes", "tiny", "--repeats", "1", "--dtype", "float32"]
 
 
+@pytest.mark.long
 def test_the_benchmark_runs_and_says_what_it_left_out(tmp_path, capsys):
     out, picture = tmp_path / "bench.jsonl", tmp_path / "bench.png"
     peers = ["pallas_triton", "pallas_fused", "xla", "cudnn", "rcm", "jvp_flash_attention"]

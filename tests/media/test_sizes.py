@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from rcm_jax.cli import one_line_errors
-from rcm_jax.media.images import open_image, pixels
+from rcm_jax.media.images import first_frame, open_image, pixels
 from rcm_jax.media.pictures import grid, tiled
 from rcm_jax.media.sizes import MAX_SIDE, RESOLUTIONS, adapted_size, columns, latent_shape, parse_size, table_size
 
@@ -66,6 +66,16 @@ def test_images_are_upright_and_in_range(tmp_path):
     assert pixels(image).shape == (20, 40, 3)
     Image.fromarray(picture).convert("RGBA").save(tmp_path / "a.png")
     assert pixels(open_image(tmp_path / "a.png")).shape == (20, 40, 3)
+
+
+def test_a_first_frame_is_stretched_or_cut_by_lanczos():
+    picture = np.zeros((16, 64, 3), np.uint8)
+    picture[:, 16:-16] = np.arange(0, 256, 8)[:, None]  # black at both ends
+    image = Image.fromarray(picture)
+    stretched, cut = (first_frame(image, (16, 16), cut=how) for how in (False, True))
+    assert stretched[:, 0].max() == stretched[:, -1].max() == -1
+    np.testing.assert_array_equal(cut, pixels(image.crop((24, 0, 40, 16))))
+    assert np.abs(stretched - pixels(image, (16, 16))).max() > 0.02  # which is bilinear
 
 
 def test_an_image_that_is_none(tmp_path):

@@ -96,7 +96,7 @@ def test_losses_are_those_of_networks_that_close_over_the_picture(weights, own):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), grads, want_grads)
 
 
-@pytest.mark.parametrize("name", ["condition", "image"])
+@pytest.mark.parametrize("name", [pytest.param("condition", marks=pytest.mark.long), "image"])
 def test_each_sample_sees_its_own_picture(weights, own, name):
     """Another picture of the second sample changes all of its losses, and none of the first's."""
     other = dataclasses.replace(BATCH, **{name: getattr(BATCH, name).at[1].multiply(-2.0)})

@@ -226,6 +226,7 @@ def test_a_flag_takes_the_place_of_what_it_excludes(tmp_path, stored, given, gon
     assert {name: filled[name] for name in given} == given
 
 
+@pytest.mark.long
 def test_what_takes_too_long_names_the_flag_that_lifts_it(tmp_path, student, causal, monkeypatch):
     seconds = iter(range(0, 10**7, 10**4))
     monkeypatch.setattr("time.monotonic", lambda: next(seconds))

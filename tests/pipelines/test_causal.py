@@ -180,6 +180,7 @@ def test_a_stream_takes_prompts_on_the_way_and_starts_anew(path):
     assert jax.sharding.get_abstract_mesh().empty  # no mesh is left behind in the loop
 
 
+@pytest.mark.long
 def test_prompts_that_change_are_one_video_however_it_is_made(path):
     pipe = rcm_jax.load(path, chunk_t=1)
     asked = dict(num_frames=4, window=2, indices=[0, 1])

@@ -51,6 +51,7 @@ def test_without_a_word_a_video_keeps_as_much_as_the_network_was_made_for(pipe, 
     assert endless_policy(info) == {"cache_policy": "sliding_window", "window_blocks": blocks, "sw_sink_blocks": 1}
 
 
+@pytest.mark.long
 def test_together_they_are_what_they_are_alone(pipe):
     """However far each is, and in passes of any size."""
     alone = [made(Live(pipe, prompt, seed=i, **WINDOW), 5) for i, prompt in enumerate(PROMPTS)]

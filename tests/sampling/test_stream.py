@@ -84,6 +84,7 @@ def test_a_stream_is_the_rollout(params, causal, schedule, frames, image):
     np.testing.assert_allclose(np.concatenate(parts, axis=1), jax.jit(whole)(params), atol=2e-5)
 
 
+@pytest.mark.long
 def test_chunks_begin_where_they_are_told_until_there_are_no_more(params):
     causal, asked = network("c1-2"), []
 

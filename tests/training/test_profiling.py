@@ -26,6 +26,7 @@ def loop(profile, start=0, stop=6):
     profile.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("start", "stop", "want"),
     [(0, 6, {2, 3}), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((3, 6, {3}), (0, 3, {2})))],

@@ -51,6 +51,7 @@ def test_student_and_critic_steps_move_their_own_network(teacher):
     assert metrics["loss_critic"] > 0
 
 
+@pytest.mark.long
 def test_the_first_average_is_the_student(teacher):
     _, after, _ = one_step(tiny_run(), "student", teacher)
     jax.tree.map(np.testing.assert_array_equal, after.ema, after.student)

@@ -47,7 +47,7 @@ def forward(config, params, *inputs):
         {"remat": "none"},
         {"remat": "dots"},
         {"remat": "block"},
-        {"attention": "reference"},
+        pytest.param({"attention": "reference"}, marks=pytest.mark.long),
         pytest.param({"unroll": 3}, marks=pytest.mark.slow),
     ],
 )
@@ -153,6 +153,7 @@ def test_image_adds_to_the_text_and_both_count():
     np.testing.assert_allclose(forward(I2V, blind, x, t, text, IMAGE), forward(plain, blind, x, t, text), atol=1e-5)
 
 
+@pytest.mark.long
 def test_velocity_puts_the_condition_behind_the_noise():
     params, x, t, text = case(I2V)
     noise, condition = x[..., :4], x[..., 4:]

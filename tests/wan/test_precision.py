@@ -73,7 +73,10 @@ def found(name):
         return list(products(jax.make_jaxpr(function)(*operands())))
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+LONG = {"dit", "encoder"}  # "dit, one pass" and "decoder" hold their layers
+
+
+@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.long) if x in LONG else x for x in PROGRAMS])
 def test_products_of_float32_ask_for_float32_and_no_others_do(name):
     all_products = found(name)
     assert all((precision == EXACT) == ("float32" in dtypes) for _, dtypes, precision in all_products)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from rcm_jax.convert.load import load_params
 from rcm_jax.errors import ArgumentError
 from rcm_jax.kernels.target import target
-from rcm_jax.media.images import pixels
+from rcm_jax.media.images import first_frame, pixels
 from rcm_jax.media.sizes import adapted_size, latent_shape, parse_size, table_size
 from rcm_jax.parallel import make_mesh
 from rcm_jax.sampling.stream import Decode
@@ -144,7 +144,7 @@ class WanWorld:
         return np.concatenate([np.asarray(part)[0] for part in parts])
 
     def first_latent(self, image: Image.Image, size: Size) -> Float[np.ndarray, "1 1 H W C"]:
-        frame = pixels(image, size, cut=self.vae.config.residual)
+        frame = first_frame(image, size, cut=self.vae.config.residual)
         return np.asarray(self.vae.encode(self._autoencoder(), jnp.asarray(frame)[None, None]))
 
     def condition(

@@ -91,6 +91,7 @@ def streamed(world, z):
     return np.concatenate(parts, axis=1)
 
 
+@pytest.mark.long
 def test_frames_are_the_autoencoders(files, world):
     world.release()  # what other tests have read
     z = np.asarray(draw_noise(1, [0, 1], (*SHAPE, 16)))
