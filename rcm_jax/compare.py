@@ -3,9 +3,10 @@
 A network is NAME=PATH@STEPS (or PATH@STEPS, or PATH: 4 steps of a student, 50 of a teacher). --out has a contact sheet
 (sheet.png: a row a network, a column a prompt), all videos side by side (side_by_side.mp4), and the table with every
 number (compare.json). What is measured needs no other network: agreement with the reference, which is the first network
-unless --reference names another, at equal noise (bidirectional networks of one size have it in common, and causal ones
-of one chunk pattern); diversity over noises; change and flicker in time; seconds and passes for a video. On the
-built-in world its own scores stand beside them, with their rank correlation to each measure.
+unless --reference names another, at equal noise (beside a causal network bidirectional ones take noise drawn chunk by
+chunk; causal ones of two chunk patterns have none in common); diversity over noises; change and flicker in time;
+seconds and passes for a video. On the built-in world its own scores stand beside them, with their rank correlation to
+each measure.
 """
 
 import argparse
@@ -74,7 +75,7 @@ def checked(args: argparse.Namespace) -> list[tuple[str, str, int | None]]:
 
 
 def run(args: argparse.Namespace) -> str:
-    from rcm_jax.pipelines.comparing import Comparison, sample, table
+    from rcm_jax.pipelines.comparing import Comparison, noise_pattern, sample, table
     from rcm_jax.pipelines.pipeline import load
     from rcm_jax.pipelines.scoring import asked_of
     from rcm_jax.worlds.prompts_file import given_prompts
@@ -99,6 +100,8 @@ def run(args: argparse.Namespace) -> str:
     if len(set(shapes.values())) > 1:
         told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"videos of one shape can be compared, not {told}: say --num_frames or --size")
+    if pattern := noise_pattern(pipes, args.reference or given[0][0]):
+        options |= {name: options[name] | {"noise_pattern": pattern} for name in pipes if not pipes[name].causal}
     found = {name: sample(pipe, prompts, args.samples, options[name], name) for name, pipe in pipes.items()}
     made = Comparison(found, args.reference or given[0][0], prompts, args.samples, world)
     sheet, film, numbers = (args.out / name for name in NAMES)

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from rcm_jax.chunks import ChunkPattern
 from rcm_jax.errors import ArgumentError
 from rcm_jax.flow import guided
 from rcm_jax.parallel import batch_sharding
@@ -22,7 +23,7 @@ from rcm_jax.pipelines.opening import Opened
 from rcm_jax.pipelines.request import Features, Request, batch_rows
 from rcm_jax.pipelines.watch import Watch
 from rcm_jax.progress import Progress
-from rcm_jax.sampling.noise import draw_noise
+from rcm_jax.sampling.noise import draw_noise, noise_by_chunks
 from rcm_jax.sampling.sampler import SamplerConfig, run_sampler
 from rcm_jax.tensor_stream import on_host
 from rcm_jax.types import Latents, Params, Text, Velocity
@@ -97,16 +98,19 @@ def sample_batches(
     latent_shape: tuple[int, int, int],
     sampler: SamplerConfig,
     seed: int,
+    noise_pattern: ChunkPattern | None,
     batch_size: int,
     small: bool,
     watch: Watch,
 ) -> Iterator[Float[np.ndarray, "b T H W C"]]:
     """Latents of as many videos as there are texts, in order; the noise of video v comes from (seed, indices[v]) alone.
 
-    small: whether all steps are one program; they are not where every step is watched.
+    noise_pattern: to draw it as a causal network of these chunks does. small: whether all steps are one program; they
+    are not where every step is watched.
     """
     count, sharding, whole = len(given.text), batch_sharding(experts.mesh), small and watch.on_step is None
     shape = (sampler.noises, *latent_shape, experts.dit.config.out_channels)
+    draw = draw_noise if noise_pattern is None else functools.partial(noise_by_chunks, pattern=noise_pattern)
     batches = batch_rows(count, batch_size)
     total, unit, delay = (len(batches), "batch", 0) if whole else (len(batches) * sampler.num_steps, "step", 2)
     with Progress(watch.progress, total, unit, limit=watch.time_limit, delay=delay) as progress:
@@ -122,7 +126,7 @@ def sample_batches(
                 watch.step(latents[:real], progress.done, total)
 
             batch = Conditions(*map(put, given))
-            noise = jax.device_put(draw_noise(seed, np.asarray(indices)[rows], shape), sharding)
+            noise = jax.device_put(draw(seed, np.asarray(indices)[rows], shape), sharding)
             if whole:
                 latents = on_host(all_steps(experts.dit, sampler, experts.params(), batch, noise))
                 progress.update()
@@ -155,7 +159,8 @@ def sample_request(
     with jax.set_mesh(opened.experts.mesh):
         yield from sample_batches(
             opened.experts, given, request.indices, latent_shape=request.latent_shape, sampler=sampler,
-            seed=request.seed, batch_size=request.batch_size, small=opened.world.small, watch=watch,
+            seed=request.seed, noise_pattern=request.noise_pattern, batch_size=request.batch_size,
+            small=opened.world.small, watch=watch,
         )  # fmt: skip
 
 

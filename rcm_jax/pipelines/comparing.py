@@ -45,6 +45,12 @@ class Sampled:
     noise: tuple[Any, ...]
 
 
+def noise_pattern(pipes: Mapping[str, Pipeline], reference: str) -> str | None:
+    """Chunks whose noise the bidirectional networks take: the reference's own, or those of the first causal network."""
+    causal = [pipe for pipe in (pipes[reference], *pipes.values()) if pipe.causal]
+    return causal[0].info.causal["pattern"] if causal else None
+
+
 def sample(pipe: Pipeline, prompts: Sequence[str], samples: int, options: dict[str, Any], label: str) -> Sampled:
     """`samples` videos of each prompt. A small network is run once before it is timed."""
     asked = asked_of(pipe, options["num_steps"]) | options | {"num_samples": samples}
@@ -53,7 +59,7 @@ def sample(pipe: Pipeline, prompts: Sequence[str], samples: int, options: dict[s
     began = time.monotonic()
     latents, frames = pipe.both(list(prompts), progress=label, **asked)
     seconds = (time.monotonic() - began) / len(frames)
-    noise = (pipe.causal and pipe.info.causal["pattern"], latents.shape[1:])
+    noise = (pipe.info.causal["pattern"] if pipe.causal else options.get("noise_pattern"), latents.shape[1:])
     return Sampled(frames, latents, seconds, row_passes(pipe, num_steps=options["num_steps"]), noise)
 
 

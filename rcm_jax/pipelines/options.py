@@ -135,6 +135,10 @@ class SamplingOptions(PolicyOptions, QuantOptions, StreamBatchOptions):
         range=between(0, 2**32 - 1),
     )
     indices: Sequence[int] | None = None
+    noise_pattern: str | None = option(
+        None, "draw the noise as a causal network of these chunks does, like c1-2: both at equal noise",
+        only=[BIDIRECTIONAL],
+    )  # fmt: skip
     num_frames: int | None = option(
         None, "frames (default: the file's; of Wan's 77, TI2V-5B's 121, causal 81; 4k + 1 of these)", range=at_least(1)
     )

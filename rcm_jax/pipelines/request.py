@@ -38,7 +38,7 @@ class Request:
     a video. image: to start from, or None. size: width and height in pixels. latent_shape: (T, H, W). batch_size:
     videos at a time of a bidirectional network. texts: what a video follows, one after the other as `changes` says;
     the prompt alone where it does not change. timed: the prompts with their times, where they were given so. video:
-    what comes in, or None; endless: until it ends."""
+    what comes in, or None; endless: until it ends. noise_pattern: of chunks whose noises are drawn one by one."""
 
     prompts: list[str]
     indices: list[int]
@@ -54,6 +54,7 @@ class Request:
     timed: TimedPrompts | None
     video: InputVideo | None = None
     endless: bool = False
+    noise_pattern: ChunkPattern | None = None
 
     def features(self, world: World, *, guided: bool) -> Features:
         """Of every video's first text, then of every video's second one, …; and under guidance of the negative prompts
@@ -88,13 +89,14 @@ def read_request(opened: Opened, prompt: Prompts, asked: SamplingOptions, video:
     coming = open_input(world, asked, video, size)
     if coming is not None:
         num_frames, endless = frames_of_input(world, info, asked, coming, num_frames)
+    latent_shape = world.latent_shape(size, num_frames, info.model)
     videos = [words for words in prompts for _ in range(asked.num_samples)]
     whole = -(-min(SMALL_BATCH, len(videos)) // fsdp) * fsdp
     return Request(
         videos, _indices(asked, len(videos)), asked.seed, _negative_prompts(asked, prompts), image, size, num_frames,
-        world.latent_shape(size, num_frames, info.model), asked.batch_size or (whole if world.small else fsdp),
+        latent_shape, asked.batch_size or (whole if world.small else fsdp),
         [words for words in texts.prompts for _ in range(asked.num_samples)], texts.schedule, timed,
-        coming, endless,
+        coming, endless, _noise_pattern(asked, latent_shape[0]),
     )  # fmt: skip
 
 
@@ -169,6 +171,17 @@ def _indices(asked: SamplingOptions, videos: int) -> list[int]:
     if len(asked.indices) != videos:
         raise ArgumentError(f"{{indices}} has {len(asked.indices)} entries for {videos} videos", indices=None)
     return list(asked.indices)
+
+
+def _noise_pattern(asked: SamplingOptions, latent_frames: int) -> ChunkPattern | None:
+    if asked.noise_pattern is None:
+        return None
+    try:
+        pattern = ChunkPattern.parse(asked.noise_pattern)
+        pattern.spans(latent_frames)
+    except ValueError as error:
+        raise ArgumentError(f"{{noise_pattern}}: {error}", noise_pattern=None) from error
+    return pattern
 
 
 def _negative_prompts(asked: SamplingOptions, prompts: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rcm_jax.causal.network import CausalDiT
+from rcm_jax.chunks import ChunkPattern
 from rcm_jax.sampling.rollout import Noises, chunk_noises
 from rcm_jax.sampling.schedules import RolloutSchedule
 
@@ -16,6 +17,17 @@ def draw_noise(seed: int, indices: Sequence[int], shape: tuple[int, ...]) -> Flo
     """Standard normal noise for each video, [len(indices), *shape], row i from (seed, indices[i]) alone."""
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.asarray(indices, jnp.uint32))
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def noise_by_chunks(
+    seed: int, indices: Sequence[int], shape: tuple[int, int, int, int, int], pattern: ChunkPattern
+) -> Float[Array, "B n T H W C"]:
+    """`draw_noise` of shape (n, T, H, W, C), as a causal network of these chunks draws it for the same videos. Raises
+    ValueError for a pattern that does not fit T."""
+    count, frames, *size = shape
+    noises = chunk_noises(seed, indices, count, tuple(size))
+    parts = [noises(chunk, end - start) for chunk, (start, end) in enumerate(pattern.spans(frames))]
+    return jnp.moveaxis(jnp.concatenate(parts, axis=2), 0, 1)
 
 
 def video_noises(network: CausalDiT, schedule: RolloutSchedule, seed: Array | int, indices: Sequence[int]) -> Noises:

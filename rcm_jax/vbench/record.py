@@ -48,6 +48,7 @@ def settings_of(
         "lora_skip": opened.options.lora_skip,
         "sampling": dataclasses.asdict(pipe.sampling(**options)),
         "seed": asked.seed,
+        "noise_pattern": request.noise_pattern and str(request.noise_pattern),
         "negative_prompt": request.negative_prompts,
         "num_frames": request.num_frames,
         "size": None if asked.adaptive_resolution else request.size,

@@ -3,16 +3,21 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import rcm_jax
 from rcm_jax import compare
+from rcm_jax.chunks import ChunkPattern
 from rcm_jax.model_file import ModelInfo, save_model
 from rcm_jax.pipelines.comparing import Comparison, Sampled, change, diversity, psnr, table
+from rcm_jax.sampling.noise import noise_by_chunks
+from rcm_jax.sampling.rollout import chunk_noises
 from rcm_jax.wan.networks import init_params
 from rcm_jax.worlds import toy
 from rcm_jax.worlds.toy.world import ToyWorld
-from tests.tiny import MODEL
+from tests.tiny import MODEL, perturbed_params
 from tests.wan.tiny import I2V, write_picture, write_wan
 
 PROMPTS = ["a red circle moving left", "a blue square moving up"]
@@ -70,6 +75,36 @@ def test_the_worlds_own_scores_and_what_agrees():
     lines = table(rows).splitlines()
     assert lines[0] == "| | passes | seconds | psnr | psnr latents | diversity | change | flicker | right |"
     assert lines[2].startswith("| world | 4 | 0.5 |  |  |")
+
+
+def saved(path, causal=None):
+    info = ModelInfo(MODEL, "student", "toy", (9, 6, 6), sigma_max=80.0, causal=causal)
+    return str(save_model(path, perturbed_params(MODEL), info))
+
+
+def test_a_causal_network_and_a_bidirectional_one_have_the_same_noise(tmp_path):
+    """Where its one chunk is the whole video, a causal network is a bidirectional one."""
+    one, other = saved(tmp_path / "one.safetensors"), saved(tmp_path / "other.safetensors", {"pattern": "c9-1"})
+    out = tmp_path / "out"
+    compare.main([f"a={one}@1", f"b={other}@1", "--samples", "2", "--out", str(out), "--prompt", *PROMPTS])
+    assert json.loads((out / "compare.json").read_text())["rows"]["b"]["psnr_latents"] > 100
+
+
+def test_noise_by_chunks_is_a_streams():
+    """Each chunk's own, and the first steps' whatever their number."""
+    drawn = noise_by_chunks(7, [3, 1], (2, 5, 2, 3, 4), ChunkPattern(1, 2))
+    chunks = chunk_noises(7, jnp.array([3, 1]), 4, (2, 3, 4))
+    for chunk, (start, end) in enumerate(((0, 1), (1, 3), (3, 5))):
+        np.testing.assert_array_equal(drawn[:, :, start:end], jnp.moveaxis(chunks(chunk, end - start), 0, 1)[:, :2])
+
+
+@pytest.mark.parametrize(("pattern", "why"), [("c2-2", "does not fit 9 latent frames; these do"), ("4", "like 'c1-4'")])
+def test_a_noise_pattern_that_is_none(tmp_path, pattern, why):
+    pipe = rcm_jax.load(saved(tmp_path / "student.safetensors"))
+    with pytest.raises(ValueError, match=why):
+        pipe.check(PROMPTS, noise_pattern=pattern)
+    with pytest.raises(ValueError, match="noise_pattern does not apply: toy_causal is causal"):
+        rcm_jax.load("toy_causal").check(PROMPTS, noise_pattern="c1-2")
 
 
 @pytest.fixture(scope="module")

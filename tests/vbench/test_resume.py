@@ -102,6 +102,7 @@ def test_the_same_goes_on(here, capsys, first, then):
 OTHERS = [
     (NETWORK, (*NETWORK, "--num_steps", 2), "sampling.num_steps=4, not 2"),
     (NETWORK, (*NETWORK, "--seed", 1), "seed=0, not 1"),
+    (NETWORK, (*NETWORK, "--noise_pattern", "c2-2"), "noise_pattern=None, not c2-2"),
     (NETWORK, (*NETWORK, "--kind", "teacher"), "kind=student, not teacher"),
     (NETWORK, (*NETWORK, "--lora", "lora.safetensors"), "files.lora=[], not [{"),
     ((*NETWORK, "--lora", "lora.safetensors"), (*NETWORK, "--lora", "lora.safetensors:0.5"), "files.lora=[{"),
