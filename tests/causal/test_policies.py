@@ -65,7 +65,7 @@ def whole(params):
 
 
 def some(policies, quick):
-    return [name if name == quick else pytest.param(name, marks=pytest.mark.long) for name in policies]
+    return [name if name == quick else pytest.param(name, marks=pytest.mark.slow) for name in policies]
 
 
 @pytest.mark.parametrize("name", some(LARGE, "relax_forcing"))

@@ -46,7 +46,7 @@ FORMS = {
     "shards": (["export"], "out", ["--to", "diffusers", "--shard_size", "60kB"]),
     "wan": (["export"], "out.safetensors", ["--dtype", "bfloat16"]),
 }
-TOTAL, LONG = 96, pytest.mark.long
+TOTAL, SLOW = 96, pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def same(path, other) -> None:
         np.testing.assert_array_equal(one[name], two[name], err_msg=name, strict=True)
 
 
-@pytest.mark.parametrize("form", [form if form == "ours" else pytest.param(form, marks=LONG) for form in FORMS])
+@pytest.mark.parametrize("form", [form if form == "ours" else pytest.param(form, marks=SLOW) for form in FORMS])
 def test_it_goes_on_where_it_was_killed(tmp_path, source, finished, form):
     words, out, flags = FORMS[form]
     whole = tmp_path / f"whole_{out}"

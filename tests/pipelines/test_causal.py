@@ -145,7 +145,7 @@ def test_videos_are_the_rollouts_and_do_not_depend_on_the_batch(path):
     assert np.abs(np.concatenate(parts, axis=1).astype(int) - to_uint8(whole)).max() <= 1
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_guided_stream_leads_away_from_each_videos_own_negative_prompt(path):
     pipe = rcm_jax.load(path, kind="teacher")
     asked = dict(num_steps=2, guidance_scale=3.0)

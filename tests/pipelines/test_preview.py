@@ -130,7 +130,7 @@ def image_run(folder, image):
     return wan_run(folder, model=dataclasses.replace(I2V, dtype="float32"), previews=previews)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_run_from_images_is_shown_from_its_picture(tmp_path, pictures, sampled, monkeypatch):
     """Its encoders are asked before the run, and not again."""
     for name in ("red", "blue"):

@@ -44,7 +44,7 @@ def network(pattern, frames, window=None, sink=0, attend=None):
     [
         pytest.param(network("c1-1", 3), few_step_schedule([1]), 3, 1, marks=pytest.mark.slow),
         pytest.param(network("c1-2", 5), STEPS, 5, 3, marks=pytest.mark.slow),
-        pytest.param(network("c1-2", 5, window=2), few_step_schedule([2]), 7, 2, marks=pytest.mark.long),
+        pytest.param(network("c1-2", 5, window=2), few_step_schedule([2]), 7, 2, marks=pytest.mark.slow),
         pytest.param(network("c1-1", 3, window=2, sink=1), few_step_schedule([2]), 6, 1, marks=pytest.mark.slow),
         pytest.param(network("c3-3", 6), ode_schedule(2, guidance=2.0), 6, 3, marks=pytest.mark.long),
     ],

@@ -57,7 +57,7 @@ SCHEDULES = {
 @pytest.mark.parametrize(
     ("name", "window"),
     [
-        pytest.param("ode", None, marks=pytest.mark.long),
+        pytest.param("ode", None, marks=pytest.mark.slow),
         pytest.param("2 steps", 2, marks=pytest.mark.slow),
         pytest.param("4 then 2, noisy context", None, marks=pytest.mark.long),
         ("1 step", None),

@@ -51,9 +51,10 @@ def test_a_whole_simulation_is_the_sampler(params, schedule):
     assert last.shape == video.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule",
-    [pytest.param(CLEAN, marks=pytest.mark.slow), pytest.param(NOISY, marks=pytest.mark.long)],
+    [CLEAN, NOISY],
     ids=["clean", "noisy context"],
 )
 def test_replayed_is_plain(params, schedule):

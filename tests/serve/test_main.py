@@ -99,7 +99,7 @@ def test_eight_streams_end_whole_when_it_is_told_to_stop():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("decoder", ["full", "tiny"])
+@pytest.mark.parametrize("decoder", ["full", pytest.param("tiny", marks=pytest.mark.slow)])
 def test_the_page_shows_a_wan_network(tmp_path, decoder):
     folder = write_wan(tmp_path / "wan")
     flags = [

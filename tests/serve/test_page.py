@@ -136,6 +136,7 @@ def test_the_stream_s_end_is_told(viewer, server):
     viewer.plays()
 
 
+@pytest.mark.slow
 def test_a_camera_is_repainted(viewer, server):
     viewer.plays()
     viewer.page.click("summary")

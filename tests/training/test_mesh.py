@@ -55,9 +55,7 @@ STEPS = [
     ("i2v", "student"), ("i2v_low", "student_dmd"), ("i2v_low", "critic"), ("i2v_diffusion", "diffusion"),
 ]  # fmt: skip
 QUICK = {("diffusion", "diffusion", "all three", 2)}
-LONG = {
-    ("rcm", "critic", "fsdp 8", 1), ("tf_scm", "student", "sequence 4", 1), ("sf_dmd", "student_dmd", "all three", 1)
-}  # fmt: skip
+LONG = {("tf_scm", "student", "sequence 4", 1), ("sf_dmd", "student_dmd", "all three", 1)}
 
 
 def run_config(name, cuts):
