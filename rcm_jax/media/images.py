@@ -58,7 +58,7 @@ def _opaque(image: Image.Image, path: Path) -> Image.Image:
 
 
 def pixels(image: Image.Image, size: tuple[int, int] | None = None) -> Float[np.ndarray, "H W 3"]:
-    """In [-1, 1], stretched to `size` (width, height) if given: bilinear and antialiased, as in rCM's script."""
+    """In [-1, 1], stretched to `size` (width, height) if given: bilinear and antialiased, as in rCM for Wan2.2."""
     from PIL import Image
 
     return _scaled(image if size is None else image.resize(size, Image.Resampling.BILINEAR))
