@@ -71,7 +71,8 @@ docs: $(VENV)/.docs
 	JAX_PLATFORMS=cpu NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs -q build --strict -d build/site
 
 site: $(VENV)/.test $(VENV)/.docs
-	JAX_PLATFORMS=cpu NO_MKDOCS_2_WARNING=1 EXECUTE_NOTEBOOKS=true $(PY) -m mkdocs build --strict -d build/site
+	rm -rf build/docs && mkdir -p build && cp -rL docs build/docs
+	DOCS_DIR=build/docs JAX_PLATFORMS=cpu NO_MKDOCS_2_WARNING=1 EXECUTE_NOTEBOOKS=true $(PY) -m mkdocs build --strict -d build/site
 
 package: $(VENV)/.test
 	rm -rf build/package
