@@ -100,10 +100,11 @@ def run(args: argparse.Namespace) -> str:
     if len(set(shapes.values())) > 1:
         told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"videos of one shape can be compared, not {told}: say --num_frames or --size")
-    if pattern := noise_pattern(pipes, args.reference or given[0][0]):
+    reference = args.reference or given[0][0]
+    if pattern := noise_pattern(pipes, reference):
         options |= {name: options[name] | {"noise_pattern": pattern} for name in pipes if not pipes[name].causal}
     found = {name: sample(pipe, prompts, args.samples, options[name], name) for name, pipe in pipes.items()}
-    made = Comparison(found, args.reference or given[0][0], prompts, args.samples, world)
+    made = Comparison(found, reference, prompts, args.samples, world)
     sheet, film, numbers = (args.out / name for name in NAMES)
     made.draw(sheet, film)
     rows, with_truth = made.rows(), made.goes_with_truth()

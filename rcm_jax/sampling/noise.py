@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from rcm_jax.causal.network import CausalDiT
 from rcm_jax.chunks import ChunkPattern
-from rcm_jax.sampling.rollout import Noises, chunk_noises
+from rcm_jax.sampling.rollout import Noises, chunk_noises, whole_noises
 from rcm_jax.sampling.schedules import RolloutSchedule
 
 
@@ -26,8 +26,7 @@ def noise_by_chunks(
     ValueError for a pattern that does not fit T."""
     count, frames, *size = shape
     noises = chunk_noises(seed, indices, count, tuple(size))
-    parts = [noises(chunk, end - start) for chunk, (start, end) in enumerate(pattern.spans(frames))]
-    return jnp.moveaxis(jnp.concatenate(parts, axis=2), 0, 1)
+    return jnp.moveaxis(whole_noises(noises, pattern.spans(frames)), 0, 1)
 
 
 def video_noises(network: CausalDiT, schedule: RolloutSchedule, seed: Array | int, indices: Sequence[int]) -> Noises:

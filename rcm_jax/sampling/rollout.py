@@ -70,6 +70,11 @@ def given_noises(whole: Float[Array, "n B T H W C"], pattern: ChunkPattern) -> N
     return noises
 
 
+def whole_noises(noises: Noises, spans: Spans) -> Float[Array, "n B T H W C"]:
+    """All chunks' noises along the frames: what `given_noises` takes apart."""
+    return jnp.concatenate([noises(chunk, end - start) for chunk, (start, end) in enumerate(spans)], axis=2)
+
+
 # --- sampling -------------------------------------------------------------------------------------------------------
 
 

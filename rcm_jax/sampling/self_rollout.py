@@ -25,7 +25,7 @@ from rcm_jax.chunks import ChunkIndex, Spans
 from rcm_jax.flow import rf_noisy
 from rcm_jax.parallel import stay_sharded
 from rcm_jax.sampling.few_step import next_state
-from rcm_jax.sampling.rollout import Noises, equal_chunks, joined
+from rcm_jax.sampling.rollout import Noises, equal_chunks, joined, whole_noises
 from rcm_jax.sampling.schedules import RolloutSchedule
 from rcm_jax.spread import gathered_once
 from rcm_jax.types import Latents, Params
@@ -58,13 +58,8 @@ def self_rollout(
     spans = network.pattern.spans(frames)
     schedule.check_chunks(len(spans))
     run = _replayed if replay else _plain
-    draws = _draw(network, noises, spans)
+    draws = whole_noises(noises, spans)  # so that the rollout is a function of arrays
     return run(network, schedule, spans, params, text, draws, jnp.asarray(num_steps, jnp.int32))
-
-
-def _draw(network: CausalDiT, noises: Noises, spans: Spans) -> Float[Array, "n B T H W C"]:
-    """All chunks' noises along the frames, so that the rollout is a function of arrays."""
-    return jnp.concatenate([noises(i, b - a) for i, (a, b) in enumerate(spans)], axis=2)
 
 
 def _denoise(

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from rcm_jax.model_file import ModelInfo, save_model
 from rcm_jax.pipelines.comparing import Comparison, Sampled, change, diversity, psnr, table
 from rcm_jax.sampling.noise import noise_by_chunks
 from rcm_jax.sampling.rollout import chunk_noises
-from rcm_jax.wan.networks import init_params
 from rcm_jax.worlds import toy
 from rcm_jax.worlds.toy.world import ToyWorld
 from tests.tiny import MODEL, perturbed_params
@@ -78,15 +76,19 @@ def test_the_worlds_own_scores_and_what_agrees():
 
 
 def saved(path, causal=None):
-    info = ModelInfo(MODEL, "student", "toy", (9, 6, 6), sigma_max=80.0, causal=causal)
+    info = ModelInfo(MODEL, "student", "toy", (9, 6, 6), causal=causal)
     return str(save_model(path, perturbed_params(MODEL), info))
 
 
-def test_a_causal_network_and_a_bidirectional_one_have_the_same_noise(tmp_path):
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("networks") / "student.safetensors")
+
+
+def test_a_causal_network_and_a_bidirectional_one_have_the_same_noise(network, tmp_path):
     """Where its one chunk is the whole video, a causal network is a bidirectional one."""
-    one, other = saved(tmp_path / "one.safetensors"), saved(tmp_path / "other.safetensors", {"pattern": "c9-1"})
-    out = tmp_path / "out"
-    compare.main([f"a={one}@1", f"b={other}@1", "--samples", "2", "--out", str(out), "--prompt", *PROMPTS])
+    other, out = saved(tmp_path / "other.safetensors", {"pattern": "c9-1"}), tmp_path / "out"
+    compare.main([f"a={network}@1", f"b={other}@1", "--samples", "2", "--out", str(out), "--prompt", *PROMPTS])
     assert json.loads((out / "compare.json").read_text())["rows"]["b"]["psnr_latents"] > 100
 
 
@@ -99,19 +101,12 @@ def test_noise_by_chunks_is_a_streams():
 
 
 @pytest.mark.parametrize(("pattern", "why"), [("c2-2", "does not fit 9 latent frames; these do"), ("4", "like 'c1-4'")])
-def test_a_noise_pattern_that_is_none(tmp_path, pattern, why):
-    pipe = rcm_jax.load(saved(tmp_path / "student.safetensors"))
+def test_a_noise_pattern_that_is_none(network, pattern, why):
+    pipe = rcm_jax.load(network)
     with pytest.raises(ValueError, match=why):
         pipe.check(PROMPTS, noise_pattern=pattern)
     with pytest.raises(ValueError, match="noise_pattern does not apply: toy_causal is causal"):
         rcm_jax.load("toy_causal").check(PROMPTS, noise_pattern="c1-2")
-
-
-@pytest.fixture(scope="module")
-def network(tmp_path_factory):
-    info = ModelInfo(model=MODEL, kind="student", world="toy", latent_shape=(9, 6, 6))
-    folder = tmp_path_factory.mktemp("networks")
-    return str(save_model(folder / "student.safetensors", init_params(MODEL, jax.random.key(0)), info))
 
 
 def test_the_command(network, tmp_path, capsys):
